@@ -1,0 +1,81 @@
+// 0-dimensional Vietoris-Rips persistence of many clouds on host threads. Knows no Python.
+//
+// Axes: B clouds, n points, d coordinates. A death is an edge length. A cloud of length L has L - 1
+// deaths; what lies beyond is padding: NaN in deaths, -1 in edges.
+//
+// Weights (obce/reference.py states the same rules as plain code):
+//   d >= 2  squared length, one fma chain of coordinate differences in coordinate order, in T. When
+//           the exponent e of the cloud's largest magnitude m (2^(e-1) <= m < 2^e) lies outside
+//           Range<T>, the coordinates are first multiplied by 2^-e and the deaths by 2^e after.
+//   d  = 1  |x - y|. Squaring orders nothing differently: sqrt(fl(g * g)) == g unless g * g
+//           overflows or underflows, and the length itself does neither.
+//   matrix  the entry; +inf is no edge.
+// A cloud that holds a NaN or an infinity answers NaN everywhere and -1 in edges.
+#pragma once
+
+#include <cstdint>
+
+#include "ph0_core.h"
+
+namespace ph0 {
+
+template <class T>
+struct Range;
+template <>
+struct Range<float> {
+  static constexpr int low = -30, high = 40;
+};
+template <>
+struct Range<double> {
+  static constexpr int low = -200, high = 400;
+};
+
+template <class T>
+struct Lines {
+  const T* values;         // [B, n], rows row_stride values apart
+  int64_t row_stride;      // in values
+  int64_t B, n;            // n >= 1
+  const int64_t* lengths;  // [B], 1 <= length <= n, or null: all n
+};
+
+template <class T>
+struct Clouds {
+  const T* points;  // [B, n, d] contiguous
+  int64_t B, n, d;
+  const int64_t* lengths;  // as above
+};
+
+template <class T>
+struct Matrices {
+  const T* entries;  // [B, n, n] contiguous, symmetric
+  int64_t B, n;
+  const int64_t* lengths;  // as above
+};
+
+template <class T>
+struct Forest {
+  T* deaths;       // [B, n - 1], ascending
+  int64_t* edges;  // [B, n - 1, 2] in the order of `before`, or null
+};
+
+enum class Algorithm { kPrim, kBoruvka };
+
+// r_f of each row, [B]: the largest gap between sorted neighbours, found without sorting.
+template <class T>
+void lines_r_f(const Lines<T>& in, T* out, int threads);
+
+// All gaps of each row, ascending: deaths [B, n - 1].
+template <class T>
+void lines_deaths(const Lines<T>& in, T* deaths, int threads);
+
+template <class T>
+void clouds_h0(const Clouds<T>& in, const Forest<T>& out, Algorithm algorithm, int threads);
+
+template <class T>
+void matrices_h0(const Matrices<T>& in, const Forest<T>& out, int threads);
+
+// "avx512", "avx2" or "portable": the widest level this processor has, or the one OBCE_SIMD names.
+// Throws std::invalid_argument when OBCE_SIMD names a level that is unknown or not there.
+const char* simd_level();
+
+}  // namespace ph0

@@ -1,0 +1,21 @@
+// Vectors of 32 bytes with hardware fma. Called only when the processor reports AVX2 and FMA.
+#include "ph0_cpu_levels.h"
+
+#if PH0_X86
+
+#include <immintrin.h>
+
+#define PH0_LEVEL avx2
+#define PH0_BYTES 32
+#define PH0_TARGET __attribute__((target("avx2,fma")))
+
+namespace ph0::avx2 {
+PH0_TARGET inline __m256 fused(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
+PH0_TARGET inline __m256d fused(__m256d a, __m256d b, __m256d c) {
+  return _mm256_fmadd_pd(a, b, c);
+}
+}  // namespace ph0::avx2
+
+#include "ph0_cpu_kernels.h"
+
+#endif

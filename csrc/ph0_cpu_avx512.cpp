@@ -1,0 +1,21 @@
+// Vectors of 64 bytes with hardware fma. Called only when the processor reports AVX-512F.
+#include "ph0_cpu_levels.h"
+
+#if PH0_X86
+
+#include <immintrin.h>
+
+#define PH0_LEVEL avx512
+#define PH0_BYTES 64
+#define PH0_TARGET __attribute__((target("avx512f")))
+
+namespace ph0::avx512 {
+PH0_TARGET inline __m512 fused(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
+PH0_TARGET inline __m512d fused(__m512d a, __m512d b, __m512d c) {
+  return _mm512_fmadd_pd(a, b, c);
+}
+}  // namespace ph0::avx512
+
+#include "ph0_cpu_kernels.h"
+
+#endif

@@ -1,0 +1,438 @@
+// The kernels of ph0_cpu_levels.h, written once on vectors of PH0_BYTES bytes. Included by each
+// level's file, which defines PH0_LEVEL, PH0_BYTES, PH0_TARGET and fused(a, b, c) = fma in every
+// lane. All of it is internal to that file: code for one level can never be linked into another.
+//
+// Rounding: only subtraction, fused(), comparison and |.| touch a weight, each correctly rounded in
+// every lane, so all levels give the same bits.
+
+#include <limits>
+
+namespace ph0::PH0_LEVEL {
+namespace {
+
+#define PH0_INLINE PH0_TARGET inline __attribute__((always_inline))
+
+template <class T>
+struct Vec {
+  static constexpr int W = PH0_BYTES / sizeof(T);
+  typedef T V __attribute__((vector_size(PH0_BYTES)));
+  using M = decltype(V{} < V{});  // lane masks, and indices as wide as T
+  typedef int32_t N __attribute__((vector_size(W * sizeof(int32_t))));
+};
+template <class T>
+using V = typename Vec<T>::V;
+template <class T>
+using M = typename Vec<T>::M;
+template <class T>
+using Index = typename Lane<T>::Index;
+
+template <class T>
+constexpr T kInf = std::numeric_limits<T>::infinity();
+template <class T>
+constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
+template <class T>
+constexpr Index<T> kNone = std::numeric_limits<Index<T>>::max();
+
+template <class T>
+PH0_INLINE V<T> load(const T* p) {
+  V<T> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class T>
+PH0_INLINE M<T> load_index(const Index<T>* p) {
+  M<T> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class P, class X>
+PH0_INLINE void store(P* p, X v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+template <class T>
+PH0_INLINE V<T> splat(T s) {
+  return s - V<T>{};
+}
+template <class T>
+PH0_INLINE M<T> splat_index(Index<T> s) {
+  return s - M<T>{};
+}
+// The second operand wins against NaN: lanes that left the race hold NaN and drop out.
+template <class T>
+PH0_INLINE V<T> least(V<T> a, V<T> b) {
+  return a < b ? a : b;
+}
+template <class T>
+PH0_INLINE bool any(M<T> mask) {
+  Index<T> r = 0;
+  for (int i = 0; i < Vec<T>::W; ++i) r |= mask[i];
+  return r != 0;
+}
+template <class T>
+PH0_INLINE T least_lane(V<T> v) {
+  T r = v[0];
+  for (int i = 1; i < Vec<T>::W; ++i) r = v[i] < r ? v[i] : r;
+  return r;
+}
+
+// Weights of U vectors of points (x at the first one's coordinate 0, inside its block) against one
+// point c [d]. D is d when known at compile time, 0 otherwise.
+template <class T, int D, int U>
+PH0_INLINE void weights(const T* x, int64_t d, const T* c, V<T>* w) {
+  constexpr int W = Vec<T>::W;
+  if constexpr (D == 1) {
+    for (int u = 0; u < U; ++u) {
+      const V<T> v = load<T>(x + u * W) - splat<T>(c[0]);
+      w[u] = v < V<T>{} ? -v : v;
+    }
+    return;
+  }
+  for (int u = 0; u < U; ++u) w[u] = V<T>{};
+  for (int64_t k = 0; k < (D ? D : d); ++k) {
+    const V<T> ck = splat<T>(c[k]);
+    for (int u = 0; u < U; ++u) {
+      const V<T> diff = load<T>(x + k * kBlock + u * W) - ck;
+      w[u] = fused(diff, diff, w[u]);
+    }
+  }
+}
+
+// Largest gap without sorting (pigeonhole). nb = bucket_count(n) buckets of equal width over
+// [lo, hi], each remembering its least and its greatest value; the answer is the largest
+// (least of a bucket) - (greatest of the non-empty bucket before it).
+//
+// Why it is exact. b(x) = floor(fl(fl(x - lo) * fl(nb / fl(hi - lo)))) is monotone in x because
+// every step is, so buckets are ordered and each difference taken is one of sorted neighbours; the
+// subtraction is rounded as it would be after a sort, and rounding is monotone: the largest true
+// gap gives the largest rounded one. It remains that the largest true gap joins two buckets. Let R
+// be the true range and u the unit roundoff. Four roundings make b's argument (x - lo) nb / R times
+// 1 + e, |e| < 4.1 u, so two values of one bucket (the last one takes b = nb too) are closer than
+// (R / nb) (1 + 13 nb u). In float that is used for n <= 2^15 only, above it the argument is
+// computed in double: 13 nb u < 0.027, while nb > 1.03 n. Hence they are closer than R / n, and the
+// largest gap is at least the mean gap R / (n - 1). The scale must be finite and the range must not
+// overflow; otherwise the caller sorts.
+template <class T, class A>
+PH0_TARGET void fill_buckets(const T* v, int64_t n, T lo, A scale, int32_t last, T* bucket_min,
+                             T* bucket_max) {
+  const A base = lo;
+  for (int64_t i = 0; i < n; ++i) {
+    int32_t b = static_cast<int32_t>((static_cast<A>(v[i]) - base) * scale);
+    b = b < last ? b : last;
+    bucket_min[b] = v[i] < bucket_min[b] ? v[i] : bucket_min[b];
+    bucket_max[b] = v[i] > bucket_max[b] ? v[i] : bucket_max[b];
+  }
+}
+
+template <class T>
+PH0_TARGET GapStatus largest_gap(const T* v, int64_t n, T* bucket_min, T* bucket_max, T* gap) {
+  constexpr int W = Vec<T>::W;
+  constexpr int64_t kFloatLimit = int64_t(1) << 15;
+  T lo = v[0], hi = v[0], bad = 0;  // bad turns NaN when a value is NaN or infinite
+  int64_t i = 0;
+  if (n >= W) {
+    V<T> vlo = load<T>(v), vhi = vlo, vbad = vlo - vlo;
+    for (i = W; i + W <= n; i += W) {
+      const V<T> x = load<T>(v + i);
+      vlo = x < vlo ? x : vlo;
+      vhi = x > vhi ? x : vhi;
+      vbad += x - x;
+    }
+    for (int u = 0; u < W; ++u) {
+      lo = vlo[u] < lo ? vlo[u] : lo;
+      hi = vhi[u] > hi ? vhi[u] : hi;
+      bad += vbad[u];
+    }
+  }
+  for (; i < n; ++i) {
+    lo = v[i] < lo ? v[i] : lo;
+    hi = v[i] > hi ? v[i] : hi;
+    bad += v[i] - v[i];
+  }
+  if (bad != 0) return GapStatus::kNotFinite;
+  *gap = 0;
+  if (lo == hi) return GapStatus::kFound;
+  const T range = hi - lo;
+  const int64_t nb = bucket_count(n);
+  const T scale = static_cast<T>(nb) / range;
+  if (range == kInf<T> || scale == kInf<T>) return GapStatus::kNeedsSort;
+
+  for (int64_t b = 0; b < nb; ++b) bucket_min[b] = kInf<T>;
+  for (int64_t b = 0; b < nb; ++b) bucket_max[b] = -kInf<T>;
+  const int32_t last = static_cast<int32_t>(nb - 1);
+  if (sizeof(T) == sizeof(float) && n > kFloatLimit) {
+    const double wide = static_cast<double>(hi) - static_cast<double>(lo);
+    fill_buckets<T, double>(v, n, lo, static_cast<double>(nb) / wide, last, bucket_min, bucket_max);
+  } else {
+    using N = typename Vec<T>::N;
+    int32_t bucket[W];
+    for (i = 0; i + W <= n; i += W) {
+      N b = __builtin_convertvector((load<T>(v + i) - splat<T>(lo)) * splat<T>(scale), N);
+      b = b < last - N{} ? b : last - N{};
+      __builtin_memcpy(bucket, &b, sizeof b);
+      for (int u = 0; u < W; ++u) {
+        T* const mn = bucket_min + bucket[u];
+        T* const mx = bucket_max + bucket[u];
+        const T x = v[i + u];
+        *mn = x < *mn ? x : *mn;
+        *mx = x > *mx ? x : *mx;
+      }
+    }
+    fill_buckets<T, T>(v + i, n - i, lo, scale, last, bucket_min, bucket_max);
+  }
+
+  T best = 0,
+    reach = lo;  // reach: greatest value of the buckets passed; an empty one changes nothing
+  for (int64_t b = 0; b < nb; ++b) {
+    const T step = bucket_min[b] - reach;
+    const T real = step < kInf<T> ? step : T(0);
+    best = real > best ? real : best;
+    reach = bucket_max[b] > reach ? bucket_max[b] : reach;
+  }
+  *gap = best;
+  return GapStatus::kFound;
+}
+
+// Offers the edges {current, position} of weight w to the keys at [at, at + U * W) and returns the
+// least key per lane. Under the strict order a tie in weight goes to the smaller end in the tree.
+template <class T, int U>
+PH0_INLINE V<T> offer(const V<T>* w, M<T> current, T* key, Index<T>* other) {
+  constexpr int W = Vec<T>::W;
+  V<T> low{};
+  for (int u = 0; u < U; ++u) {
+    V<T> k = load<T>(key + u * W);
+    M<T> o = load_index<T>(other + u * W);
+    const M<T> better = (w[u] < k) | ((w[u] == k) & (current < o));
+    k = better ? w[u] : k;
+    o = better ? current : o;
+    store(key + u * W, k);
+    store(other + u * W, o);
+    low = u ? least<T>(k, low) : least<T>(k, splat<T>(kInf<T>));
+  }
+  return low;
+}
+
+// Position of the least key under (key, smaller end, larger end), or -1 when no key is a number.
+// Lanes of group_min hold the least keys of kSpan positions each.
+template <class T>
+PH0_TARGET int64_t least_position(const T* key, const Index<T>* other, const int32_t* id,
+                                  const T* group_min, int64_t groups, int64_t span, V<T> low) {
+  constexpr int W = Vec<T>::W;
+  const T best = least_lane<T>(low);
+  int64_t at = -1;
+  Edge<T> chosen{};
+  for (int64_t g = 0; g < groups; ++g) {
+    if (!any<T>(load<T>(group_min + g * W) == splat<T>(best))) continue;
+    for (int64_t p = g * span; p < (g + 1) * span; ++p) {
+      if (key[p] != best) continue;
+      const Edge<T> e = make_edge<T>(best, id[p], static_cast<int32_t>(other[p]));
+      if (at < 0 || before(e, chosen)) {
+        at = p;
+        chosen = e;
+      }
+    }
+  }
+  return at;
+}
+
+// Prim. Live points stand at positions [0, m): the one that joins the tree is replaced by the last,
+// so step s costs n - s weights. Positions >= m hold key NaN, which no comparison prefers.
+template <class T, int D>
+PH0_TARGET void prim_points_d(const PrimState<T>& s, int64_t n, int64_t d, Edge<T>* edges) {
+  constexpr int U = 4;
+  constexpr int W = Vec<T>::W;
+  constexpr int64_t span = U * W;
+  static_assert(kBlock % span == 0, "a group must not cross a block");
+  for (int64_t p = 0; p < padded(n); ++p) {
+    s.key[p] = p < n ? kInf<T> : kNan<T>;
+    s.other[p] = kNone<T>;
+    s.id[p] = static_cast<int32_t>(p);
+  }
+  int64_t at = 0;
+  for (int64_t m = n - 1;; --m) {
+    const int32_t current = s.id[at];
+    for (int64_t k = 0; k < d; ++k) {
+      s.current[k] = s.x[place(at, k, d)];
+      s.x[place(at, k, d)] = s.x[place(m, k, d)];
+    }
+    s.id[at] = s.id[m];
+    s.key[at] = s.key[m];
+    s.other[at] = s.other[m];
+    s.key[m] = kNan<T>;
+    if (m == 0) return;
+
+    const M<T> current_lanes = splat_index<T>(current);
+    const int64_t groups = (m + span - 1) / span;
+    V<T> low = splat<T>(kInf<T>);
+    for (int64_t g = 0; g < groups; ++g) {
+      V<T> w[U];
+      weights<T, D, U>(s.x + place(g * span, 0, d), d, s.current, w);
+      const V<T> group_low = offer<T, U>(w, current_lanes, s.key + g * span, s.other + g * span);
+      store(s.group_min + g * W, group_low);
+      low = least<T>(group_low, low);
+    }
+    at = least_position<T>(s.key, s.other, s.id, s.group_min, groups, span, low);
+    *edges++ = make_edge<T>(s.key[at], s.id[at], static_cast<int32_t>(s.other[at]));
+  }
+}
+
+template <class T>
+PH0_TARGET void prim_points(const PrimState<T>& s, int64_t n, int64_t d, Edge<T>* edges) {
+  switch (d) {
+    case 1:
+      return prim_points_d<T, 1>(s, n, d, edges);
+    case 2:
+      return prim_points_d<T, 2>(s, n, d, edges);
+    case 3:
+      return prim_points_d<T, 3>(s, n, d, edges);
+    default:
+      return prim_points_d<T, 0>(s, n, d, edges);
+  }
+}
+
+// Prim on a given matrix: each row is read once, when its vertex joins the tree. A vertex in the
+// tree has key NaN. When nothing is reachable a new tree starts at the smallest vertex left.
+template <class T>
+PH0_TARGET void prim_matrix(const T* a, int64_t stride, int64_t n, const PrimState<T>& s,
+                            Edge<T>* edges) {
+  constexpr int U = 4;
+  constexpr int W = Vec<T>::W;
+  constexpr int64_t span = U * W;
+  for (int64_t p = 0; p < padded(n); ++p) {
+    s.key[p] = p < n ? kInf<T> : kNan<T>;
+    s.other[p] = kNone<T>;
+    s.id[p] = static_cast<int32_t>(p);
+  }
+  const int64_t groups = (n + span - 1) / span;
+  int64_t current = 0, smallest = 0;
+  for (int64_t step = 1; step < n; ++step) {
+    s.key[current] = kNan<T>;
+    const T* row = a + current * stride;
+    V<T> low = splat<T>(kInf<T>);
+    for (int64_t g = 0; g < groups; ++g) {
+      const T* from = row + g * span;
+      if ((g + 1) * span > n) {  // the row ends inside the group
+        for (int64_t p = 0; p < span; ++p) s.current[p] = g * span + p < n ? from[p] : kInf<T>;
+        from = s.current;
+      }
+      V<T> w[U];
+      for (int u = 0; u < U; ++u) w[u] = load<T>(from + u * W) + V<T>{};  // -0 -> +0
+      const V<T> group_low =
+          offer<T, U>(w, splat_index<T>(current), s.key + g * span, s.other + g * span);
+      store(s.group_min + g * W, group_low);
+      low = least<T>(group_low, low);
+    }
+    if (least_lane<T>(low) == kInf<T>) {
+      while (s.key[smallest] != s.key[smallest]) ++smallest;
+      current = smallest;
+      *edges++ = Edge<T>{kInf<T>, -1, -1};
+    } else {
+      current = least_position<T>(s.key, s.other, s.id, s.group_min, groups, span, low);
+      *edges++ = make_edge<T>(s.key[current], static_cast<int32_t>(current),
+                              static_cast<int32_t>(s.other[current]));
+    }
+  }
+}
+
+// Rows four at a time against two vectors of points: eight independent fma chains. Each lane keeps
+// its own best under (weight, index); the lanes meet at the end.
+template <class T, int D>
+PH0_TARGET void nearest_foreign_d(const Scene<T>& scene, const int32_t* rows, int64_t count,
+                                  T* weight, int32_t* index, T* scratch) {
+  constexpr int R = 4;
+  constexpr int U = 2;
+  constexpr int W = Vec<T>::W;
+  constexpr int64_t span = U * W;
+  const int64_t d = D ? D : scene.d;
+  V<T> best[kBlock];
+  M<T> nearest[kBlock];
+  Index<T> own[kBlock];
+  for (int64_t r = 0; r < kBlock; ++r) {  // rows beyond count repeat the last one
+    const int64_t row = rows[r < count ? r : count - 1];
+    for (int64_t k = 0; k < d; ++k) scratch[r * d + k] = scene.x[place(row, k, d)];
+    best[r] = splat<T>(kInf<T>);
+    nearest[r] = splat_index<T>(kNone<T>);
+    own[r] = scene.component[row];
+  }
+  M<T> lane;
+  for (int i = 0; i < W; ++i) lane[i] = i;
+  for (int64_t block = 0; block < scene.n; block += kBlock) {
+    for (int64_t r = 0; r < count; r += R) {
+      const T* const c = scratch + r * d;
+      for (int64_t p = block; p < block + kBlock; p += span) {
+        V<T> w[R][U];
+        for (int q = 0; q < R; ++q) {
+          for (int u = 0; u < U; ++u) w[q][u] = V<T>{};
+        }
+        const T* const x = scene.x + place(p, 0, d);
+        if constexpr (D == 1) {
+          for (int q = 0; q < R; ++q) weights<T, 1, U>(x, 1, c + q, w[q]);
+        } else {
+          for (int64_t k = 0; k < d; ++k) {
+            V<T> xk[U];
+            for (int u = 0; u < U; ++u) xk[u] = load<T>(x + k * kBlock + u * W);
+            for (int q = 0; q < R; ++q) {
+              const V<T> ck = splat<T>(c[q * d + k]);
+              for (int u = 0; u < U; ++u) {
+                const V<T> diff = xk[u] - ck;
+                w[q][u] = fused(diff, diff, w[q][u]);
+              }
+            }
+          }
+        }
+        for (int u = 0; u < U; ++u) {
+          const M<T> at = lane + splat_index<T>(static_cast<Index<T>>(p + u * W));
+          const M<T> component = load_index<T>(scene.component + p + u * W);
+          for (int q = 0; q < R; ++q) {
+            const V<T> b = best[r + q];
+            const M<T> j = nearest[r + q];
+            const M<T> better = ((w[q][u] < b) | ((w[q][u] == b) & (at < j))) &
+                                (component != splat_index<T>(own[r + q]));
+            best[r + q] = better ? w[q][u] : b;
+            nearest[r + q] = better ? at : j;
+          }
+        }
+      }
+    }
+  }
+  for (int64_t r = 0; r < count; ++r) {
+    T w = kInf<T>;
+    Index<T> j = kNone<T>;
+    for (int i = 0; i < W; ++i) {
+      const T wi = best[r][i];
+      const Index<T> ji = nearest[r][i];
+      if (wi < w || (wi == w && ji < j)) {
+        w = wi;
+        j = ji;
+      }
+    }
+    weight[r] = w;
+    index[r] = j == kNone<T> ? -1 : static_cast<int32_t>(j);
+  }
+}
+
+template <class T>
+PH0_TARGET void nearest_foreign(const Scene<T>& scene, const int32_t* rows, int64_t count,
+                                T* weight, int32_t* index, T* scratch) {
+  switch (scene.d) {
+    case 1:
+      return nearest_foreign_d<T, 1>(scene, rows, count, weight, index, scratch);
+    case 2:
+      return nearest_foreign_d<T, 2>(scene, rows, count, weight, index, scratch);
+    case 3:
+      return nearest_foreign_d<T, 3>(scene, rows, count, weight, index, scratch);
+    default:
+      return nearest_foreign_d<T, 0>(scene, rows, count, weight, index, scratch);
+  }
+}
+
+template <class T>
+constexpr Kernels<T> kTable = {largest_gap<T>, prim_points<T>, prim_matrix<T>, nearest_foreign<T>};
+
+#undef PH0_INLINE
+
+}  // namespace
+
+const Kernels<float>& kernels_float() { return kTable<float>; }
+const Kernels<double>& kernels_double() { return kTable<double>; }
+
+}  // namespace ph0::PH0_LEVEL

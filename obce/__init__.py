@@ -1,0 +1,79 @@
+"""Compress and explain BERT by persistent homology, on an exact batched H0 engine.
+
+Names load on first use, so `import obce` needs neither torch nor transformers. Importing `obce` lets
+`transformers.AutoModel*.from_pretrained` open models pruned by `obce` (see `obce.auto_classes`).
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from obce.auto_classes import install as _install_auto_classes
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from obce.corpus import Corpus as Corpus
+    from obce.corpus import read_corpus as read_corpus
+    from obce.h0 import H0 as H0
+    from obce.h0 import h0 as h0
+    from obce.h0 import h0_distances as h0_distances
+    from obce.h0 import h0_line as h0_line
+    from obce.h0 import r_f as r_f
+    from obce.plan import Plan as Plan
+    from obce.plan import plan as plan
+    from obce.prune import prune as prune
+    from obce.scores import Scores as Scores
+    from obce.scores import score as score
+
+_PUBLIC = {
+    "Corpus": "obce.corpus",
+    "H0": "obce.h0",
+    "Plan": "obce.plan",
+    "Scores": "obce.scores",
+    "h0": "obce.h0",
+    "h0_distances": "obce.h0",
+    "h0_line": "obce.h0",
+    "plan": "obce.plan",
+    "prune": "obce.prune",
+    "r_f": "obce.h0",
+    "read_corpus": "obce.corpus",
+    "score": "obce.scores",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604  (a table, so that the lazy names are written once)
+
+
+class _Package(ModuleType):
+    """`obce.h0`, `obce.plan` and `obce.prune` are functions, whatever was imported first.
+
+    Importing the submodule `obce.h0` makes the import system bind that module to the package's name `h0`, over
+    the function of the same name. The binding is answered with the function instead; `from obce.h0 import ...`
+    looks in `sys.modules` and is not touched.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _PUBLIC and isinstance(value, ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        value = getattr(import_module(_PUBLIC[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'obce' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])
+
+
+_install_auto_classes()

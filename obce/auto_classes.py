@@ -1,0 +1,152 @@
+"""Lets transformers' Auto classes open pruned models once `obce` is imported, without importing transformers.
+
+transformers has no entry points: a class is known to `AutoConfig` and `AutoModel*` only after it was
+registered, and registering needs the class. `install` waits for two modules to be executed:
+
+1. transformers' module of `AutoConfig`. It is often imported in the middle of importing BERT, so our
+   classes, which derive from BERT's, cannot be imported then. A placeholder is entered for the model type
+   `obce_bert`; the first use of it, which is the first pruned model met, imports the classes.
+2. `obce.modeling_obce`, whoever imports it: now the classes are registered, and replace the placeholder.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+_MODEL_TYPE = "obce_bert"
+
+# Auto class -> our class; those that transformers maps to a BERT class of the same head.
+_MODELS = {
+    "AutoModel": "ObceBertModel",
+    "AutoModelForTextEncoding": "ObceBertModel",
+    "AutoModelForPreTraining": "ObceBertForPreTraining",
+    "AutoModelForMaskedLM": "ObceBertForMaskedLM",
+    "AutoModelForNextSentencePrediction": "ObceBertForNextSentencePrediction",
+    "AutoModelForSequenceClassification": "ObceBertForSequenceClassification",
+    "AutoModelForMultipleChoice": "ObceBertForMultipleChoice",
+    "AutoModelForTokenClassification": "ObceBertForTokenClassification",
+    "AutoModelForQuestionAnswering": "ObceBertForQuestionAnswering",
+}
+
+
+def install() -> None:
+    """Registers what can be registered now, arranges for the rest. Idempotent, imports no other package."""
+    for name, action in _ACTIONS.items():
+        if name in sys.modules:
+            # Not sys.modules[name]: another thread may still be executing it, and this waits for the end.
+            action(importlib.import_module(name))
+        else:
+            _FINDER.waiting.add(name)
+    if _FINDER.waiting and _FINDER not in sys.meta_path:
+        sys.meta_path.insert(0, _FINDER)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds the awaited modules as the other finders do, with a loader that acts afterwards."""
+
+    def __init__(self) -> None:
+        self.waiting: set[str] = set()
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in self.waiting:
+            return None
+        for finder in sys.meta_path:
+            if finder is self or not hasattr(finder, "find_spec"):
+                continue
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None:
+                if spec.loader is not None and hasattr(spec.loader, "exec_module"):
+                    spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
+                return spec
+        return None
+
+    def executed(self, module: ModuleType) -> None:
+        self.waiting.discard(module.__name__)
+        if not self.waiting and self in sys.meta_path:
+            sys.meta_path.remove(self)
+        _ACTIONS[module.__name__](module)
+
+
+class _Loader:
+    """Stands for another loader until the module is executed, and leaves no trace on the module."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._inner
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._inner
+        self._inner.exec_module(module)
+        _FINDER.executed(module)
+
+
+class _Placeholder:
+    """Stands where `ObceBertConfig` will in transformers' table; calling or reading it imports the class."""
+
+    __name__ = "ObceBertConfig"
+    model_type = _MODEL_TYPE
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _load_config_class()(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(_load_config_class(), name)
+
+
+def _load_config_class() -> type[Any]:
+    from transformers.utils.import_utils import is_torch_available
+
+    if is_torch_available():
+        importlib.import_module(_MODELING)  # registers on the way
+    from obce.configuration_obce import ObceBertConfig
+
+    return ObceBertConfig
+
+
+def _enter_placeholder(auto: ModuleType) -> None:
+    try:
+        if _MODEL_TYPE not in auto.CONFIG_MAPPING:
+            auto.CONFIG_MAPPING.register(_MODEL_TYPE, _Placeholder())
+    # Whatever an unknown transformers raises: importing it must not fail because obce was imported.
+    except Exception as error:
+        warnings.warn(
+            f"obce cannot make its models known to transformers' Auto classes ({error!r}): they will not "
+            "load pruned models; install transformers >= 5.14, < 6.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _register(modeling: ModuleType) -> None:
+    import transformers
+
+    auto: Any = transformers
+    config_class = modeling.ObceBertConfig
+    auto.AutoConfig.register(_MODEL_TYPE, config_class, exist_ok=True)
+    # Directories with a vocabulary but no tokenizer_config.json are read by the kind of model.
+    auto.AutoTokenizer.register(config_class, auto.BertTokenizer, exist_ok=True)
+    for name, ours in _MODELS.items():
+        getattr(auto, name).register(config_class, getattr(modeling, ours), exist_ok=True)
+
+
+_MODELING = "obce.modeling_obce"
+_ACTIONS: dict[str, Callable[[ModuleType], None]] = {
+    "transformers.models.auto.configuration_auto": _enter_placeholder,
+    _MODELING: _register,
+}
+_FINDER = _Finder()

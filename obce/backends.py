@@ -1,0 +1,348 @@
+"""Which engine answers: a table of backends, each with the reason why it cannot run here.
+
+A backend the caller names (`backend=` or the environment variable OBCE_BACKEND) runs or raises. Otherwise the
+first of the order for that kind of data runs, and the logger "obce" says once which one and why those before it
+were refused. Input is checked by obce/h0.py before it arrives here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from obce import reference
+
+if TYPE_CHECKING:
+    import torch
+
+Array = reference.Array
+Kind = Literal["line", "cloud", "matrix"]
+Want = Literal["r_f", "deaths", "edges"]
+
+ALGORITHMS = ("auto", "sort", "prim", "boruvka")
+
+_log = logging.getLogger("obce")
+_told: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One checked call.
+
+    Attributes:
+        kind: "line" (clouds of scalars), "cloud" or "matrix".
+        data: values [B, n], points [B, n, d] or entries [B, n, n]; float32 or float64; numpy, or a torch tensor
+            when it lies on an accelerator.
+        lengths: [B] int64 on the host, or None for n everywhere.
+        want: "r_f" ([B], line only), "deaths" or "edges" (deaths and edges).
+        algorithm: one of ALGORITHMS.
+        threads: number of host threads, at least 1.
+    """
+
+    kind: Kind
+    data: Any
+    lengths: Array | None
+    want: Want
+    algorithm: str
+    threads: int
+
+    @property
+    def device(self) -> str:
+        """Type of the device the data lies on, "cpu" for numpy."""
+        return "cpu" if isinstance(self.data, np.ndarray) else str(self.data.device.type)
+
+    @property
+    def sorts(self) -> bool:
+        """A line whose lengths alone are wanted is answered by sorting, unless a tree is asked for by name."""
+        return self.kind == "line" and self.want != "edges" and self.algorithm in ("auto", "sort")
+
+    def on_host(self) -> Job:
+        """The same job with numpy data."""
+        return self if isinstance(self.data, np.ndarray) else replace(self, data=self.data.cpu().numpy())
+
+    def as_cloud(self) -> Job:
+        """A line seen as a cloud with one coordinate."""
+        if self.kind != "line":
+            return self
+        return replace(self, kind="cloud", data=self.data[:, :, None])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Numpy arrays or torch tensors, as the backend made them.
+
+    Attributes:
+        lengths: r_f [B] or deaths [B, n - 1], in the dtype of the data.
+        edges: [B, n - 1, 2] int64, or None.
+        backend: name of the backend that ran.
+        algorithm: what it ran: "buckets", "sort", "prim", "boruvka" or "kruskal".
+    """
+
+    lengths: Any
+    edges: Any
+    backend: str
+    algorithm: str
+
+
+class Backend(ABC):
+    """One engine."""
+
+    name: str
+
+    @abstractmethod
+    def why_not(self) -> str | None:
+        """Why it cannot run on this machine, or None when it can."""
+
+    @abstractmethod
+    def refuses(self, job: Job) -> str | None:
+        """Why it cannot do this job although it can run, or None."""
+
+    @abstractmethod
+    def run(self, job: Job) -> Answer:
+        """Do the job."""
+
+
+def _address(array: Array | None) -> int:
+    return 0 if array is None else int(array.ctypes.data)
+
+
+class CpuBackend(Backend):
+    """The compiled engine, csrc/ph0_cpu.cpp."""
+
+    name = "cpu"
+
+    # Prim streams the whole cloud once a step; beyond the caches Boruvka's blocks, which serve many rows with
+    # each load, are faster although they compute more.
+    CACHE_BYTES = 4 << 20
+
+    def why_not(self) -> str | None:
+        """See `Backend.why_not`."""
+        try:
+            importlib.import_module("obce._cpu")
+        except ImportError as error:
+            return f"obce._cpu is not built ({error}); install a C++17 compiler and reinstall obce"
+        return None
+
+    def refuses(self, job: Job) -> str | None:
+        """See `Backend.refuses`."""
+        if job.kind == "matrix" and job.algorithm == "boruvka":
+            return "it does given matrices by prim only"
+        return None
+
+    def run(self, job: Job) -> Answer:
+        """See `Backend.run`."""
+        from obce import _cpu
+
+        job = job.on_host()
+        data, lengths, threads = job.data, job.lengths, job.threads
+        suffix = data.dtype.name
+        B, n = data.shape[:2]
+        if job.sorts:
+            if data.strides[1] != data.itemsize or data.strides[0] % data.itemsize or not data.dtype.isnative:
+                data = np.ascontiguousarray(data)
+            stride = data.strides[0] // data.itemsize
+            out = np.empty(B if job.want == "r_f" else (B, n - 1), data.dtype)
+            call = getattr(_cpu, ("lines_r_f_" if job.want == "r_f" else "lines_deaths_") + suffix)
+            call(_address(data), stride, B, n, _address(lengths), _address(out), threads)
+            return Answer(out, None, self.name, "buckets" if job.want == "r_f" else "sort")
+
+        data = np.ascontiguousarray(job.as_cloud().data)
+        deaths = np.empty((B, n - 1), data.dtype)
+        edges = np.empty((B, n - 1, 2), np.int64) if job.want == "edges" else None
+        if job.kind == "matrix":
+            call = getattr(_cpu, "matrices_h0_" + suffix)
+            call(_address(data), B, n, _address(lengths), _address(deaths), _address(edges), threads)
+            return Answer(deaths, edges, self.name, "prim")
+        boruvka = job.algorithm == "boruvka" or (
+            job.algorithm == "auto" and n * data.shape[2] * data.itemsize > self.CACHE_BYTES
+        )
+        call = getattr(_cpu, "clouds_h0_" + suffix)
+        d = data.shape[2]
+        call(_address(data), B, n, d, _address(lengths), _address(deaths), _address(edges), boruvka, threads)
+        return Answer(deaths, edges, self.name, "boruvka" if boruvka else "prim")
+
+
+class ReferenceBackend(Backend):
+    """numpy by definition (obce/reference.py); clouds of scalars on an accelerator by torch.sort on it."""
+
+    name = "reference"
+
+    def why_not(self) -> str | None:
+        """See `Backend.why_not`."""
+        return None
+
+    def refuses(self, job: Job) -> str | None:
+        """See `Backend.refuses`."""
+        if job.algorithm == "boruvka":
+            return "it has the algorithms sort, prim and kruskal"
+        return None
+
+    def run(self, job: Job) -> Answer:
+        """See `Backend.run`."""
+        if job.sorts:
+            if isinstance(job.data, np.ndarray):
+                line = reference.lines_r_f if job.want == "r_f" else reference.lines_deaths
+                return Answer(line(job.data, job.lengths), None, self.name, "sort")
+            torch_line = reference.torch_lines_r_f if job.want == "r_f" else reference.torch_lines_deaths
+            return Answer(torch_line(job.data, _beside(job.data, job.lengths)), None, self.name, "sort")
+        job = job.on_host().as_cloud()
+        do = reference.matrices_h0 if job.kind == "matrix" else reference.clouds_h0
+        deaths, edges = do(job.data, job.lengths, job.algorithm)
+        kruskal = job.algorithm == "auto" and job.data.shape[1] <= reference.KRUSKAL_POINTS
+        return Answer(deaths, edges if job.want == "edges" else None, self.name, "kruskal" if kruskal else "prim")
+
+
+class TritonBackend(Backend):
+    """Boruvka rounds over the fused kernel kernels/pairwise.py, on a CUDA device.
+
+    With TRITON_INTERPRET=1 in the environment it runs on the host, for tests: Triton's interpreter is slow.
+    """
+
+    name = "triton"
+
+    def why_not(self) -> str | None:
+        """See `Backend.why_not`."""
+        for package in ("torch", "triton"):
+            if importlib.util.find_spec(package) is None:
+                return f"{package} is not installed"
+        import torch
+
+        if not torch.cuda.is_available() and not self._interprets():
+            return "torch sees no CUDA device"
+        return None
+
+    def refuses(self, job: Job) -> str | None:
+        """See `Backend.refuses`."""
+        if job.kind == "matrix":
+            return "it has no kernel for given matrices"
+        if job.algorithm in ("sort", "prim"):
+            return "it has the algorithm boruvka"
+        return None
+
+    def run(self, job: Job) -> Answer:
+        """See `Backend.run`."""
+        import torch
+
+        components = importlib.import_module("obce.kernels.components")
+        job = job.as_cloud()
+        data = torch.as_tensor(job.data)
+        if not data.is_cuda and not self._interprets():
+            data = data.cuda()
+        deaths, edges = components.clouds_h0(data, _beside(data, job.lengths))
+        if job.want == "r_f":
+            B, n = data.shape[:2]
+            last = torch.full((B,), n, device=data.device) if job.lengths is None else _beside(data, job.lengths)
+            padded = torch.cat([deaths.new_zeros((B, 1)), deaths], 1)
+            return Answer(padded.gather(1, last[:, None] - 1)[:, 0], None, self.name, "boruvka")
+        return Answer(deaths, edges if job.want == "edges" else None, self.name, "boruvka")
+
+    @staticmethod
+    def _interprets() -> bool:
+        return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _beside(data: torch.Tensor, lengths: Array | None) -> Any:
+    import torch
+
+    return None if lengths is None else torch.as_tensor(lengths, device=data.device)
+
+
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (TritonBackend(), CpuBackend(), ReferenceBackend())
+}
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """A row of the table `obce doctor` prints."""
+
+    name: str
+    usable: bool
+    reason: str
+
+
+def backend_table() -> list[BackendStatus]:
+    """Every backend, whether it can run here, and why not (or what it runs with).
+
+    Returns:
+        One row a backend, in the order of preference.
+    """
+    rows = []
+    for backend in BACKENDS.values():
+        reason = backend.why_not()
+        rows.append(BackendStatus(backend.name, reason is None, reason or "ready"))
+    return rows
+
+
+def default_threads() -> int:
+    """OMP_NUM_THREADS (its first number) when it is set, else the processors this process may use."""
+    wish = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if wish.isdigit() and int(wish) > 0:
+        return int(wish)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _order(job: Job) -> tuple[str, ...]:
+    if job.device == "cpu":
+        return ("cpu", "reference")
+    if job.sorts:
+        return ("reference", "cpu")  # torch.sort on the device, no copy
+    return ("triton", "cpu", "reference")
+
+
+def _named(name: str, source: str) -> Backend:
+    if name not in BACKENDS:
+        raise ValueError(f"{source} is {name!r}, expected one of {', '.join(BACKENDS)}.")
+    return BACKENDS[name]
+
+
+def run(job: Job, name: str | None) -> Answer:
+    """Do a checked job with the named backend, or with the first that can.
+
+    Args:
+        job: what to do.
+        name: a key of BACKENDS, or None to follow OBCE_BACKEND, or the order for this data when that is unset.
+
+    Raises:
+        ValueError: the name is unknown, or the named backend cannot do this job.
+        RuntimeError: the named backend cannot run on this machine.
+    """
+    source = "backend" if name is not None else "the environment variable OBCE_BACKEND"
+    name = name if name is not None else os.environ.get("OBCE_BACKEND") or None
+    if name is not None:
+        backend = _named(name, source)
+        reason = backend.why_not()
+        if reason is not None:
+            raise RuntimeError(f"{source} names {name!r}, which cannot run here: {reason}.")
+        reason = backend.refuses(job)
+        if reason is not None:
+            raise ValueError(f"{source} names {name!r}, which cannot do this: {reason}.")
+        return backend.run(job)
+
+    refused: list[str] = []
+    for candidate in _order(job):
+        backend = BACKENDS[candidate]
+        reason = backend.why_not() or backend.refuses(job)
+        if reason is None:
+            _tell(job, backend, refused)
+            return backend.run(job)
+        refused.append(f"{candidate} refused: {reason}")
+    raise ValueError(f"algorithm {job.algorithm!r} is not possible here: {'; '.join(refused)}.")
+
+
+def _tell(job: Job, backend: Backend, refused: list[str]) -> None:
+    message = f"{job.kind} data on {job.device}: backend {backend.name}"
+    if refused:
+        message += f" ({'; '.join(refused)})"
+    if message not in _told:
+        _told.add(message)
+        _log.log(logging.WARNING if refused else logging.INFO, message)

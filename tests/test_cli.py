@@ -1,0 +1,252 @@
+"""The command line: what it prints, its exit codes, one sentence for every wrong use."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from obce.cli import app
+from typer.testing import CliRunner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import BertModel
+
+runner = CliRunner()
+
+
+def obce(*arguments: object) -> Any:
+    return runner.invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "texts.txt"
+    path.write_text("\n".join(texts) + "\n\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory, tiny_bert_dir: Path, corpus: Path) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "run"
+    found = obce("score", tiny_bert_dir, corpus, "--out", path)
+    assert found.exit_code == 0, found.output
+    assert "neurons" in found.stdout.lower()
+    return path
+
+
+def refused(found: Any, *words: str, code: int = 2) -> None:
+    assert found.exit_code == code, found.output
+    lines = [line for line in found.stderr.splitlines() if not line.endswith(" ...")]
+    assert len(lines) == 1, found.stderr
+    assert "Traceback" not in found.output
+    for word in words:
+        assert word in lines[0]
+
+
+def test_every_step_by_itself(scored: Path, tmp_path: Path) -> None:
+    found = obce("plan", scored, "--keep", 0.6, "--of", "encoder", "--preset", "obce-2023", "--dry-run")
+    assert found.exit_code == 0, found.output
+    assert "nothing written" in found.stdout
+    assert not (scored / "plan.json").exists()
+    found = obce("plan", scored, "--keep", 0.6, "--of", "encoder", "--json")
+    facts = json.loads(found.stdout)
+    assert facts["kept_share"] == pytest.approx(0.6, abs=0.003)
+    dry = obce("prune", scored, "--dry-run", "--json")
+    assert json.loads(dry.stdout)["after"] == facts["after"]
+    assert not (scored / "model").exists()
+    found = obce("prune", scored, "--repair", "none")
+    assert found.exit_code == 0, found.output
+    found = obce("report", scored, "--json")
+    page = Path(json.loads(found.stdout)["report"])
+    assert page.read_text(encoding="utf-8").lower().startswith("<!doctype html>")
+    again = obce("report", scored)
+    assert "Spearman" in again.stdout
+    assert "report.html" in again.stdout
+
+
+def test_run_does_all_and_is_reused(tiny_bert_dir: Path, corpus: Path, tmp_path: Path) -> None:
+    arguments = ("run", tiny_bert_dir, corpus, "--out", tmp_path / "run", "--keep", 0.7, "--json")
+    first = json.loads(obce(*arguments).stdout)
+    assert not first["reused"]
+    assert first["neurons"] == 672
+    assert first["constant"] == 96
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        "run.json", "scores.parquet", "plan.json", "model", "report.html",
+    }  # fmt: skip
+    assert json.loads(obce(*arguments).stdout)["reused"]
+
+
+def test_dry_run_writes_nothing(tiny_bert_dir: Path, corpus: Path, tmp_path: Path) -> None:
+    for command in ("score", "run"):
+        found = obce(command, tiny_bert_dir, corpus, "--out", tmp_path / "run", "--dry-run")
+        assert found.exit_code == 0, found.output
+        assert "would score 672 neurons on 200 texts" in found.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_doctor_names_every_backend_with_its_reason() -> None:
+    found = obce("doctor", "--json")
+    facts = json.loads(found.stdout)
+    assert facts["backends"]["cpu"]["usable"]
+    assert facts["backends"]["reference"]["usable"]
+    assert all(row["why"] for row in facts["backends"].values())
+    assert facts["versions"]["torch"]
+    assert "backend" in obce("doctor").stdout
+
+
+def test_version_and_help() -> None:
+    import obce as package
+
+    assert obce("--version").stdout.strip() == f"obce {package.__version__}"
+    for command in ("run", "score", "plan", "prune", "report", "doctor", "demo"):
+        found = obce(command, "--help")
+        assert found.exit_code == 0
+        assert "Usage" in found.stdout
+
+
+CORPORA = {
+    "missing": (None, "there is no file"),
+    "empty": (b"", "text"),
+    "one sentence": (b"Only this.\n", "distinct"),
+    "all equal": (b"Same.\n" * 50, "distinct"),
+    "binary": (bytes(range(256)) * 10, "binary"),
+}
+
+
+@pytest.mark.parametrize("kind", CORPORA)
+def test_a_bad_corpus(kind: str, tiny_bert_dir: Path, tmp_path: Path) -> None:
+    data, word = CORPORA[kind]
+    path = tmp_path / "corpus.txt"
+    if data is not None:
+        path.write_bytes(data)
+    refused(obce("score", tiny_bert_dir, path, "--out", tmp_path / "run"), word)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_model_directory(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    refused(obce("score", tmp_path / "model", corpus, "--out", tmp_path / "run"), "config.json")
+    refused(obce("score", tmp_path / "nothing", corpus, "--out", tmp_path / "run"), "neither a directory")
+    refused(obce("score", corpus, corpus, "--out", tmp_path / "run"), "is a file")
+
+
+def test_an_unknown_architecture(corpus: Path, tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2Model
+
+    GPT2Model(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50)).save_pretrained(tmp_path / "gpt")
+    refused(obce("score", tmp_path / "gpt", corpus, "--out", tmp_path / "run"), "'gpt2'", "bert")
+
+
+def test_nan_weights(corpus: Path, tmp_path: Path, make_bert: Callable[..., BertModel], tiny_tokenizer: Any) -> None:
+    model = make_bert()
+    model.encoder.layer[0].output.dense.weight.data[3] = float("nan")
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    refused(obce("score", tmp_path / "model", corpus, "--out", tmp_path / "run"), "0.output.3", "finite")
+
+
+def test_plan_of_another_model(
+    scored: Path,
+    tmp_path: Path,
+    make_bert: Callable[..., BertModel],
+    tiny_tokenizer: Any,
+    tiny_bert_dir: Path,
+    corpus: Path,
+) -> None:
+    make_bert(seed=9).save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    assert obce("score", tmp_path / "model", corpus, "--out", tmp_path / "run").exit_code == 0
+    assert obce("plan", tmp_path / "run", "--keep", 0.6).exit_code == 0
+    refused(obce("prune", scored, "--plan", tmp_path / "run" / "plan.json"), "model")
+    refused(obce("prune", tmp_path / "run", "--model", tiny_bert_dir), "model")
+
+
+@pytest.mark.parametrize("keep", ["0", "1.2", "-1", "nan"])
+def test_keep_outside_its_range(keep: str, scored: Path) -> None:
+    refused(obce("plan", scored, f"--keep={keep}"), "keep is")
+
+
+def test_run_directory_of_another_corpus(scored: Path, tiny_bert_dir: Path, tmp_path: Path, texts: list[str]) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("\n".join(texts[:50]), encoding="utf-8")
+    refused(obce("score", tiny_bert_dir, other, "--out", scored), "another corpus", "choose another --out")
+
+
+def test_steps_out_of_order(tmp_path: Path, tiny_bert_dir: Path, corpus: Path) -> None:
+    refused(obce("plan", tmp_path, "--keep", 0.5), "obce score")
+    assert obce("score", tiny_bert_dir, corpus, "--out", tmp_path / "run").exit_code == 0
+    refused(obce("prune", tmp_path / "run"), "obce plan")
+
+
+def test_usage_errors_are_short() -> None:
+    for arguments in (
+        ("score",),
+        ("plan", "x", "--keep", "much"),
+        ("prune", "x", "--repair", "magic"),
+        ("nonsense",),
+    ):
+        found = obce(*arguments)
+        assert found.exit_code == 2
+        assert "Traceback" not in found.output
+        assert "Error" in found.stderr
+
+
+# ---- in a process of its own ----------------------------------------------------------------------------------------
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "obce", *map(str, arguments)]
+
+
+def test_output_that_cannot_be_written(tiny_bert_dir: Path, corpus: Path, scored: Path) -> None:
+    # a directory that nobody, not even root, may write to
+    refused(obce("score", tiny_bert_dir, corpus, "--out", "/proc/obce-run"), "cannot read or write", code=1)
+
+
+def test_a_full_disk_leaves_nothing_half_written(tiny_bert_dir: Path, corpus: Path, tmp_path: Path) -> None:
+    """The kernel refuses every file above 8 KB: the scores cannot be stored whole."""
+    import resource
+
+    out = tmp_path / "run"
+    found = subprocess.run(
+        command("score", tiny_bert_dir, corpus, "--out", out),
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)),
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert found.returncode == 1, found.stderr
+    assert "cannot read or write" in found.stderr
+    assert "Traceback" not in found.stderr
+    assert list(out.iterdir()) == []
+
+
+def test_ctrl_c_stops_cleanly(tiny_bert_dir: Path, wikipedia: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command("score", tiny_bert_dir, wikipedia, "--batch-size", 1, "--out", out),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    # the run directory appears when everything is loaded and the forward passes begin
+    while not out.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert not (out / "scores.parquet").exists()
+    assert not (out / "run.json").exists()
+    again = obce("score", tiny_bert_dir, wikipedia, "--limit", 50, "--out", out, "--json")
+    assert again.exit_code == 0, again.output

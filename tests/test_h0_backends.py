@@ -1,0 +1,295 @@
+"""Every backend, algorithm, SIMD level and thread count gives the oracle's bits."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from obce import backends, reference
+from obce.h0 import h0, h0_distances, h0_line, r_f
+
+built = importlib.util.find_spec("obce._cpu") is not None
+needs_cpu = pytest.mark.skipif(not built, reason="obce._cpu is not built on this machine")
+
+
+def _level_is_there(level: str) -> bool:
+    if not built:
+        return False
+    from obce import _cpu
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OBCE_SIMD", level)
+        try:
+            return _cpu.simd_level() == level
+        except ValueError:
+            return False
+
+
+LEVELS = [
+    pytest.param(
+        level,
+        marks=pytest.mark.skipif(not _level_is_there(level), reason=f"this processor or build has no {level}"),
+    )
+    for level in ("portable", "avx2", "avx512")
+]
+
+Maker = Callable[[np.random.Generator, int, int], np.ndarray]
+CASES: dict[str, Maker] = {
+    "gauss": lambda g, n, d: g.standard_normal((n, d)),
+    "grid": lambda g, n, d: g.integers(0, 4, (n, d)).astype(float),
+    "duplicates": lambda g, n, d: g.standard_normal((max(1, n // 3), d))[g.integers(0, max(1, n // 3), n)],
+    "one point": lambda g, n, d: np.full((n, d), 1.5),
+    "offset": lambda g, n, d: 1e6 + g.standard_normal((n, d)),
+    "tiny": lambda g, n, d: 1e-25 * g.standard_normal((n, d)),
+    "huge": lambda g, n, d: 1e25 * g.standard_normal((n, d)),
+    "subnormal": lambda g, n, d: np.ldexp(g.integers(-9, 9, (n, d)).astype(float), -147),
+    "spread": lambda g, n, d: np.exp(12 * g.standard_normal((n, d))),
+    "signed zeros": lambda g, n, d: np.where(g.random((n, d)) < 0.5, -0.0, 0.0),
+}
+# n around the widths of vectors and blocks, d around the specialised ones.
+SHAPES = [
+    (1, 1),
+    (2, 3),
+    (3, 2),
+    (7, 1),
+    (8, 5),
+    (31, 1),
+    (33, 2),
+    (64, 3),
+    (65, 4),
+    (129, 1),
+    (130, 9),
+    (200, 17),
+]
+
+
+def same(a: np.ndarray, b: np.ndarray) -> None:
+    """Bitwise equal; NaN equals NaN. Reports the first difference."""
+    assert a.shape == b.shape and a.dtype == b.dtype
+    differs = ~((a == b) | ((a != a) & (b != b)))
+    assert not differs.any(), f"first difference at {np.argwhere(differs)[0]}: {a[differs][0]} against {b[differs][0]}"
+    if a.dtype.kind == "f":
+        assert not np.signbit(a[a == 0]).any(), "a death is -0"
+
+
+@needs_cpu
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("case", CASES)
+def test_cpu_equals_the_oracle(monkeypatch: pytest.MonkeyPatch, level: str, dtype: type, case: str) -> None:
+    monkeypatch.setenv("OBCE_SIMD", level)
+    g = np.random.default_rng(7)
+    for n, d in SHAPES:
+        batch = np.stack([CASES[case](g, n, d).astype(dtype) for _ in range(2)])
+        oracle = h0(batch, edges=True, backend="reference")
+        assert oracle.algorithm == "kruskal"
+        for algorithm in ("auto", "prim", "boruvka"):
+            for threads in (1, 3):
+                result = h0(batch, edges=True, backend="cpu", algorithm=algorithm, threads=threads)
+                same(result.deaths, oracle.deaths)
+                same(result.edges, oracle.edges)
+            same(h0(batch, backend="cpu", algorithm=algorithm).deaths, oracle.deaths)
+        if d == 1:
+            same(r_f(batch[:, :, 0], backend="cpu"), oracle.r_f)
+            same(h0_line(batch[:, :, 0], backend="cpu", algorithm="sort").deaths, oracle.deaths)
+            same(h0_line(batch[:, :, 0], backend="reference", algorithm="sort").deaths, oracle.deaths)
+            same(r_f(batch[:, :, 0], backend="reference"), oracle.r_f)
+
+
+@needs_cpu
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+def test_cpu_matrices_equal_the_oracle(monkeypatch: pytest.MonkeyPatch, level: str, dtype: type) -> None:
+    monkeypatch.setenv("OBCE_SIMD", level)
+    g = np.random.default_rng(5)
+    for n in (1, 2, 3, 17, 63, 64, 65, 120):
+        for holes in (0.0, 0.5, 0.97, 1.0):
+            upper = np.triu(g.integers(0, 6, (3, n, n)), 1).astype(dtype)
+            upper[np.triu(g.random((3, n, n)) < holes, 1)] = np.inf
+            matrices = upper + upper.transpose(0, 2, 1)
+            oracle = h0_distances(matrices, edges=True, backend="reference")
+            assert holes < 1 or n == 1 or np.isinf(oracle.deaths).all()
+            for threads in (1, 2):
+                result = h0_distances(matrices, edges=True, backend="cpu", threads=threads)
+                same(result.deaths, oracle.deaths)
+                same(result.edges, oracle.edges)
+            lengths = g.integers(1, n + 1, 3)
+            oracle = h0_distances(matrices, edges=True, backend="reference", lengths=lengths)
+            result = h0_distances(matrices, edges=True, backend="cpu", lengths=lengths)
+            same(result.deaths, oracle.deaths)
+            same(result.edges, oracle.edges)
+
+
+@needs_cpu
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+def test_largest_gap_equals_a_sort(monkeypatch: pytest.MonkeyPatch, level: str, dtype: type) -> None:
+    monkeypatch.setenv("OBCE_SIMD", level)
+    g = np.random.default_rng(11)
+    top = np.finfo(dtype).max
+    rows = 200
+    for n in (2, 3, 5, 9, 31, 32, 33, 127, 128, 500, 1024, 1100):
+        kinds = [
+            g.standard_normal((rows, n)),
+            np.exp(6 * g.standard_normal((rows, n))),
+            g.integers(0, 17, (rows, n)),
+            np.linspace(-5, 5, n)[None] + np.zeros((rows, 1)),  # equal gaps: the tightest case of the proof
+            # nearly equal gaps with one largest: lost if a bucket were wider than the mean gap
+            np.linspace(-5, 5, n)[None] + 0.1 / n * g.uniform(-1, 1, (rows, n)),
+            np.where(np.arange(n) % 2, 1e-4, 1.0) * g.standard_normal((rows, n)) + 100 * (np.arange(n) % 2),
+            np.finfo(dtype).smallest_subnormal * g.integers(0, 50, (rows, n)),  # the scale overflows
+            top * g.uniform(-1, 1, (rows, n)),  # the range overflows
+        ]
+        for kind in kinds:
+            values = kind.astype(dtype)
+            with np.errstate(over="ignore"):
+                gaps = np.diff(np.sort(values + 0, axis=1), axis=1)
+            same(r_f(values, backend="cpu"), gaps.max(1))
+            same(h0_line(values, backend="cpu").deaths, np.sort(gaps, axis=1))
+
+
+@needs_cpu
+def test_largest_gap_of_rows_beyond_the_float_limit() -> None:
+    g = np.random.default_rng(2)
+    for n in (32768, 32769, 120000):  # above 2^15 the buckets of float32 rows are computed in float64
+        values = np.stack([np.linspace(0, 1, n), g.standard_normal(n)]).astype(np.float32)
+        same(r_f(values, backend="cpu"), np.diff(np.sort(values), axis=1).max(1))
+
+
+@needs_cpu
+def test_boruvka_is_prim_on_a_large_cloud() -> None:
+    g = np.random.default_rng(3)
+    centres = 50 * g.standard_normal((20, 3))
+    cloud = (centres[g.integers(0, 20, 3000)] + g.standard_normal((3000, 3))).astype(np.float32)
+    prim = h0(cloud, edges=True, algorithm="prim")
+    for threads in (1, 4):
+        boruvka = h0(cloud, edges=True, algorithm="boruvka", threads=threads)
+        same(boruvka.deaths, prim.deaths)
+        same(boruvka.edges, prim.edges)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_unchecked_clouds_that_are_not_finite_answer_nan(backend: str) -> None:
+    if backends.BACKENDS[backend].why_not():
+        pytest.skip("obce._cpu is not built on this machine")
+    points = np.random.default_rng(0).standard_normal((5, 6, 2))
+    points[1, 3, 1] = np.nan
+    points[3, 5, 0] = -np.inf
+    lengths = [6, 6, 1, 6, 4]
+    for d in (1, 2):
+        for algorithm in ("auto", "prim"):
+            some = points[:, :, 2 - d :] if d == 1 else points
+            result = h0(some, edges=True, check=False, backend=backend, lengths=lengths, algorithm=algorithm)
+            broken = [not np.isfinite(some[i, : lengths[i]]).all() for i in range(5)]
+            for i in range(5):
+                assert np.isnan(result.deaths[i]).all() == (broken[i] or lengths[i] == 1)
+                assert (result.edges[i] == -1).all() == (broken[i] or lengths[i] == 1)
+    line = np.array([[0.0, np.nan, 1.0], [0.0, np.inf, 1.0], [0.0, 1.0, 3.0], [-np.inf, np.inf, np.nan]])
+    same(r_f(line, check=False, backend=backend), np.array([np.nan, np.nan, 2.0, np.nan]))
+    assert np.isnan(h0_line(line, check=False, backend=backend).deaths).all(1).tolist() == [
+        True,
+        True,
+        False,
+        True,
+    ]
+    broken_matrix = np.array([[0.0, np.nan, 1.0], [np.nan, 0.0, np.nan], [1.0, np.nan, 0.0]])
+    result = h0_distances(broken_matrix, check=False, edges=True, backend=backend)
+    same(result.deaths, np.array([[1.0, np.inf]]))
+    same(result.edges, np.array([[[0, 2], [-1, -1]]]))
+
+
+def test_torch_sort_path_equals_numpys() -> None:
+    import torch
+
+    g = np.random.default_rng(4)
+    values = g.integers(0, 30, (20, 40)).astype(np.float32) / 7
+    values[3, 5] = np.nan
+    values[4, 5] = np.inf
+    lengths = g.integers(1, 41, 20)
+    lengths[3:5] = 40
+    for given_lengths in (None, lengths):
+        on_torch = None if given_lengths is None else torch.as_tensor(given_lengths)
+        tensor = torch.as_tensor(values)
+        same(
+            reference.torch_lines_deaths(tensor, on_torch).numpy(),
+            reference.lines_deaths(values, given_lengths),
+        )
+        same(reference.torch_lines_r_f(tensor, on_torch).numpy(), reference.lines_r_f(values, given_lengths))
+
+
+def test_named_backend_runs_or_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [0.0, 1.0, 3.0]
+    assert h0_line(values, backend="reference").backend == "reference"
+    with pytest.raises(ValueError, match="backend is 'gpu', expected one of triton, cpu, reference"):
+        h0_line(values, backend="gpu")
+    monkeypatch.setenv("OBCE_BACKEND", "reference")
+    assert h0_line(values).backend == "reference"
+    monkeypatch.setenv("OBCE_BACKEND", "gpu")
+    with pytest.raises(ValueError, match="the environment variable OBCE_BACKEND is 'gpu'"):
+        h0_line(values)
+    monkeypatch.delenv("OBCE_BACKEND")
+    monkeypatch.setattr(backends.CpuBackend, "why_not", lambda self: "it is missing")
+    with pytest.raises(RuntimeError, match="backend names 'cpu', which cannot run here: it is missing"):
+        h0_line(values, backend="cpu")
+
+
+def test_named_backend_that_lacks_the_algorithm_raises() -> None:
+    with pytest.raises(ValueError, match="backend names 'reference', which cannot do this"):
+        h0([[0.0, 1.0]], backend="reference", algorithm="boruvka")
+
+
+def test_automatic_choice_is_logged_once_with_the_refusals(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("OBCE_BACKEND", raising=False)
+    monkeypatch.setattr(backends, "_told", set())
+    monkeypatch.setattr(backends.CpuBackend, "why_not", lambda self: "it is missing")
+    with caplog.at_level(logging.INFO, "obce"):
+        for _ in range(3):
+            assert h0([[0.0, 1.0], [2.0, 3.0]]).backend == "reference"
+    assert [r.getMessage() for r in caplog.records] == [
+        "cloud data on cpu: backend reference (cpu refused: it is missing)"
+    ]
+    assert caplog.records[0].levelno == logging.WARNING
+
+
+def test_table_names_every_backend_with_a_reason() -> None:
+    rows = backends.backend_table()
+    assert [row.name for row in rows] == list(backends.BACKENDS)
+    for row in rows:
+        assert row.reason
+        assert row.usable == (backends.BACKENDS[row.name].why_not() is None)
+    assert rows[-1].name == "reference" and rows[-1].usable
+
+
+def test_threads_default_follows_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,1")
+    assert backends.default_threads() == 3
+    for unusable in ("", "0", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", unusable)
+        assert backends.default_threads() >= 1
+
+
+def test_numpy_path_needs_no_torch(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from obce.h0 import h0, r_f\n"
+        "assert r_f([[0., 1., 3.]]).tolist() == [2.0]\n"
+        "assert h0([[0., 0.], [3., 4.]], edges=True).linkage(0).tolist() == [[0, 1, 5, 2]]\n"
+    )
+    path = [p for p in sys.path if p]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {path!r}\n{code}"],
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

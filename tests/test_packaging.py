@@ -1,0 +1,175 @@
+"""Wheel, source archive and editable installs all find obce.kernels.pairwise, and none ships a module `kernels`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+for package in ("setuptools", "pybind11", "wheel"):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed, so nothing can be built here", allow_module_level=True)
+
+LOOK = (
+    "import importlib.util, sys\n"
+    "import obce.kernels\n"
+    "assert 'triton' not in sys.modules\n"
+    "print(obce.__file__)\n"
+    "print(importlib.util.find_spec('obce.kernels.pairwise').origin)\n"
+    "spec = importlib.util.find_spec('obce._cpu')\n"
+    "print(spec.origin if spec else None)\n"
+)
+
+
+def look(code: str, cwd: Path, *paths: Path, after: str = "") -> list[str]:
+    """Lines printed by code in a process that sees `paths` and this environment's packages, but none of its .pth
+    files: obce may be installed here in editable mode, and its finder would answer first."""
+    path = [str(p) for p in paths]
+    first = f"import sys\nsys.path[:0] = {path!r}\nsys.path.append({sysconfig.get_path('purelib')!r})\n{after}"
+    return run(sys.executable, "-S", "-P", "-c", first + code, cwd=cwd).split("\n")
+
+
+def run(*command: str, cwd: Path, **env: str) -> str:
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **env}, check=False, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what is needed to build, without the compiled module that may lie in the real one."""
+    import shutil
+
+    copy = tmp_path_factory.mktemp("checkout") / "obce"
+    ignore = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd", "build", "dist", "*.egg-info")
+    for name in ("csrc", "kernels", "obce"):
+        shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+    for file in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        if (ROOT / file).is_file():
+            shutil.copy(ROOT / file, copy / file)
+    return copy
+
+
+def no_compiler(folder: Path) -> str:
+    """A compiler that fails, to stand for none."""
+    fake = folder / "no-compiler"
+    fake.write_text("#!/bin/sh\nexit 1\n")
+    fake.chmod(0o755)
+    return str(fake)
+
+
+def build_wheel(checkout: Path, out: Path, **env: str) -> tuple[Path, str]:
+    log = run(
+        *(
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-v",
+            "--no-build-isolation",
+            "--no-deps",
+            "-w",
+            str(out),
+            ".",
+        ),
+        cwd=checkout,
+        **env,
+    )
+    (wheel,) = out.glob("obce-*.whl")
+    return wheel, log
+
+
+def test_wheel_without_a_compiler_still_answers(checkout: Path, tmp_path: Path) -> None:
+    fake = no_compiler(tmp_path)
+    wheel, log = build_wheel(checkout, tmp_path / "out", CC=fake, CXX=fake)
+    assert "no C++17 compiler like gcc or clang found" in log
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "obce/kernels/pairwise.py" in names
+    assert "obce/kernels/__init__.py" in names
+    assert not [n for n in names if n.startswith(("kernels/", "csrc/")) or ("_cpu." in n and not n.endswith(".pyi"))]
+    site = tmp_path / "site"
+    run(sys.executable, "-m", "zipfile", "-e", str(wheel), str(site), cwd=tmp_path)
+    code = "from obce.h0 import r_f, h0_line\nassert h0_line([0., 1., 3.]).backend == 'reference'\n"
+    assert look(LOOK + code, tmp_path, site)[:3] == [
+        str(site / "obce" / "__init__.py"),
+        str(site / "obce" / "kernels" / "pairwise.py"),
+        "None",
+    ]
+
+
+def test_a_compile_error_is_not_taken_for_a_missing_compiler(checkout: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(checkout, broken, ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    (broken / "csrc" / "bind_cpu.cpp").write_text("this is no C++\n")
+    for source in (broken / "csrc").glob("ph0_cpu*.cpp"):
+        source.unlink()
+    command = (sys.executable, "setup.py", "build_ext", "--inplace")
+    done = subprocess.run(command, cwd=broken, check=False, capture_output=True, text=True, timeout=300)
+    if "no C++17 compiler" in done.stderr:
+        pytest.skip("there is no compiler on this machine")
+    assert done.returncode != 0
+    assert "bind_cpu.cpp" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("mode", ["lenient", "strict", "compat"])
+def test_editable_install_finds_the_kernels_in_the_checkout(checkout: Path, tmp_path: Path, mode: str) -> None:
+    fake = no_compiler(tmp_path)  # the compiled module plays no part here and takes half a minute
+    prefix = tmp_path / "site"
+    run(
+        *(
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--no-build-isolation",
+            "--no-deps",
+            "--target",
+            str(prefix),
+        ),
+        *("--config-settings", f"editable_mode={mode}", "-e", "."),
+        cwd=checkout,
+        CC=fake,
+        CXX=fake,
+    )
+    found = look(LOOK, tmp_path, prefix, after=f"import site\nsite.addsitedir({str(prefix)!r})\n")
+    assert Path(found[1]).samefile(checkout / "kernels" / "pairwise.py")
+
+
+def test_source_archive_holds_all_that_a_build_reads(checkout: Path, tmp_path: Path) -> None:
+    run(sys.executable, "setup.py", "-q", "sdist", "-d", str(tmp_path), cwd=checkout)
+    (archive,) = tmp_path.glob("obce-*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {n.split("/", 1)[1] for n in tar.getnames() if "/" in n}
+    wanted = {str(p.relative_to(checkout)) for p in (*checkout.glob("csrc/*"), *checkout.glob("kernels/*.py"))}
+    assert wanted and wanted <= names
+    assert {"setup.py", "pyproject.toml", "obce/h0.py", "obce/kernels/__init__.py", "obce/_cpu.pyi"} <= names
+    assert not [n for n in names if n.endswith(".so")]
+
+
+def test_kernels_folder_is_no_package() -> None:
+    # transformers imports a distribution called `kernels`; with an __init__.py ours would take its place.
+    assert (ROOT / "kernels" / "pairwise.py").is_file()
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_a_foreign_kernels_folder_beside_the_package_is_left_alone(checkout: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(checkout / "obce", tmp_path / "site" / "obce")
+    (tmp_path / "site" / "kernels").mkdir()
+    (tmp_path / "site" / "kernels" / "layer.py").write_text("")
+    code = "import obce.kernels; print(list(obce.kernels.__path__))"
+    found = look(code, tmp_path, tmp_path / "site")
+    assert found[0] == str([str(tmp_path / "site" / "obce" / "kernels")])

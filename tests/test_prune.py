@@ -1,0 +1,595 @@
+"""The pruned model is the dense one with the same neurons replaced: every head, repair and attention."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import obce
+import pytest
+import torch
+import transformers
+from obce.capture import token_means
+from obce.corpus import tokenize
+from obce.plan import Plan, Size
+from obce.prune import masked, prune
+from obce.scores import Scores
+from obce.sites import SITE_KINDS, architecture, base_model, find_sites, model_hash
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from transformers import BertModel, PreTrainedModel, PreTrainedTokenizerBase
+
+HEADS = [
+    "BertForPreTraining",
+    "BertForMaskedLM",
+    "BertForNextSentencePrediction",
+    "BertForSequenceClassification",
+    "BertForMultipleChoice",
+    "BertForTokenClassification",
+    "BertForQuestionAnswering",
+]
+LAYERS, HEAD_COUNT, HIDDEN, INNER = 3, 4, 32, 64
+
+
+def with_head(body: BertModel, name: str) -> Any:
+    if name == "BertModel":
+        return body
+    torch.manual_seed(7)
+    model = getattr(transformers, name)(copy.deepcopy(body.config)).eval()
+    model.bert.load_state_dict(body.state_dict(), strict=model.bert.pooler is not None)
+    return model
+
+
+def make_plan(model: PreTrainedModel, kept: Mapping[str, Any]) -> Plan:
+    size = Size(parameters=1, encoder=1, flops=1, bytes=1)
+    return Plan(
+        model_hash=model_hash(model),
+        architecture=architecture(model),
+        corpus_hash="c0",
+        score="rf",
+        preset=None,
+        keep=0.5,
+        of="encoder",
+        seed=0,
+        floor=0.1,
+        levels={},
+        kept=dict(kept),
+        before=size,
+        after=size,
+    )
+
+
+def in_heads(rng: np.random.Generator, per_head: int) -> tuple[int, ...]:
+    size = HIDDEN // HEAD_COUNT
+    picked = [h * size + np.sort(rng.choice(size, per_head, replace=False)) for h in range(HEAD_COUNT)]
+    return tuple(int(i) for i in np.concatenate(picked))
+
+
+def kept_at_random(seed: int, sizes: Callable[[np.random.Generator, str], int]) -> dict[str, tuple[int, ...]]:
+    """`sizes(rng, kind)`: neurons kept, per head for query and value."""
+    rng = np.random.default_rng(seed)
+    kept = {}
+    for layer in range(LAYERS):
+        kept[f"{layer}.query"] = kept[f"{layer}.key"] = in_heads(rng, sizes(rng, "query"))
+        kept[f"{layer}.value"] = in_heads(rng, sizes(rng, "value"))
+        inner = rng.choice(INNER, sizes(rng, "intermediate"), replace=False)
+        kept[f"{layer}.intermediate"] = tuple(int(i) for i in np.sort(inner))
+    return kept
+
+
+KEPT = {
+    "ragged": kept_at_random(1, lambda rng, kind: int(rng.integers(1, 64 if kind == "intermediate" else 8))),
+    "one": kept_at_random(2, lambda _rng, _kind: 1),
+    "half": kept_at_random(3, lambda _rng, kind: 32 if kind == "intermediate" else 4),
+    "narrow-query": kept_at_random(4, lambda _rng, kind: {"query": 1, "value": 8, "intermediate": 64}[kind]),
+    "inner-of-one-layer": {"1.intermediate": tuple(range(3, 64, 7))},
+}
+
+
+def make_scores(model: PreTrainedModel, means: Mapping[str, np.ndarray]) -> Scores:
+    """A table with the column that the repair reads."""
+    layer, site, index, values = [], [], [], []
+    for s in find_sites(model):
+        layer += [s.layer] * s.width
+        site += [SITE_KINDS.index(s.kind)] * s.width
+        index += range(s.width)
+        values += list(means.get(s.name, np.full(s.width, np.nan)))
+    return Scores(
+        layer=np.array(layer, np.int16),
+        site=np.array(site, np.int8),
+        index=np.array(index, np.int32),
+        constant=np.zeros(len(layer), bool),
+        columns={"token_mean": np.array(values)},
+        meta={"model_hash": model_hash(model)},
+    )
+
+
+def random_means(model: PreTrainedModel) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(5)
+    return {s.name: rng.normal(0.3, 0.5, s.width) for s in find_sites(model) if s.reader is not None}
+
+
+def edited(model: PreTrainedModel, plan: Plan, fills: Mapping[str, np.ndarray] | None) -> Any:
+    """The oracle: a dense copy whose weights make the removed neurons constant, without a hook or a cut.
+
+    Zeroed query and key rows drop out of the product; a value row that is zero with bias c is the constant c;
+    a reader that ignores the intermediate neuron's column takes its constant in the bias.
+    """
+    dense = copy.deepcopy(model)
+    base = base_model(dense)
+    with torch.no_grad():
+        for site in find_sites(model):
+            if site.name not in plan.kept:
+                continue
+            gone = sorted(set(range(site.width)) - set(plan.kept[site.name]))
+            fill = torch.zeros(len(gone)) if fills is None else torch.tensor(fills[site.name][gone])
+            writer: Any = base.get_submodule(site.writer)
+            if site.kind == "intermediate":
+                assert site.reader is not None
+                reader: Any = base.get_submodule(site.reader)
+                reader.bias += (reader.weight[:, gone].double() @ fill.double()).to(reader.bias.dtype)
+                reader.weight[:, gone] = 0
+            else:
+                writer.weight[gone] = 0
+                writer.bias[gone] = fill.float() if site.kind == "value" else 0.0
+    return dense
+
+
+@pytest.fixture(scope="session")
+def inputs(texts: list[str], tiny_tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
+    """Eight texts of unlike length, padded, with two segments."""
+    batch = tiny_tokenizer(texts[:8], texts[8:16], padding=True, truncation=True, return_tensors="pt")
+    lengths = batch["attention_mask"].sum(1)
+    assert lengths.min() < lengths.max()
+    return dict(batch)
+
+
+def answers(model: Any, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """All outputs; those of padding tokens, which no one reads, set to zero."""
+    mask = inputs["attention_mask"].bool()
+    if "MultipleChoice" in type(model).__name__:
+        inputs = {name: tensor.view(4, 2, -1) for name, tensor in inputs.items()}
+    with torch.no_grad():
+        found = model(**inputs).to_tuple()
+    return [x * mask.view(*mask.shape, *[1] * (x.dim() - 2)) if x.shape[:2] == mask.shape else x for x in found]
+
+
+def distance(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+    assert [x.shape for x in a] == [x.shape for x in b]
+    assert all(bool(torch.isfinite(x).all()) for x in [*a, *b])
+    return max(float((x.double() - y.double()).abs().max()) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("repair", ["none", "mean"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize("head", ["BertModel", "BertForSequenceClassification", "BertForMaskedLM"])
+def test_pruned_is_dense_with_the_neurons_replaced(
+    tiny_bert: BertModel, inputs: Any, head: str, kept: str, attention: str, repair: str
+) -> None:
+    model = with_head(tiny_bert, head)
+    model.set_attn_implementation(attention)
+    plan = make_plan(model, KEPT[kept])
+    means = random_means(model)
+    scores = make_scores(model, means)
+    dense = answers(model, inputs)
+    small = prune(model, plan, repair=repair, scores=scores)
+    assert small.config._attn_implementation == attention
+    with masked(model, plan, repair=repair, scores=scores) as same:
+        assert same is model
+        expected = answers(model, inputs)
+    by_weights = {s.name: np.zeros(s.width) for s in find_sites(model)} | means
+    oracle = answers(edited(model, plan, by_weights if repair == "mean" else None), inputs)
+    assert distance(answers(small, inputs), expected) < 1e-5
+    assert distance(answers(small, inputs), oracle) < 1e-5
+    assert distance(expected, dense) > 1e-2  # the plan does change this model
+    assert distance(answers(model, inputs), dense) == 0  # and the hooks are gone
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_has_its_class(tiny_bert: BertModel, inputs: Any, head: str) -> None:
+    model = with_head(tiny_bert, head)
+    plan = make_plan(model, KEPT["ragged"])
+    small = prune(model, plan, repair="none")
+    assert type(small).__name__ == "Obce" + head
+    assert isinstance(small, getattr(transformers, head))
+    assert type(base_model(small)).__name__ == "ObceBertModel"
+    with masked(model, plan, repair="none"):
+        assert distance(answers(small, inputs), answers(model, inputs)) < 1e-5
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("head", ["BertModel", *HEADS])
+def test_a_plan_that_removes_nothing_changes_no_bit(
+    tiny_bert: BertModel, inputs: Any, head: str, attention: str
+) -> None:
+    model = with_head(tiny_bert, head)
+    model.set_attn_implementation(attention)
+    whole = {s.name: tuple(range(s.width)) for s in find_sites(model) if s.kind in ("query", "key", "value")}
+    for kept in ({}, whole):
+        small = prune(model, make_plan(model, kept))  # nothing to fill in, so no means are asked for
+        assert distance(answers(small, inputs), answers(model, inputs)) == 0
+        assert sum(p.numel() for p in small.parameters()) == sum(p.numel() for p in model.parameters())
+
+
+def test_constants_of_query_and_key_cancel(tiny_bert: BertModel, inputs: Any) -> None:
+    """Any constants in the removed pairs give the pruned model, not only zeros: `mean` needs no fold there."""
+    kept = {name: indices for name, indices in KEPT["half"].items() if name.endswith(("query", "key"))}
+    plan = make_plan(tiny_bert, kept)
+    constant = copy.deepcopy(tiny_bert)
+    rng = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, indices in kept.items():
+            layer, kind = name.split(".")
+            linear = getattr(constant.encoder.layer[int(layer)].attention.self, kind)
+            gone = sorted(set(range(HIDDEN)) - set(indices))
+            linear.weight[gone] = 0
+            linear.bias[gone] = 2 * torch.randn(len(gone), generator=rng)
+    for repair in ("none", "mean"):
+        small = prune(tiny_bert, plan, repair=repair)
+        assert distance(answers(small, inputs), answers(constant, inputs)) < 1e-5
+
+
+def test_the_dense_scale_of_attention_is_kept(tiny_bert: BertModel, inputs: Any) -> None:
+    plan = make_plan(tiny_bert, KEPT["half"])
+    small: Any = prune(tiny_bert, plan, repair="none")
+    with masked(tiny_bert, plan, repair="none"):
+        expected = answers(tiny_bert, inputs)
+    assert [layer.attention.self.scaling for layer in small.encoder.layer] == [8**-0.5] * LAYERS
+    assert distance(answers(small, inputs), expected) < 1e-5
+    for layer in small.encoder.layer:
+        layer.attention.self.scaling = layer.attention.self.query_key_head_size**-0.5
+    assert distance(answers(small, inputs), expected) > 1e-3
+
+
+def test_it_is_really_smaller(tiny_bert: BertModel, tmp_path: Any) -> None:
+    kept = KEPT["ragged"]
+    small: Any = prune(tiny_bert, make_plan(tiny_bert, kept), repair="none")
+    removed = 0
+    for number, layer in enumerate(small.encoder.layer):
+        q, v, f = (len(kept[f"{number}.{kind}"]) for kind in ("query", "value", "intermediate"))
+        shapes = {name: tuple(p.shape) for name, p in layer.named_parameters()}
+        assert shapes["attention.self.query.weight"] == shapes["attention.self.key.weight"] == (q, HIDDEN)
+        assert shapes["attention.self.query.bias"] == (q,)
+        assert shapes["attention.self.value.weight"] == (v, HIDDEN)
+        assert shapes["attention.output.dense.weight"] == (HIDDEN, v)
+        assert shapes["intermediate.dense.weight"] == (f, HIDDEN)
+        assert shapes["output.dense.weight"] == (HIDDEN, f)
+        assert shapes["output.dense.bias"] == (HIDDEN,)
+        for removed_q, removed_v, removed_f in [(HIDDEN - q, HIDDEN - v, INNER - f)]:
+            removed += 2 * removed_q * (HIDDEN + 1)
+            removed += removed_v * (2 * HIDDEN + 1) + removed_f * (2 * HIDDEN + 1)
+    assert removed > 0
+    count = [sum(p.numel() for p in m.parameters()) for m in (tiny_bert, small)]
+    assert count[0] - count[1] == removed
+    for model, name in ((tiny_bert, "dense"), (small, "small")):
+        model.save_pretrained(tmp_path / name)
+    size = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("dense", "small")]
+    assert size[0] - size[1] >= 4 * removed * 0.95  # the header may differ by some bytes
+    for parameter in small.parameters():  # no view of a dense matrix is kept alive
+        assert parameter.untyped_storage().nbytes() == parameter.numel() * parameter.element_size()
+
+
+def test_the_dense_model_is_untouched_and_shares_nothing(tiny_bert: BertModel, inputs: Any) -> None:
+    model = with_head(tiny_bert, "BertForMaskedLM")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    first, config = answers(model, inputs), model.config.to_dict()
+    plan = make_plan(model, KEPT["ragged"])
+    small = prune(model, plan, scores=make_scores(model, random_means(model)))
+    with torch.no_grad():
+        for tensor in [*small.parameters(), *small.buffers()]:
+            tensor.zero_()
+    small.config.num_labels = 9
+    assert model_hash(model) == plan.model_hash
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert distance(answers(model, inputs), first) == 0
+    assert model.config.to_dict() == config
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_mean_repair_stays_nearer_to_the_dense_model(
+    tiny_bert: BertModel, inputs: Any, texts: list[str], tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Means of this model are far from zero, so zeroing moves the readers' inputs and the fold does not."""
+    dense = answers(tiny_bert, inputs)
+    error: dict[str, list[float]] = {"none": [], "mean": []}
+    for seed in range(8):
+        kept = kept_at_random(seed, lambda _rng, kind: 40 if kind == "intermediate" else 5)
+        plan = make_plan(tiny_bert, kept)
+        for repair, found in error.items():
+            small = prune(tiny_bert, plan, repair=repair, texts=texts[:60], tokenizer=tiny_tokenizer)
+            found.append(float((answers(small, inputs)[0] - dense[0]).square().mean()))
+    assert np.mean(error["mean"]) < 0.9 * np.mean(error["none"])
+
+
+def test_means_from_texts_and_from_scores_agree(
+    tiny_bert: BertModel, texts: list[str], tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    batches = tokenize(texts, tiny_tokenizer, max_length=64)
+    scores = make_scores(tiny_bert, token_means(tiny_bert, batches, find_sites(tiny_bert)))
+    plan = make_plan(tiny_bert, KEPT["half"])
+    by_texts = prune(tiny_bert, plan, texts=texts, tokenizer=tiny_tokenizer).state_dict()
+    by_scores = prune(tiny_bert, plan, scores=scores).state_dict()
+    for name, tensor in by_texts.items():
+        torch.testing.assert_close(tensor, by_scores[name], rtol=1e-6, atol=1e-6)
+
+
+def test_the_repair_touches_the_bias_of_readers_only(tiny_bert: BertModel) -> None:
+    means = random_means(tiny_bert)
+    plan = make_plan(tiny_bert, KEPT["half"])
+    plain: Any = prune(tiny_bert, plan, repair="none").state_dict()
+    repaired: Any = prune(tiny_bert, plan, repair="mean", scores=make_scores(tiny_bert, means)).state_dict()
+    changed = {name for name in plain if not torch.equal(plain[name], repaired[name])}
+    assert changed == {
+        f"encoder.layer.{layer}.{reader}.bias"
+        for layer in range(3)
+        for reader in ("attention.output.dense", "output.dense")
+    }
+    gone = sorted(set(range(INNER)) - set(KEPT["half"]["2.intermediate"]))
+    dense = tiny_bert.encoder.layer[2].output.dense
+    expected = dense.bias.double() + dense.weight[:, gone].double() @ torch.tensor(means["2.intermediate"][gone])
+    torch.testing.assert_close(repaired["encoder.layer.2.output.dense.bias"], expected.float(), rtol=0, atol=0)
+
+
+class TestWhatIsCarriedOver:
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_dtype(self, tiny_bert: BertModel, inputs: Any, dtype: torch.dtype) -> None:
+        model = tiny_bert.to(dtype)
+        plan = make_plan(model, KEPT["ragged"])
+        scores = make_scores(model, random_means(model))
+        small = prune(model, plan, scores=scores)
+        assert {p.dtype for p in small.parameters()} == {dtype}
+        assert small.dtype == dtype
+        tolerance = {torch.float16: 0.02, torch.bfloat16: 0.2, torch.float64: 1e-12}[dtype]
+        with masked(model, plan, scores=scores):
+            assert distance(answers(small, inputs), answers(model, inputs)) < tolerance
+
+    def test_training_flag_and_frozen_weights(self, tiny_bert: BertModel) -> None:
+        tiny_bert.embeddings.requires_grad_(False)
+        for training in (True, False):
+            small: Any = prune(tiny_bert.train(training), make_plan(tiny_bert, KEPT["half"]), repair="none")
+            assert all(module.training == training for module in small.modules())
+        assert {n for n, p in small.named_parameters() if not p.requires_grad} == {
+            n for n, p in tiny_bert.named_parameters() if not p.requires_grad
+        }
+
+    def test_labels_and_record(self, tiny_bert: BertModel) -> None:
+        config = copy.deepcopy(tiny_bert.config)
+        config.id2label, config.label2id = {0: "no", 1: "yes", 2: "maybe"}, {"no": 0, "yes": 1, "maybe": 2}
+        config.classifier_dropout, config.problem_type = 0.3, "single_label_classification"
+        model = transformers.BertForSequenceClassification(config).eval()
+        plan = make_plan(model, KEPT["half"])
+        small: Any = prune(model, plan, repair="none")
+        old, new = model.config.to_dict(), small.config.to_dict()
+        assert set(old) <= set(new)
+        assert {k for k in old if old[k] != new[k]} <= {
+            "model_type",
+            "architectures",
+            "_name_or_path",
+            "dtype",
+        }
+        assert small.dropout.p == 0.3
+        assert small.classifier.out_features == 3
+        assert small.config.obce == {
+            "version": obce.__version__,
+            "score": "rf",
+            "preset": None,
+            "keep": 0.5,
+            "of": "encoder",
+            "repair": "none",
+            "corpus_hash": "c0",
+            "model_hash": plan.model_hash,
+        }
+        assert json.loads(small.config.to_json_string())["obce"] == small.config.obce
+
+    def test_tied_and_untied_words(self, tiny_bert: BertModel) -> None:
+        for tie in (True, False):
+            config = copy.deepcopy(tiny_bert.config)
+            config.tie_word_embeddings = tie
+            model = transformers.BertForMaskedLM(config).eval()
+            small: Any = prune(model, make_plan(model, KEPT["half"]), repair="none")
+            words = small.bert.embeddings.word_embeddings.weight
+            assert (small.cls.predictions.decoder.weight is words) == tie
+            assert small.cls.predictions.bias is small.cls.predictions.decoder.bias or not tie
+            assert small.config.tie_word_embeddings == tie
+
+    def test_a_model_without_pooler(self, tiny_bert: BertModel, inputs: Any) -> None:
+        model = transformers.BertModel(tiny_bert.config, add_pooling_layer=False).eval()
+        small: Any = prune(model, make_plan(model, {}))
+        assert small.pooler is None
+        assert distance(answers(small, inputs), answers(model, inputs)) == 0
+
+
+class TestUseOfThePrunedModel:
+    @pytest.fixture
+    def small(self, tiny_bert: BertModel) -> Any:
+        model = with_head(tiny_bert, "BertForMaskedLM")
+        return prune(model, make_plan(model, KEPT["ragged"]), repair="none")
+
+    def test_attentions_and_hidden_states(self, small: Any, tiny_bert: BertModel, inputs: Any) -> None:
+        small.set_attn_implementation("eager")
+        with torch.no_grad():
+            out = small(**inputs, output_attentions=True, output_hidden_states=True)
+            plain = small(**inputs)
+        length = inputs["input_ids"].shape[1]
+        assert [tuple(a.shape) for a in out.attentions] == [(8, HEAD_COUNT, length, length)] * LAYERS
+        for weights in out.attentions:
+            torch.testing.assert_close(weights.sum(-1), torch.ones(8, HEAD_COUNT, length))
+        assert [tuple(h.shape) for h in out.hidden_states] == [(8, length, HIDDEN)] * (LAYERS + 1)
+        assert torch.equal(out.hidden_states[0], tiny_bert.embeddings(inputs["input_ids"], inputs["token_type_ids"]))
+        assert torch.equal(out.logits, plain.logits)
+
+    def test_gradients_with_and_without_checkpointing(self, small: Any, inputs: Any) -> None:
+        small.config.hidden_dropout_prob = small.config.attention_probs_dropout_prob = 0.0
+        for module in small.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        small.train()
+        gradients = []
+        for checkpointing in (False, True):
+            if checkpointing:
+                small.gradient_checkpointing_enable()
+            small.zero_grad()
+            small(**inputs, labels=inputs["input_ids"]).loss.backward()
+            gradients.append({name: p.grad.clone() for name, p in small.named_parameters()})
+        assert all(g.abs().sum() > 0 for n, g in gradients[0].items() if "key.bias" not in n)
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(gradient, gradients[1][name])
+
+    def test_dropout_works_on_attention(self, small: Any, inputs: Any) -> None:
+        small.train()
+        with torch.no_grad():
+            assert not torch.equal(small(**inputs).logits, small(**inputs).logits)
+
+    def test_new_tokens(self, small: Any, inputs: Any) -> None:
+        small.resize_token_embeddings(300, mean_resizing=False)
+        assert small(**inputs).logits.shape[-1] == small.config.vocab_size == 300
+        assert small.cls.predictions.decoder.weight is small.bert.embeddings.word_embeddings.weight
+
+    def test_kernels_that_cannot_run_are_refused(self, small: Any) -> None:
+        for kernel in ("flash_attention_2", "flex_attention"):
+            with pytest.raises(ValueError, match="does not support"):
+                type(small)._from_config(copy.deepcopy(small.config), attn_implementation=kernel)
+
+    def test_a_pruned_model_is_not_pruned_again(self, small: Any, tiny_bert: BertModel) -> None:
+        with pytest.raises(ValueError, match="already pruned"):
+            prune(small, make_plan(tiny_bert, {}))
+
+
+class TestMasked:
+    def test_hooks_go_even_when_the_body_fails(self, tiny_bert: BertModel, inputs: Any) -> None:
+        dense = answers(tiny_bert, inputs)
+        with (
+            pytest.raises(RuntimeError, match="inside"),
+            masked(tiny_bert, make_plan(tiny_bert, KEPT["one"]), repair="none"),
+        ):
+            raise RuntimeError("inside")
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny_bert.modules())
+        assert distance(answers(tiny_bert, inputs), dense) == 0
+
+    def test_gradients_of_kept_neurons_flow(self, tiny_bert: BertModel, inputs: Any) -> None:
+        plan = make_plan(tiny_bert, KEPT["half"])
+        with masked(tiny_bert, plan, repair="none"):
+            tiny_bert(**inputs).pooler_output.sum().backward()
+        grad = tiny_bert.encoder.layer[0].intermediate.dense.weight.grad
+        assert grad is not None
+        alive = (grad.abs().sum(1) > 0).nonzero().flatten().tolist()
+        assert alive == list(plan.kept["0.intermediate"])
+
+
+class TestRefusals:
+    @pytest.fixture(params=["prune", "masked"])
+    def cut(self, request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
+        def call(*args: Any, **kwargs: Any) -> None:
+            if request.param == "prune":
+                prune(*args, **kwargs)
+            else:
+                with masked(*args, **kwargs):
+                    pass
+
+        return call
+
+    def test_plan_of_another_model(self, tiny_bert: BertModel, cut: Any) -> None:
+        plan = make_plan(tiny_bert, {})
+        with torch.no_grad():
+            tiny_bert.encoder.layer[0].output.dense.bias[0] += 1
+        with pytest.raises(ValueError, match=r"plan was made for the model with hash \w+\.\.\., but this model has"):
+            cut(tiny_bert, plan)
+
+    def test_other_architectures(self, tiny_bert: BertModel, cut: Any) -> None:
+        config = transformers.RobertaConfig(
+            vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        )
+        with pytest.raises(ValueError, match="of the family 'roberta'"):
+            cut(transformers.RobertaModel(config), make_plan(tiny_bert, {}))
+
+    def test_classes_without_a_narrow_one(self, tiny_bert: BertModel) -> None:
+        class Mine(transformers.BertModel):
+            pass
+
+        model = Mine(tiny_bert.config)
+        with pytest.raises(ValueError, match="model is a Mine, expected one of BertModel, BertForPreTraining"):
+            prune(model, make_plan(model, {}))
+
+    def test_replaced_heads(self, tiny_bert: BertModel) -> None:
+        model = with_head(tiny_bert, "BertForSequenceClassification")
+        model.classifier = nn.Sequential(nn.Linear(HIDDEN, 2))
+        with pytest.raises(ValueError, match="has a Sequential at 'classifier', expected the Linear"):
+            prune(model, make_plan(model, {}))
+        model.classifier = nn.Linear(HIDDEN, 5)
+        with pytest.raises(ValueError, match=r"classifier.weight of shape \(5, 32\), expected \(2, 32\)"):
+            prune(model, make_plan(model, {}))
+
+    def test_unknown_repair(self, tiny_bert: BertModel, cut: Any) -> None:
+        with pytest.raises(ValueError, match="repair is 'median', expected one of 'none', 'mean'"):
+            cut(tiny_bert, make_plan(tiny_bert, {}), repair="median")
+
+    @pytest.mark.parametrize(
+        ("kept", "message"),
+        [
+            ({"0.output": (0,)}, "site '0.output', expected only sites that can be cut: 0.query to 2.interm"),
+            ({"7.value": (0,)}, "site '7.value', expected only sites"),
+            ({"0.intermediate": ()}, r"kept\['0.intermediate'\] is \[\], expected at least one neuron"),
+            ({"0.intermediate": (0, 64)}, r"is \[0, 64\], expected .* from 0 to 63"),
+            ({"0.intermediate": (-1, 5)}, r"is \[-1, 5\], expected"),
+            ({"0.intermediate": (5, 5)}, r"is \[5, 5\], expected .* distinct and ascending"),
+            ({"0.intermediate": (6, 5)}, r"is \[6, 5\], expected .* distinct and ascending"),
+            ({"0.intermediate": (*range(40), 3)}, r"is \[0, 1, 2, 3, 4, 5, 6, 7, \.\.\.\] \(41 indices\)"),
+            (
+                {"0.intermediate": (1.5,)},
+                "'float' object cannot be interpreted as an integer, expected integers",
+            ),
+            ({"1.value": (0, 8, 16)}, r"keeps \[1, 1, 1, 0\] neurons in the heads"),
+            ({"1.value": (0, 1, 8, 16, 24)}, r"keeps \[2, 1, 1, 1\] neurons in the heads"),
+            (
+                {"1.query": (0, 8, 16, 24), "1.key": (1, 8, 16, 24)},
+                "other neurons of '1.query' than of '1.key'",
+            ),
+            ({"1.query": (0, 8, 16, 24)}, "query and key neurons are cut in pairs"),
+        ],
+    )
+    def test_indices(self, tiny_bert: BertModel, cut: Any, kept: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            cut(tiny_bert, make_plan(tiny_bert, kept), repair="none")
+
+    def test_means_from_nowhere_or_twice(
+        self, tiny_bert: BertModel, cut: Any, texts: list[str], tiny_tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        plan = make_plan(tiny_bert, KEPT["half"])
+        scores = make_scores(tiny_bert, random_means(tiny_bert))
+        with pytest.raises(ValueError, match=r"repair='mean' needs the means .* neither scores nor texts is given"):
+            cut(tiny_bert, plan)
+        with pytest.raises(ValueError, match="scores and texts are both given"):
+            cut(tiny_bert, plan, scores=scores, texts=texts, tokenizer=tiny_tokenizer)
+        with pytest.raises(ValueError, match="texts are given without a tokenizer"):
+            cut(tiny_bert, plan, texts=texts)
+
+    def test_scores_that_do_not_serve(self, tiny_bert: BertModel, cut: Any) -> None:
+        plan = make_plan(tiny_bert, KEPT["half"])
+        good = make_scores(tiny_bert, random_means(tiny_bert))
+        with pytest.raises(ValueError, match="scores are of the model with hash ffff"):
+            cut(tiny_bert, plan, scores=dataclasses.replace(good, meta={"model_hash": "ffff"}))
+        with pytest.raises(ValueError, match="no column 'token_mean'"):
+            cut(tiny_bert, plan, scores=dataclasses.replace(good, columns={}))
+        rows = good.rows(0, "query")
+        part = {f.name: getattr(good, f.name)[rows] for f in dataclasses.fields(good)[:4]}
+        columns = {"token_mean": good.columns["token_mean"][rows]}
+        with pytest.raises(ValueError, match=r"scores hold no site 0\.value, which the plan cuts"):
+            cut(tiny_bert, plan, scores=Scores(**part, columns=columns, meta=good.meta))
+        gone = min(set(range(HIDDEN)) - set(plan.kept["1.value"]))
+        good.columns["token_mean"][good.rows(1, "value").start + gone] = np.nan
+        with pytest.raises(ValueError, match=rf"the mean of neuron 1\.value\.{gone} is nan, expected a finite"):
+            cut(tiny_bert, plan, scores=good)
+
+    def test_means_of_kept_neurons_need_not_be_finite(self, tiny_bert: BertModel, cut: Any) -> None:
+        plan = make_plan(tiny_bert, KEPT["half"])
+        means = random_means(tiny_bert)
+        for name, mean in means.items():
+            mean[list(plan.kept[name])] = np.nan
+        cut(tiny_bert, plan, scores=make_scores(tiny_bert, means))

@@ -1,0 +1,154 @@
+"""The method on a trained encoder and real sentences, and the published sizes on BERT Base and Large."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from obce.capture import capture
+from obce.corpus import Corpus, read_corpus, tokenize
+from obce.evaluate import count_parameters, embed, fidelity, flops, weight_bytes
+from obce.plan import plan
+from obce.prune import masked, prune
+from obce.run import load_model, load_tokenizer
+from obce.scores import CONSTANT_TOLERANCE, Scores, rounding_scale, score
+from obce.sites import find_sites
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+pytestmark = pytest.mark.minilm
+
+
+@pytest.fixture(scope="module")
+def minilm(minilm_dir: Path) -> PreTrainedModel:
+    return load_model(minilm_dir)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(minilm_dir: Path) -> Any:
+    return load_tokenizer(minilm_dir)
+
+
+@pytest.fixture(scope="module")
+def sentences(wikipedia: Path) -> Corpus:
+    return read_corpus(wikipedia, limit=200)
+
+
+@pytest.fixture(scope="module")
+def scores(minilm: PreTrainedModel, tokenizer: Any, sentences: Corpus) -> Scores:
+    return score(minilm, tokenizer, sentences)
+
+
+def test_rf_of_500_neurons_is_what_ripser_finds(
+    minilm: PreTrainedModel, tokenizer: Any, sentences: Corpus, scores: Scores
+) -> None:
+    ripser = pytest.importorskip("ripser", reason="ripser is the peer; requirements/dev.txt has it").ripser
+    chosen = np.random.default_rng(0).choice(np.flatnonzero(~scores.constant), 500, replace=False)
+    at = {}
+    for layer in capture(minilm, tokenize(sentences, tokenizer), find_sites(minilm)):
+        for kind, values in layer.outputs.items():
+            rows = scores.rows(layer.layer, kind)
+            at.update({row: values[row - rows.start] for row in chosen if rows.start <= row < rows.stop})
+    for row in chosen:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # ripser warns that a cloud has more points than coordinates
+            deaths = ripser(at[row][:, None], maxdim=0)["dgms"][0][:, 1]
+        largest = deaths[np.isfinite(deaths)].max()
+        assert scores.columns["rf"][row] == pytest.approx(largest, rel=1e-5)
+
+
+def test_the_encoder_has_the_neurons_it_should(scores: Scores) -> None:
+    assert len(scores) == 20_736
+    assert scores.constant.sum() == 3 * 384
+    first = (scores.layer == 0) & (scores.site < 3)
+    assert (scores.constant == first).all()
+
+
+def test_the_constant_neurons_stand_clearly_apart(minilm: PreTrainedModel, tokenizer: Any, sentences: Corpus) -> None:
+    """The tolerance lies far from both sides: above rounding noise, below the least that varies."""
+    noise, signal = 0.0, np.inf
+    for layer in capture(minilm, tokenize(sentences, tokenizer), find_sites(minilm)):
+        for kind, values in layer.outputs.items():
+            relative = np.ptp(values, axis=1) / rounding_scale(values)
+            if layer.layer == 0 and kind in ("query", "key", "value"):
+                noise = max(noise, float(relative.max()))
+            else:
+                signal = min(signal, float(relative.min()))
+    assert noise < CONSTANT_TOLERANCE / 8
+    assert signal > CONSTANT_TOLERANCE * 8
+
+
+def test_std_is_reproducible_and_rf_is_not(scores: Scores) -> None:
+    assert scores.stability("std").spearman > 0.85
+    assert scores.stability("rf").spearman < 0.5
+
+
+@pytest.mark.parametrize("repair", ["none", "mean"])
+def test_pruned_equals_masked_on_padded_batches(
+    repair: str, minilm: PreTrainedModel, tokenizer: Any, sentences: Corpus, scores: Scores
+) -> None:
+    made = plan(scores, minilm, keep=0.465, of="encoder", preset="obce-2023")
+    small = prune(minilm, made, repair=repair, scores=scores)
+    assert count_parameters(small) == (made.after.parameters, made.after.encoder)
+    assert weight_bytes(small) == made.after.bytes
+    assert flops(small) == made.after.flops
+    assert flops(minilm) == made.before.flops
+    batch = tokenizer(list(sentences.texts[:24]), padding=True, truncation=True, max_length=128, return_tensors="pt")
+    assert (batch["attention_mask"] == 0).any()
+    with torch.no_grad():
+        with masked(minilm, made, repair=repair, scores=scores):
+            expected = minilm(**batch)
+        found = small(**batch)
+    real = batch["attention_mask"].bool()
+    assert (found.last_hidden_state - expected.last_hidden_state)[real].abs().max() < 1e-5
+    assert (found.pooler_output - expected.pooler_output).abs().max() < 1e-5
+
+
+def test_a_light_cut_keeps_the_embeddings(
+    minilm: PreTrainedModel, tokenizer: Any, wikipedia: Path, scores: Scores
+) -> None:
+    held_out = tokenize(read_corpus(wikipedia).texts[200:260], tokenizer)
+    dense = embed(minilm, held_out)
+    by_share = [
+        fidelity(
+            dense,
+            embed(prune(minilm, plan(scores, keep=k, of="encoder"), repair="mean", scores=scores), held_out),
+        )
+        for k in (1.0, 0.95, 0.8)
+    ]
+    assert by_share[0] == pytest.approx(1)
+    assert by_share[0] > by_share[1] > by_share[2] > 0.5
+
+
+PUBLISHED = {
+    "base": ({}, {"obce-2023": 0.5847, "pbce-2025": 0.47}),
+    "large": (
+        {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+        {"obce-2023": 0.523, "pbce-2025": 0.42},
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_published_sizes_on_the_real_configurations(size: str, tokenizer: Any, sentences: Corpus) -> None:
+    """Random weights: sizes depend on the configuration alone."""
+    from transformers import BertConfig, BertModel
+
+    dimensions, shares = PUBLISHED[size]
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(**dimensions)).eval()
+    scores = score(model, tokenizer, list(sentences.texts[:8]), max_length=16)
+    assert len(scores) == {"base": 82_944, "large": 221_184}[size]
+    for preset, keep in shares.items():
+        made = plan(scores, keep=keep, of="total", preset=preset)
+        small = prune(model, made, repair="mean", scores=scores)
+        total, encoder = count_parameters(small)
+        assert (total, encoder) == (made.after.parameters, made.after.encoder)
+        assert abs(total / count_parameters(model)[0] - keep) < 1e-3

@@ -1,0 +1,345 @@
+"""Saved and loaded again: every head, in a new process, through transformers' Auto classes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from obce.configuration_obce import LayerWidths, ObceBertConfig
+from obce.plan import Plan, Size
+from obce.prune import prune
+from obce.sites import architecture, model_hash
+from safetensors import safe_open
+
+if TYPE_CHECKING:
+    from transformers import BertModel, PreTrainedTokenizerBase
+
+ROOT = Path(__file__).parents[1]
+
+# Auto class -> the dense class that is pruned for it.
+HEADS = {
+    "AutoModel": "BertModel",
+    "AutoModelForPreTraining": "BertForPreTraining",
+    "AutoModelForMaskedLM": "BertForMaskedLM",
+    "AutoModelForNextSentencePrediction": "BertForNextSentencePrediction",
+    "AutoModelForSequenceClassification": "BertForSequenceClassification",
+    "AutoModelForMultipleChoice": "BertForMultipleChoice",
+    "AutoModelForTokenClassification": "BertForTokenClassification",
+    "AutoModelForQuestionAnswering": "BertForQuestionAnswering",
+}
+
+WIDTHS = [LayerWidths(8, 16, 33), LayerWidths(4, 4, 1), LayerWidths(32, 12, 64)]
+
+
+def run(code: str, *arguments: str) -> str:
+    """Output of a new interpreter that has the checkout on its path."""
+    environment = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PATH": "", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def kept_indices() -> dict[str, tuple[int, ...]]:
+    kept = {}
+    for layer, widths in enumerate(WIDTHS):
+        for kind, width in (("query", widths.query_key), ("key", widths.query_key), ("value", widths.value)):
+            per_head = width // 4
+            kept[f"{layer}.{kind}"] = tuple(8 * head + i for head in range(4) for i in range(per_head))
+        kept[f"{layer}.intermediate"] = tuple(range(widths.intermediate))
+    return kept
+
+
+def small_of(body: BertModel, name: str) -> Any:
+    torch.manual_seed(11)
+    model = body if name == "BertModel" else getattr(transformers, name)(body.config).eval()
+    size = Size(parameters=1, encoder=1, flops=1, bytes=1)
+    plan = Plan(
+        model_hash=model_hash(model),
+        architecture=architecture(model),
+        corpus_hash="c0",
+        score="rf",
+        preset="obce-2023",
+        keep=None,
+        of="total",
+        seed=0,
+        floor=0.1,
+        levels={},
+        kept=kept_indices(),
+        before=size,
+        after=size,
+    )
+    return prune(model, plan, repair="none")
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    return torch.arange(5, 5 + 24).reshape(2, 12)
+
+
+LOAD_ALL = """
+import sys
+first, second, root = sys.argv[1:4]
+__import__(first), __import__(second)
+import numpy as np, torch, transformers
+ids = torch.from_numpy(np.load(root + "/ids.npy"))
+for auto in sys.argv[4:]:
+    model = getattr(transformers, auto).from_pretrained(root + "/" + auto)
+    assert type(model).__module__ == "obce.modeling_obce", type(model)
+    assert not model.training
+    x = ids[:, None] if "MultipleChoice" in auto else ids
+    with torch.no_grad():
+        found = model(x, token_type_ids=torch.zeros_like(x)).to_tuple()
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    np.savez(root + "/" + auto + ".npz", *[t.numpy() for t in found], **weights)
+    if auto in ("AutoModelForMaskedLM", "AutoModelForPreTraining"):
+        assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
+print(type(transformers.AutoTokenizer.from_pretrained(root + "/AutoModel")).__name__)
+print(transformers.AutoConfig.from_pretrained(root + "/AutoModel").obce["preset"])
+"""
+
+
+@pytest.mark.parametrize(
+    "order",
+    [("obce", "transformers.models.bert.configuration_bert"), ("transformers", "obce")],
+    ids=["obce-first", "transformers-first"],
+)
+def test_a_new_process_loads_the_same_model(
+    tiny_bert: BertModel,
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    ids: torch.Tensor,
+    tmp_path: Path,
+    order: tuple[str, str],
+) -> None:
+    np.save(tmp_path / "ids.npy", ids.numpy())
+    heads = HEADS if order[0] == "obce" else dict(list(HEADS.items())[:3])
+    outputs, weights = {}, {}
+    for auto, name in heads.items():
+        small = small_of(tiny_bert, name)
+        x = ids[:, None] if "MultipleChoice" in auto else ids
+        with torch.no_grad():
+            outputs[auto] = [t.numpy() for t in small(x, token_type_ids=torch.zeros_like(x)).to_tuple()]
+        weights[auto] = {name: tensor.numpy() for name, tensor in small.state_dict().items()}
+        small.save_pretrained(tmp_path / auto)
+        assert sorted(p.name for p in (tmp_path / auto).iterdir()) == ["config.json", "model.safetensors"]
+    tiny_tokenizer.save_pretrained(tmp_path / "AutoModel")
+    lines = run(LOAD_ALL, *order, str(tmp_path), *heads).split()
+    assert "Bert" in lines[0]
+    assert lines[1] == "obce-2023"
+    for auto in heads:
+        with np.load(tmp_path / f"{auto}.npz") as found:
+            positional = [found[name] for name in found.files if name.startswith("arr_")]
+            assert set(found.files) - set(weights[auto]) == {f"arr_{i}" for i in range(len(outputs[auto]))}
+            for name, array in weights[auto].items():
+                np.testing.assert_array_equal(found[name], array, err_msg=f"{auto} {name}")
+            # Weights read from a file are aligned otherwise in memory, which may move the last bit of a product.
+            for got, array in zip(positional, outputs[auto], strict=True):
+                np.testing.assert_allclose(got, array, rtol=0, atol=2e-6, err_msg=auto)
+
+
+def test_the_file_holds_the_narrow_tensors(tiny_bert: BertModel, tmp_path: Path) -> None:
+    small_of(tiny_bert, "BertModel").save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    for layer, (query_key, value, inner) in enumerate(WIDTHS):
+        prefix = f"encoder.layer.{layer}."
+        assert shapes[prefix + "attention.self.query.weight"] == (query_key, 32)
+        assert shapes[prefix + "attention.self.key.weight"] == (query_key, 32)
+        assert shapes[prefix + "attention.self.value.weight"] == (value, 32)
+        assert shapes[prefix + "attention.output.dense.weight"] == (32, value)
+        assert shapes[prefix + "intermediate.dense.weight"] == (inner, 32)
+        assert shapes[prefix + "output.dense.weight"] == (32, inner)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_type"] == "obce_bert"
+    assert config["architectures"] == ["ObceBertModel"]
+    assert (config["hidden_size"], config["intermediate_size"]) == (32, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(tiny_bert: BertModel, tmp_path: Path, ids: torch.Tensor, dtype: torch.dtype) -> None:
+    small_of(tiny_bert, "BertForSequenceClassification").save_pretrained(tmp_path / "full")
+    half = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "full", dtype=dtype)
+    assert {p.dtype for p in half.parameters()} == {dtype}
+    half.save_pretrained(tmp_path / "half")
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "half")
+    assert {p.dtype for p in again.parameters()} == {dtype}
+    with torch.no_grad():
+        assert torch.equal(half(ids).logits, again(ids).logits)
+
+
+def test_a_body_gets_a_new_head_and_a_head_gives_its_body(tiny_bert: BertModel, tmp_path: Path) -> None:
+    """As with BERT: a bare encoder is fine-tuned under a new head, and an encoder is taken out of a task model."""
+    small = small_of(tiny_bert, "BertModel")
+    small.save_pretrained(tmp_path / "body")
+    task = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "body", num_labels=5)
+    assert task.classifier.out_features == 5
+    assert model_hash(task) == model_hash(small)
+    task.save_pretrained(tmp_path / "task")
+    assert model_hash(transformers.AutoModel.from_pretrained(tmp_path / "task")) == model_hash(small)
+
+
+def test_attention_can_be_chosen_on_loading(tiny_bert: BertModel, tmp_path: Path, ids: torch.Tensor) -> None:
+    small_of(tiny_bert, "BertModel").save_pretrained(tmp_path)
+    found = {}
+    for attention in ("eager", "sdpa"):
+        model = transformers.AutoModel.from_pretrained(tmp_path, attn_implementation=attention)
+        assert model.config._attn_implementation == attention
+        with torch.no_grad():
+            found[attention] = model(ids).last_hidden_state
+    torch.testing.assert_close(found["eager"], found["sdpa"], rtol=0, atol=1e-5)
+
+
+def test_a_vocabulary_alone_is_enough_for_the_tokenizer(
+    tiny_bert: BertModel, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    small_of(tiny_bert, "BertModel").save_pretrained(tmp_path)
+    words = sorted(tiny_tokenizer.get_vocab().items(), key=lambda item: item[1])
+    (tmp_path / "vocab.txt").write_text("\n".join(word for word, _ in words) + "\n")
+    found = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "The river was old."
+    assert found(text)["input_ids"] == tiny_tokenizer(text)["input_ids"]
+
+
+class TestImports:
+    """`import obce` announces the classes without importing what they need."""
+
+    def test_nothing_heavy_is_imported(self) -> None:
+        code = "import obce, sys; print(*{m.split('.')[0] for m in sys.modules})"
+        assert {"torch", "transformers", "numpy"}.isdisjoint(run(code).split())
+
+    def test_a_model_imported_first(self) -> None:
+        """transformers imports its Auto classes in the middle of importing BERT, which ours derive from."""
+        code = """
+import obce
+import transformers.models.bert.modeling_bert
+import transformers
+config = transformers.AutoConfig.for_model("obce_bert", num_hidden_layers=1, vocab_size=9)
+print(type(transformers.AutoModel.from_config(config)).__name__)
+"""
+        assert run(code).split() == ["ObceBertModel"]
+
+    def test_the_finder_leaves_no_trace(self) -> None:
+        code = """
+import sys, importlib, importlib.util
+before = list(sys.meta_path)
+import obce
+from obce import auto_classes
+auto_classes.install()
+added = [f for f in sys.meta_path if f not in before]
+assert len(added) == 1, added
+name = "transformers.models.auto.configuration_auto"
+spec = importlib.util.find_spec(name)
+assert spec.name == name and spec.origin.endswith("configuration_auto.py")
+assert spec.loader.get_code(name).co_filename == spec.origin
+assert spec.loader.get_source(name).startswith("#")
+assert importlib.util.find_spec("transformers.models.auto.no_such_module") is None
+plain = importlib.import_module("transformers.models.roberta.modeling_roberta")
+auto = sys.modules[name]
+assert type(auto.__loader__) is type(auto.__spec__.loader) is type(plain.__loader__)
+import obce.modeling_obce
+assert added[0] not in sys.meta_path
+for _ in range(2):
+    auto_classes.install()
+    assert added[0] not in sys.meta_path
+    assert auto.CONFIG_MAPPING["obce_bert"] is obce.modeling_obce.ObceBertConfig
+importlib.reload(auto)
+assert "obce_bert" not in auto.CONFIG_MAPPING
+auto_classes.install()
+assert auto.CONFIG_MAPPING["obce_bert"] is obce.modeling_obce.ObceBertConfig
+"""
+        run(code)
+
+    def test_without_transformers(self) -> None:
+        code = """
+import sys
+sys.modules["transformers"] = None
+import obce
+try:
+    import transformers
+except ImportError as error:
+    print("absent", obce.__version__)
+"""
+        assert run(code).startswith("absent")
+
+    def test_an_unknown_transformers_is_warned_about_and_not_broken(self) -> None:
+        code = """
+import types, warnings
+from obce import auto_classes
+with warnings.catch_warnings(record=True) as found:
+    warnings.simplefilter("always")
+    auto_classes._enter_placeholder(types.ModuleType("configuration_auto"))
+print(*[str(w.message) for w in found])
+"""
+        assert "install transformers >= 5.14, < 6" in run(code)
+
+    def test_the_model_files_import_nothing_of_obce(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Copied into another package they work where there is no obce: so a checkpoint can carry them."""
+        package = tmp_path / "carried"
+        package.mkdir()
+        (package / "__init__.py").write_text("")
+        for name in ("configuration_obce.py", "modeling_obce.py"):
+            (package / name).write_text((ROOT / "obce" / name).read_text())
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setitem(sys.modules, "obce", None)
+        carried = importlib.import_module("carried.modeling_obce")
+        model = carried.ObceBertForMaskedLM(carried.ObceBertConfig(num_hidden_layers=1, vocab_size=9))
+        assert model(torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, 9)
+
+
+class TestConfiguration:
+    SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}  # noqa: RUF012
+    LAYER = {"kept_query_key_size": 8, "kept_value_size": 4, "kept_intermediate_size": 5}  # noqa: RUF012
+
+    def test_widths_survive_the_file(self, tmp_path: Path) -> None:
+        layers = {0: self.LAYER, 1: {**self.LAYER, "kept_value_size": 32}}
+        config = ObceBertConfig(**self.SIZES, per_layer_config=layers, obce={"score": "rf"})
+        config.save_pretrained(tmp_path)
+        again = ObceBertConfig.from_pretrained(tmp_path)
+        assert again.layer_widths() == config.layer_widths() == [LayerWidths(8, 4, 5), LayerWidths(8, 32, 5)]
+        assert again.to_dict() == config.to_dict()
+        assert (again.intermediate_size, again.hidden_size) == (64, 32)
+
+    def test_no_entry_means_as_wide_as_the_dense_model(self) -> None:
+        assert ObceBertConfig(**self.SIZES).layer_widths() == [LayerWidths(32, 32, 64)] * 2
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"kept_value_size": 6}, "kept_value_size of layer 1 is 6, expected a multiple of 4 from 4 to 32"),
+            ({"kept_query_key_size": 0}, "kept_query_key_size of layer 1 is 0, expected"),
+            ({"kept_query_key_size": 36}, "is 36, expected a multiple of 4 from 4 to 32"),
+            ({"kept_intermediate_size": 65}, "is 65, expected a multiple of 1 from 1 to 64"),
+            ({"kept_intermediate_size": "5"}, "is '5', expected"),
+            ({"kept_intermediate_size": True}, "is True, expected"),
+            ({"intermediate_size": 5}, r"layer 1 has the keys \['intermediate_size', .*\], expected"),
+        ],
+    )
+    def test_widths_are_checked(self, change: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            ObceBertConfig(**self.SIZES, per_layer_config={0: self.LAYER, 1: {**self.LAYER, **change}})
+
+    def test_layers_are_checked(self) -> None:
+        with pytest.raises(ValueError, match=r"has the layers \[0\], expected each of 0 to 1 once"):
+            ObceBertConfig(**self.SIZES, per_layer_config={0: self.LAYER})
+        with pytest.raises(ValueError, match=r"has the layers \[0, 2\], expected each of 0 to 1 once"):
+            ObceBertConfig(**self.SIZES, per_layer_config={0: self.LAYER, 2: self.LAYER})
+
+    def test_what_bert_cannot_be(self) -> None:
+        with pytest.raises(ValueError, match="expected False: a pruned BERT is an encoder only"):
+            ObceBertConfig(**self.SIZES, is_decoder=True)
+        with pytest.raises(ValueError, match="hidden_size is 30, expected a multiple of num_attention_heads = 4"):
+            ObceBertConfig(**{**self.SIZES, "hidden_size": 30})

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from obce.capture import capture
+from obce.corpus import read_corpus, tokenize
+from obce.scores import SCORE_NAMES, Scores, score, statistics
+from obce.sites import SITE_KINDS, find_sites, model_hash
+from scipy.stats import spearmanr
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import BertModel
+
+
+@pytest.fixture(scope="module")
+def model(make_bert: Callable[..., BertModel]) -> BertModel:
+    return make_bert()
+
+
+@pytest.fixture(scope="module")
+def scores(model: BertModel, tiny_tokenizer: Any, texts: list[str]) -> Scores:
+    return score(model, tiny_tokenizer, texts)
+
+
+def test_statistics_are_the_plain_ones() -> None:
+    rng = np.random.default_rng(0)
+    values = (rng.standard_normal((40, 101)) * rng.exponential(size=(40, 1)) + 5).astype(np.float32)
+    found = statistics(values)
+    exact = values.astype(np.float64)
+    assert (found["rf"] == np.diff(np.sort(values, axis=1), axis=1).max(axis=1)).all()
+    np.testing.assert_allclose(found["std"], exact.std(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(found["mean"], exact.mean(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(found["mean_abs"], np.abs(exact).mean(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(found["range"], np.ptp(exact, axis=1), rtol=1e-12)
+
+
+def test_statistics_do_not_depend_on_the_chunking(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(1).standard_normal((50, 30)).astype(np.float32)
+    whole = statistics(values)
+    monkeypatch.setitem(statistics.__globals__, "_CHUNK_VALUES", 70)
+    parts = statistics(values)
+    assert all((whole[name] == parts[name]).all() for name in whole)
+
+
+def test_std_survives_a_large_offset() -> None:
+    values = (1e4 + np.array([[0.0, 1.0, 2.0, 3.0]])).astype(np.float32)
+    assert statistics(values)["std"][0] == pytest.approx(np.std([0, 1, 2, 3]), rel=1e-12)
+
+
+def test_one_row_a_neuron_in_order(scores: Scores, model: BertModel) -> None:
+    sites = find_sites(model)
+    assert len(scores) == sum(site.width for site in sites) == 3 * (5 * 32 + 64)
+    at = 0
+    for site in sites:
+        rows = scores.rows(site.layer, site.kind)
+        assert (rows.start, rows.stop) == (at, at + site.width)
+        assert (scores.index[rows] == np.arange(site.width)).all()
+        assert {SITE_KINDS[code] for code in scores.site[rows]} == {site.kind}
+        at += site.width
+    assert all(len(scores.columns[name]) == len(scores) for name in SCORE_NAMES)
+
+
+def test_values_are_those_of_the_capture(
+    scores: Scores, model: BertModel, texts: list[str], tiny_tokenizer: Any
+) -> None:
+    corpus = read_corpus(texts)
+    halves = corpus.halves(0)
+    for layer in capture(model, tokenize(corpus, tiny_tokenizer, max_length=64), find_sites(model)):
+        for kind, values in layer.outputs.items():
+            rows = scores.rows(layer.layer, kind)
+            live = ~scores.constant[rows]
+            for suffix, part in (("", values), ("_a", values[:, halves[0]]), ("_b", values[:, halves[1]])):
+                gap = np.diff(np.sort(part, axis=1), axis=1).max(axis=1)
+                assert (scores.columns["rf" + suffix][rows][live] == gap[live]).all()
+            expected = layer.token_means.get(kind, np.full(len(values), np.nan))
+            np.testing.assert_array_equal(scores.columns["token_mean"][rows], expected)
+
+
+def test_layer_0_query_key_value_are_constant_and_nothing_else(scores: Scores) -> None:
+    for layer, kind in scores.sites():
+        rows = scores.rows(layer, kind)
+        expected = layer == 0 and kind in ("query", "key", "value")
+        assert scores.constant[rows].all() == expected
+        assert scores.constant[rows].any() == expected
+        for name in ("rf", "std", "range", "rf_a", "std_b"):
+            assert np.isnan(scores.columns[name][rows]).all() == expected
+    assert not np.isnan(scores.columns["mean"]).any()
+
+
+def test_a_dead_neuron_is_constant(tiny_bert: BertModel, tiny_tokenizer: Any, texts: list[str]) -> None:
+    import torch
+
+    model = tiny_bert
+    with torch.no_grad():
+        model.encoder.layer[2].intermediate.dense.weight[7] = 0
+    found = score(model, tiny_tokenizer, texts)["2.intermediate.7"]
+    assert found["constant"]
+    assert np.isnan(found["rf"])
+
+
+def test_layer_memory_gives_the_same_scores(
+    scores: Scores, model: BertModel, tiny_tokenizer: Any, texts: list[str]
+) -> None:
+    layered = score(model, tiny_tokenizer, texts, memory="layer")
+    for name, column in scores.columns.items():
+        np.testing.assert_array_equal(layered.columns[name], column, err_msg=name)
+
+
+def test_the_order_of_the_texts_does_not_matter_beyond_rounding(
+    scores: Scores, model: BertModel, tiny_tokenizer: Any, texts: list[str]
+) -> None:
+    turned = score(model, tiny_tokenizer, texts[::-1])
+    assert turned.meta["corpus_hash"] == scores.meta["corpus_hash"]
+    for name in ("rf", "std", "rf_a", "std_b"):
+        np.testing.assert_allclose(turned.columns[name], scores.columns[name], atol=1e-5)
+
+
+def test_random_is_seeded(scores: Scores, model: BertModel, tiny_tokenizer: Any, texts: list[str]) -> None:
+    again = score(model, tiny_tokenizer, texts, seed=0)
+    other = score(model, tiny_tokenizer, texts, seed=1)
+    assert (again.columns["random"] == scores.columns["random"]).all()
+    assert (other.columns["random"] != scores.columns["random"]).all()
+
+
+def test_meta_names_what_was_scored(scores: Scores, model: BertModel, texts: list[str]) -> None:
+    assert scores.meta["model_hash"] == model_hash(model)
+    assert scores.meta["corpus_hash"] == read_corpus(texts).hash
+    assert scores.meta["n_texts"] == 200
+    assert scores.meta["seed"] == 0
+    assert {"obce", "torch", "transformers", "numpy", "python"} <= set(scores.meta["versions"])
+
+
+def test_medians_leave_constant_neurons_out(scores: Scores) -> None:
+    medians = scores.medians("rf")
+    assert np.isnan(medians[0, "query"])
+    rows = scores.rows(1, "output")
+    assert medians[1, "output"] == np.median(scores.columns["rf"][rows])
+
+
+def test_stability_is_the_rank_correlation_of_the_halves(scores: Scores) -> None:
+    found = scores.stability("std")
+    rows = scores.rows(2, "key")
+    only = Scores(
+        scores.layer[rows], scores.site[rows], scores.index[rows], scores.constant[rows],
+        {name: column[rows] for name, column in scores.columns.items()}, scores.meta,
+    )  # fmt: skip
+    a, b = only.columns["std_a"], only.columns["std_b"]
+    assert only.stability("std").spearman == pytest.approx(spearmanr(a, b).statistic)
+    lower = set(np.argsort(a, kind="stable")[:16]) & set(np.argsort(b, kind="stable")[:16])
+    assert only.stability("std").overlap == len(lower) / 16
+    assert set(found.by_kind) == set(SITE_KINDS)
+    assert 0.5 < found.spearman <= 1
+    assert np.isnan(scores.stability("random").spearman)
+
+
+def test_a_neuron_by_its_name(scores: Scores) -> None:
+    rows = scores.rows(2, "intermediate")
+    assert scores["2.intermediate.63"]["rf"] == scores.columns["rf"][rows.stop - 1]
+    for wrong in ("2.intermediate.64", "9.query.0", "2.intermediate", "x"):
+        with pytest.raises(KeyError):
+            scores[wrong]
+
+
+def test_unknown_score(scores: Scores) -> None:
+    with pytest.raises(ValueError, match="score is 'taylor', but these scores hold rf, std"):
+        scores.medians("taylor")
+
+
+@pytest.mark.parametrize(
+    ("texts", "sentence"),
+    [([], "text"), (["one sentence"], "distinct"), (["same"] * 10, "distinct"), (["", "  "], "text")],
+    ids=["empty", "one", "all equal", "blank"],
+)
+def test_too_few_texts(texts: list[str], sentence: str, model: BertModel, tiny_tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        score(model, tiny_tokenizer, texts)
