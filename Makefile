@@ -25,7 +25,7 @@ $(VENV)/deps.stamp: requirements/dev.txt requirements/models.txt
 
 # No build isolation: the build uses the pinned tools above, and nothing is fetched twice.
 $(VENV)/install.stamp: $(VENV)/deps.stamp $(ENGINE)
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
 dev: $(VENV)/install.stamp

@@ -63,7 +63,7 @@ class _Observer:
 
     def see(self, batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
         inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-        self.batch, self.mask = batch, inputs["attention_mask"].bool()
+        self.batch, self.mask = batch, inputs["attention_mask"].to(torch.float32)[:, None]
         return inputs
 
     def _current(self) -> Batch:
@@ -90,9 +90,11 @@ class _Observer:
     def _on_reader(self, site: Site) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             batch = self._current()
-            tokens = args[0][self.mask]
-            self.sums[site.name] += tokens.sum(0, dtype=torch.float64).cpu().numpy()
-            self.tokens[site.name] += len(tokens)
+            # [b, 1, T] x [b, T, width]: padding is left out by the product, each text's sum is over at most T
+            # fp32 terms, and the texts are added up in float64
+            texts = torch.bmm(self.mask, args[0].to(torch.float32))
+            self.sums[site.name] += texts.sum((0, 1), dtype=torch.float64).cpu().numpy()
+            self.tokens[site.name] += int(batch.inputs["attention_mask"].sum())
             if not self.outputs:
                 self.seen[site.name][batch.indices] += 1
 

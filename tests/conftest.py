@@ -14,6 +14,8 @@ import pytest
 # No test may reach a hub: what is not on this disk is a failure, not a download.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Threads that wait for each other by spinning make small models several times slower on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
     from collections.abc import Callable
