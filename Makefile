@@ -55,7 +55,7 @@ bench: dev
 gpu:
 	$(PYTHON) -m pip install --no-deps --no-build-isolation -e .
 	mkdir -p $(OUT)
-	$(PYTHON) -P -m pytest -m gpu -v
+	$(PYTHON) -P -m pytest -m gpu -v tests/test_gpu.py tests/test_kernels.py
 	$(PYTHON) benchmarks/bench_score.py --device cuda --out $(OUT)/score.csv
 
 clean:

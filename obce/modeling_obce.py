@@ -43,6 +43,8 @@ from transformers.models.bert.modeling_bert import (
 
 from .configuration_obce import LayerWidths, ObceBertConfig
 
+_ALIGNMENT = 64  # bytes, of torch's own allocations on the CPU
+
 
 class ObceBertSelfAttention(nn.Module):
     """Self-attention with one head size for query and key and another for value.
@@ -161,6 +163,20 @@ class ObceBertPreTrainedModel(BertPreTrainedModel):
         "hidden_states": ObceBertLayer,
         "attentions": ObceBertSelfAttention,
     }
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, and the loaded model gives the very bits that the saved one gave.
+
+        Weights mapped from a file start at any byte, and matrix products round differently on data that is not
+        aligned; those are moved to memory aligned as torch allocates it.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for parameter in model.parameters():
+            if parameter.device.type == "cpu" and parameter.data_ptr() % _ALIGNMENT:
+                parameter.data = parameter.data.clone()
+        return loaded
 
 
 class ObceBertModel(ObceBertPreTrainedModel, BertModel):

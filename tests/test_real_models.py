@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -152,3 +155,26 @@ def test_published_sizes_on_the_real_configurations(size: str, tokenizer: Any, s
         total, encoder = count_parameters(small)
         assert (total, encoder) == (made.after.parameters, made.after.encoder)
         assert abs(total / count_parameters(model)[0] - keep) < 1e-3
+
+
+def test_a_new_process_gives_the_same_bits(
+    minilm: PreTrainedModel, tokenizer: Any, sentences: Corpus, scores: Scores, tmp_path: Path
+) -> None:
+    made = plan(scores, keep=0.465, of="encoder", preset="obce-2023")
+    small = prune(minilm, made, repair="mean", scores=scores)
+    small.save_pretrained(tmp_path / "model")
+    batch = dict(tokenizer(list(sentences.texts[:16]), padding=True, return_tensors="pt"))
+    with torch.no_grad():
+        expected = small(**batch).last_hidden_state
+    torch.save(batch, tmp_path / "batch.pt")
+    code = """
+import sys, obce, torch
+from transformers import AutoModel
+model = AutoModel.from_pretrained(sys.argv[1] + "/model")
+with torch.no_grad():
+    torch.save(model(**torch.load(sys.argv[1] + "/batch.pt")).last_hidden_state, sys.argv[1] + "/found.pt")
+"""
+    # products split among another number of threads may round differently
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment, timeout=120)
+    assert torch.equal(torch.load(tmp_path / "found.pt"), expected)
