@@ -32,7 +32,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from obce.capture import Progress as Callback
     from obce.corpus import Corpus
-    from obce.plan import Of, Plan, Size
+    from obce.plan import Of, Plan
 
 # Plain usage errors (one sentence) instead of boxes; rich is used for what a run shows.
 app = typer.Typer(
@@ -136,21 +136,8 @@ def _emit(as_json: bool, facts: dict[str, Any], *parts: Table | Text | str) -> N
         return
     for part in parts:
         _out.print(part, soft_wrap=isinstance(part, str))
-
-
-def _sizes(before: Size, after: Size) -> Table:
-    table = Table(title="Size, predicted exactly", title_justify="left")
-    for column in ("", "before", "after", "kept"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, label in (
-        ("parameters", "parameters, total"),
-        ("encoder", "parameters, encoder"),
-        ("flops", "FLOPs, one text of 128 tokens"),
-        ("bytes", "bytes of weights"),
-    ):
-        b, a = getattr(before, name), getattr(after, name)
-        table.add_row(label, f"{b:,}", f"{a:,}", f"{a / b:.2%}")
-    return table
+        if isinstance(part, Table):
+            _out.print()
 
 
 def _plan_facts(made: Plan) -> dict[str, Any]:
@@ -372,17 +359,19 @@ def prune_command(
     dry_run: DryRun = False,
 ) -> None:
     """Cut the scored model by the run's plan and store the smaller one with its tokenizer."""
+    from obce.report import summary_tables
     from obce.run import Run, read_plan
 
     run = Run.existing(run_dir)
     made = read_plan(plan_file) if plan_file is not None else run.plan()
+    sizes = summary_tables(run.scores(), made)[4:]
     where = "nothing written (--dry-run)"
     if not dry_run:
         with _step("pruning", "steps"):
             run.prune(repair=repair, plan_file=plan_file, model_source=model)
         where = f'model in {run.model_path}; load it with: import obce; AutoModel.from_pretrained("{run.model_path}")'
     facts = {"run": str(run_dir), "repair": repair, "model": str(run.model_path), **_plan_facts(made)}
-    _emit(as_json, facts, _sizes(made.before, made.after), where)
+    _emit(as_json, facts, *sizes, where)
 
 
 @app.command("report")
@@ -470,6 +459,7 @@ def doctor_command(as_json: AsJson = False) -> None:
 
     from obce import __version__
     from obce.backends import backend_table
+    from obce.report import plain_table
 
     versions = {"obce": __version__, "python": platform.python_version()}
     for name in ("numpy", "scipy", "torch", "transformers", "triton", "pyarrow", "datasets"):
@@ -478,12 +468,12 @@ def doctor_command(as_json: AsJson = False) -> None:
         except PackageNotFoundError:
             versions[name] = "not installed"
     backends = backend_table()
-    engines = Table(title="Persistence engine", title_justify="left")
+    engines = plain_table("Persistence engine")
     for label in ("backend", "usable", "why"):
         engines.add_column(label)
     for row in backends:
         engines.add_row(row.name, "yes" if row.usable else "no", row.reason)
-    packages = Table(title="Versions", title_justify="left")
+    packages = plain_table("Versions")
     packages.add_column("package")
     packages.add_column("version")
     for name, found in versions.items():
@@ -509,7 +499,7 @@ def demo_command(
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the demo reads local files only
     from obce.demo import default_corpus, default_model, run_demo, summary
-    from obce.report import summary_tables
+    from obce.report import plain_table, summary_tables
 
     started = time.monotonic()
     found = run_demo(

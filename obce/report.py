@@ -575,8 +575,8 @@ def _result_groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 # Terminal
 
 
-def _table(title: str) -> Table:
-    # few lines, because eight columns of numbers have to fit into 80 characters
+def plain_table(title: str) -> Table:
+    """An empty table as all of obce's look: few lines, because eight columns of numbers must fit 80 characters."""
     return Table(
         title=Text(title, style="bold"),
         title_justify="left",
@@ -588,7 +588,7 @@ def _table(title: str) -> Table:
 
 
 def _grid(title: str, scores: Scores, *before: str) -> Table:
-    table = _table(title)
+    table = plain_table(title)
     for name in ("layer", *before):
         table.add_column(name, justify="right")
     for kind in scores.kinds():
@@ -597,7 +597,7 @@ def _grid(title: str, scores: Scores, *before: str) -> Table:
 
 
 def _terminal_counts(scores: Scores) -> Table:
-    table = _table(f"Neurons at {_position(scores)}")
+    table = plain_table(f"Neurons at {_position(scores)}")
     table.add_column("site")
     table.add_column("neurons", justify="right")
     table.add_column("constant", justify="right")
@@ -621,7 +621,7 @@ def _terminal_medians(scores: Scores) -> Table:
 
 
 def _terminal_stability(scores: Scores) -> Table:
-    table = _table("Stability: two disjoint halves of the texts")
+    table = plain_table("Stability: two disjoint halves of the texts")
     table.add_column("score")
     table.add_column("Spearman", justify="right")
     table.add_column("overlap of the lower halves", justify="right")
@@ -655,7 +655,7 @@ def _terminal_kept(scores: Scores, plan: Plan) -> Table:
 
 
 def _terminal_sizes(plan: Plan) -> Table:
-    table = _table("Size before and after")
+    table = plain_table("Size before and after")
     table.add_column("")
     for name in ("before", "after", "kept"):
         table.add_column(name, justify="right")
