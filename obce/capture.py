@@ -147,18 +147,26 @@ class _Observer:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, no autocast; every module's own training flag is put back."""
-    training = [module for module in model.modules() if module.training]
-    device = next(model.parameters()).device
+def eval_mode(*models: nn.Module) -> Iterator[None]:
+    """Models in eval mode inside the `with`; every module's own training flag is put back, also after an error."""
+    # module by module, because a model may hold parts frozen in eval mode inside a model in training mode
+    flags = [(module, module.training) for model in models for module in model.modules()]
     try:
-        model.eval()
-        # no_grad, not inference_mode: hidden states kept between layers may meet code that makes views of them
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield
+        for model in models:
+            model.eval()
+        yield
     finally:
-        for module in training:
-            module.training = True
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def _evaluating(body: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients, no autocast."""
+    device = next(body.parameters()).device
+    # no_grad, not inference_mode: hidden states kept between layers may meet code that makes views of them
+    with eval_mode(body), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def _layer_module(body: nn.Module, site: Site) -> nn.Module:

@@ -30,9 +30,10 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from obce.capture import Memory
     from obce.capture import Progress as Callback
     from obce.corpus import Corpus
-    from obce.plan import Of, Plan
+    from obce.plan import Plan
 
 # Plain usage errors (one sentence) instead of boxes; rich is used for what a run shows.
 app = typer.Typer(
@@ -243,17 +244,9 @@ def score_command(
     if dry_run:
         _dry_score(model, texts, out, max_length, batch_size, as_json)
         return
+    settings = _settings(seed, max_length, batch_size, memory, threads)
     with _step("scoring") as progress:
-        scores, reused = run.score(
-            model,
-            texts,
-            seed=seed,
-            max_length=max_length,
-            batch_size=batch_size,
-            memory=memory,
-            threads=threads,
-            progress=progress,
-        )
+        scores, reused = run.score(model, texts, **settings, progress=progress)
     facts = {
         "run": str(out),
         "neurons": len(scores),
@@ -270,6 +263,18 @@ def score_command(
     )
     done = f"{'already scored, kept' if reused else 'scores in'} {run.scores_path}"
     _emit(as_json, facts, *summary_tables(scores), note, done)
+
+
+def _settings(
+    seed: int, max_length: int | None, batch_size: int, memory: Memory, threads: int | None
+) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "max_length": max_length,
+        "batch_size": batch_size,
+        "memory": memory,
+        "threads": threads,
+    }
 
 
 def _dry_score(model: str, texts: Corpus, out: Path, max_length: int | None, batch_size: int, as_json: bool) -> None:
@@ -306,27 +311,6 @@ def _dry_score(model: str, texts: Corpus, out: Path, max_length: int | None, bat
     _emit(as_json, facts, *lines)
 
 
-def _make_plan(
-    run_dir: Path,
-    keep: float | None,
-    of: Of,
-    preset: str | None,
-    score: str,
-    floor: float,
-    seed: int | None,
-    dry: bool,
-) -> tuple[Plan, Any]:
-    from obce.plan import plan
-    from obce.run import Run
-
-    run = Run.existing(run_dir)
-    scores = run.scores()
-    made = plan(scores, keep=keep, of=of, preset=preset, score=score, floor=floor, seed=seed)
-    if not dry:
-        run.make_plan(made)
-    return made, scores
-
-
 @app.command("plan")
 @_guarded
 def plan_command(
@@ -341,9 +325,15 @@ def plan_command(
     dry_run: DryRun = False,
 ) -> None:
     """Choose the neurons that stay, by percentile levels or a budget, and predict the size exactly."""
+    from obce.plan import plan
     from obce.report import summary_tables
+    from obce.run import Run
 
-    made, scores = _make_plan(run_dir, keep, of, preset, score, floor, random_seed, dry_run)
+    run = Run.existing(run_dir)
+    scores = run.scores()
+    made = plan(scores, keep=keep, of=of, preset=preset, score=score, floor=floor, seed=random_seed)
+    if not dry_run:
+        run.make_plan(made)
     where = "nothing written (--dry-run)" if dry_run else f"plan in {run_dir}/plan.json"
     _emit(as_json, _plan_facts(made), *summary_tables(scores, made)[3:], where)
 
@@ -414,26 +404,22 @@ def run_command(
 ) -> None:
     """Score, plan, prune and report in one go; finished scores are reused."""
     from obce.corpus import read_corpus
+    from obce.plan import check_request, plan
     from obce.report import summary_tables
     from obce.run import Run
 
+    wanted: dict[str, Any] = {"keep": keep, "of": of, "preset": preset or None, "score": score, "floor": floor}
+    check_request(**wanted)  # before the forward passes, not after
     texts = read_corpus(corpus, column=column, split=split, limit=limit)
     run = Run(out)
     if dry_run:
         _dry_score(model, texts, out, max_length, batch_size, as_json)
         return
+    settings = _settings(seed, max_length, batch_size, memory, threads)
     with _step("scoring") as progress:
-        scores, reused = run.score(
-            model,
-            texts,
-            seed=seed,
-            max_length=max_length,
-            batch_size=batch_size,
-            memory=memory,
-            threads=threads,
-            progress=progress,
-        )
-    made, _ = _make_plan(out, keep, of, preset or None, score, floor, None, dry=False)
+        scores, reused = run.score(model, texts, **settings, progress=progress)
+    made = plan(scores, **wanted)
+    run.make_plan(made)
     with _step("pruning", "steps"):
         run.prune(repair=repair)
     path = run.report()
@@ -510,10 +496,7 @@ def demo_command(
         step=lambda title: _step(title, "texts" if title == "scoring" else "steps"),
     )
     rows = summary(found.results)
-    results = Table(
-        title=f"Cut to {found.plan.kept_share:.1%} of the encoder, same widths for every row",
-        title_justify="left",
-    )
+    results = plain_table(f"Cut to {found.plan.kept_share:.1%} of the encoder, same widths for every row")
     for label in ("model", "parameters", "encoder", "MB on disk", "latency, ratio", "fidelity (mean cosine)"):
         results.add_column(label, justify="left" if label == "model" else "right")
     for row in rows:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from obce.capture import eval_mode
 from obce.corpus import Batch
 from obce.plan import FLOPS_LENGTH
 from obce.sites import base_model
@@ -133,7 +134,7 @@ def flops(model: PreTrainedModel, *, length: int = FLOPS_LENGTH, batch: int = 1)
         raise ValueError(f"batch: found {batch}, expected at least 1; pass the number of sequences to count.")
     ids = torch.zeros(batch, length, dtype=torch.long, device=_device(body))
     with (
-        _evaluating(body),
+        eval_mode(body),
         _eager_attention(body),
         torch.no_grad(),
         FlopCounterMode(display=False) as counter,
@@ -164,7 +165,7 @@ def embed(model: PreTrainedModel, batches: Iterable[Batch], *, pooling: str = "m
     device = _device(model)
     positions: list[NDArray[np.int64]] = []
     vectors: list[NDArray[np.float32]] = []
-    with _evaluating(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         for batch in batches:
             inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
             hidden = body(**inputs).last_hidden_state.float()  # [b, T, hidden]
@@ -267,7 +268,7 @@ def latency(models: Mapping[str, torch.nn.Module], batches: Iterable[Batch], *, 
 
     names = list(models)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    with _evaluating(*models.values()), torch.inference_mode():
+    with eval_mode(*models.values()), torch.inference_mode():
         for name in names:
             _timed_pass(models[name], inputs, device)
         for turn in range(repeats):
@@ -295,19 +296,6 @@ def _numel(module: torch.nn.Module) -> int:
 
 def _device(model: torch.nn.Module) -> torch.device:
     return next(model.parameters()).device
-
-
-@contextmanager
-def _evaluating(*models: torch.nn.Module) -> Iterator[None]:
-    # module by module, because a model may hold parts frozen in eval mode inside a model in training mode
-    flags = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        for model in models:
-            model.eval()
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 @contextmanager

@@ -191,8 +191,6 @@ def _levels(scores: Scores, preset: str | None) -> dict[int, float]:
     layers = scores.layers()
     if preset is None:
         return dict.fromkeys(layers, 1.0)
-    if preset not in PRESETS:
-        raise ValueError(f"preset is {preset!r}, but must be one of {', '.join(PRESETS)}")
     rf = scores.column("rf")
     medians = []
     for layer in layers:
@@ -311,17 +309,8 @@ def plan(
         ValueError: An argument is out of range, the model is another one, neither `keep` nor `preset` is given,
             or the budget cannot be met above the floor (the message names the smallest share that can).
     """
-    if of not in ("total", "encoder"):
-        raise ValueError(f"of is {of!r}, but must be 'total' or 'encoder'")
-    if keep is None and preset is None:
-        raise ValueError("keep and preset are both missing: give the share to keep, a preset, or both")
-    if keep is not None:
-        keep = _share("keep", keep)
-        if keep == 0:
-            raise ValueError("keep is 0, but must lie in (0, 1]: name the share of parameters that stays")
-    floor = _share("floor", floor)
-    if score not in SCORE_NAMES:
-        raise ValueError(f"score is {score!r}, but must be one of {', '.join(SCORE_NAMES)}")
+    check_request(keep=keep, of=of, preset=preset, score=score, floor=floor)
+    keep, floor = None if keep is None else float(keep), float(floor)
     if model is not None:
         _check_model(scores, model)
 
@@ -375,12 +364,33 @@ def plan(
     )
 
 
-def _share(name: str, value: float) -> float:
+def check_request(*, keep: float | None, of: str, preset: str | None, score: str, floor: float) -> None:
+    """Refuses what no scores could make valid; the arguments are those of `plan`.
+
+    Raises:
+        ValueError: An argument is out of range or unknown, or neither `keep` nor `preset` is given.
+        TypeError: `keep` or `floor` is not a number.
+    """
+    if of not in ("total", "encoder"):
+        raise ValueError(f"of is {of!r}, but must be 'total' or 'encoder'")
+    if keep is None and preset is None:
+        raise ValueError("keep and preset are both missing: give the share to keep, a preset, or both")
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"preset is {preset!r}, but must be one of {', '.join(PRESETS)}")
+    if keep is not None:
+        _check_share("keep", keep)
+        if keep == 0:
+            raise ValueError("keep is 0, but must lie in (0, 1]: name the share of parameters that stays")
+    _check_share("floor", floor)
+    if score not in SCORE_NAMES:
+        raise ValueError(f"score is {score!r}, but must be one of {', '.join(SCORE_NAMES)}")
+
+
+def _check_share(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)):
         raise TypeError(f"{name} is {value!r}, but must be a number between 0 and 1")
     if not 0 <= value <= 1:
         raise ValueError(f"{name} is {value:g}, but must lie between 0 and 1: 0.5847 keeps 58.47 %")
-    return float(value)
 
 
 def _check_model(scores: Scores, model: PreTrainedModel) -> None:

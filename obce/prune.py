@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import nn
 
-import obce.capture
 from obce import __version__
+from obce.capture import token_means
 from obce.configuration_obce import ObceBertConfig
 from obce.corpus import tokenize
 from obce.modeling_obce import (
@@ -39,6 +39,7 @@ from obce.modeling_obce import (
     ObceBertModel,
     ObceBertPreTrainedModel,
 )
+from obce.scores import usable_max_length
 from obce.sites import Site, base_model, find_sites, model_hash
 
 if TYPE_CHECKING:
@@ -62,9 +63,6 @@ _NARROW: dict[str, type[ObceBertPreTrainedModel]] = {
     "BertForTokenClassification": ObceBertForTokenClassification,
     "BertForQuestionAnswering": ObceBertForQuestionAnswering,
 }
-
-# Most tokens of a text that the means are taken over, as `obce score` does.
-_MAX_LENGTH = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,9 +317,8 @@ def _token_means(
         )
     if tokenizer is None:
         raise ValueError("texts are given without a tokenizer, expected the model's tokenizer with them.")
-    longest = min(_MAX_LENGTH, model.config.max_position_embeddings, tokenizer.model_max_length)
-    batches = tokenize(texts, tokenizer, max_length=longest)
-    return obce.capture.token_means(model, batches, repaired)
+    batches = tokenize(texts, tokenizer, max_length=usable_max_length(model, tokenizer))
+    return token_means(model, batches, repaired)
 
 
 def _finite(means: np.ndarray, removed: np.ndarray, site: Site) -> np.ndarray:

@@ -175,6 +175,12 @@ def test_keep_outside_its_range(keep: str, scored: Path) -> None:
     refused(obce("plan", scored, f"--keep={keep}"), "keep is")
 
 
+def test_run_refuses_before_it_scores(tiny_bert_dir: Path, corpus: Path, tmp_path: Path) -> None:
+    for option, word in (("--keep=2", "keep is 2"), ("--preset=x", "preset is 'x'"), ("--score=x", "score is 'x'")):
+        refused(obce("run", tiny_bert_dir, corpus, "--out", tmp_path / "run", option), word)
+    assert not (tmp_path / "run").exists()
+
+
 def test_run_directory_of_another_corpus(scored: Path, tiny_bert_dir: Path, tmp_path: Path, texts: list[str]) -> None:
     other = tmp_path / "other.txt"
     other.write_text("\n".join(texts[:50]), encoding="utf-8")
