@@ -45,6 +45,10 @@ _CHUNK = 1024  # texts a call: enough for a fast tokenizer's threads, small besi
 _DATASET = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?", re.ASCII)
 
 
+class CorpusNotFoundError(FileNotFoundError, ValueError):
+    """There is no such file; caught as what it is, or as the `ValueError` that every bad corpus is."""
+
+
 @dataclass(frozen=True)
 class Corpus:
     """Distinct texts in order of first appearance; `read_corpus` makes one.
@@ -144,7 +148,7 @@ def read_corpus(
         The corpus, at least `MIN_TEXTS` texts.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        CorpusNotFoundError: There is no such file.
         TypeError: `source` or an entry of it is not of a usable type.
         ValueError: The file cannot be read or is malformed, the column is absent or ambiguous, too few
             distinct texts are left, or `datasets` is not installed or could not load the dataset.
@@ -286,7 +290,7 @@ def _reader(path: Path) -> Callable[[Path, str | None], _Values]:
     }
     if suffix not in readers:
         if not os.path.exists(path):
-            raise FileNotFoundError(_missing(path))
+            raise CorpusNotFoundError(_missing(path))
         raise ValueError(
             f"source: {path} has the extension {suffix!r}, expected {', '.join(FORMATS)} (the text formats "
             "also with .gz); rename or convert it."
@@ -304,7 +308,7 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
     try:
         file = path.open("rb")
     except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(_missing(path)) from None
+        raise CorpusNotFoundError(_missing(path)) from None
     except OSError as error:
         raise ValueError(f"source: {path} cannot be opened ({error.strerror}); check its permissions.") from error
     with file:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -95,7 +95,6 @@ class Plan:
     kept: dict[str, tuple[int, ...]]
     before: Size
     after: Size
-    meta: dict[str, Any] = field(default_factory=dict)
 
     @property
     def kept_share(self) -> float:

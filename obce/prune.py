@@ -111,7 +111,7 @@ def prune(
         scores: For `repair="mean"`: take the means from this table (its column `token_mean`).
         texts: For `repair="mean"`, instead of `scores`: take the means over these texts. Texts of the
             model's own task serve best.
-        tokenizer: Tokenizer of the model, with `texts`.
+        tokenizer: Tokenizer of the model, with `texts` (default: the one saved beside the model).
 
     Returns:
         A model of the matching `ObceBert*` class with the same head, labels, dtype, devices, training flag
@@ -316,9 +316,24 @@ def _token_means(
             "give scores=, or texts= and tokenizer=, or use repair='none'."
         )
     if tokenizer is None:
-        raise ValueError("texts are given without a tokenizer, expected the model's tokenizer with them.")
+        tokenizer = _own_tokenizer(model)
     batches = tokenize(texts, tokenizer, max_length=usable_max_length(model, tokenizer))
     return token_means(model, batches, repaired)
+
+
+def _own_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    source = model.config.name_or_path
+    try:
+        if not source:
+            raise OSError("the model was not loaded from a checkpoint")
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"texts are given without a tokenizer and '{source}', where the model came from, has none: give "
+            "the model's tokenizer with them."
+        ) from error
 
 
 def _finite(means: np.ndarray, removed: np.ndarray, site: Site) -> np.ndarray:

@@ -488,10 +488,12 @@ def _size_text(name: str, value: Any) -> str:
 
 
 def _plan_words(plan: Plan) -> str:
-    if plan.keep is not None:
-        part = {"total": "all parameters", "encoder": "the encoder's parameters"}.get(plan.of, plan.of)
-        return f"keep {_percent(plan.keep)} of {part}"
-    return f"preset {plan.preset}" if plan.preset is not None else "levels given by hand"
+    levels = f"levels of {plan.preset}" if plan.preset is not None else "the same share of every layer"
+    if plan.keep is None:
+        return levels
+    part = "all parameters" if plan.of == "total" else "the encoder's parameters"
+    scaled = ", scaled to" if plan.preset is not None else ", to"
+    return f"{levels}{scaled} keep {_percent(plan.keep)} of {part}"
 
 
 def _plan_view(scores: Scores, plan: Plan) -> dict[str, Any]:

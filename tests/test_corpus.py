@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from obce import corpus as corpus_module
-from obce.corpus import MIN_TEXTS, Corpus, TokenBatches, read_corpus, tokenize
+from obce.corpus import MIN_TEXTS, Corpus, CorpusNotFoundError, TokenBatches, read_corpus, tokenize
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "examples" / "wikipedia-2500.tsv.gz"
@@ -268,11 +268,13 @@ def refused(source: Any, match: str, error: type[Exception] = ValueError, **opti
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    refused(tmp_path / "absent.txt", r"there is no file .*absent\.txt; check the path", FileNotFoundError)
-    refused(tmp_path / "absent.parquet", r"there is no file .*absent\.parquet", FileNotFoundError)
-    refused(tmp_path / "absent.odt", r"there is no file .*absent\.odt", FileNotFoundError)
+    assert issubclass(CorpusNotFoundError, FileNotFoundError)
+    assert issubclass(CorpusNotFoundError, ValueError)
+    refused(tmp_path / "absent.txt", r"there is no file .*absent\.txt; check the path", CorpusNotFoundError)
+    refused(tmp_path / "absent.parquet", r"there is no file .*absent\.parquet", CorpusNotFoundError)
+    refused(tmp_path / "absent.odt", r"there is no file .*absent\.odt", CorpusNotFoundError)
     write_txt(tmp_path / "file")
-    refused(tmp_path / "file" / "in.txt", r"there is no file", FileNotFoundError)
+    refused(tmp_path / "file" / "in.txt", r"there is no file", CorpusNotFoundError)
 
 
 @pytest.mark.parametrize("source", ["absent.txt", "./absent", "~/absent", "a/b/c", "absent.gz", "a\\b", "dir/"])
@@ -280,7 +282,7 @@ def test_a_str_that_looks_like_a_path_is_never_a_dataset(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    refused(source, "there is no file", FileNotFoundError)
+    refused(source, "there is no file", CorpusNotFoundError)
 
 
 def test_a_str_that_is_no_source(tmp_path: Path) -> None:

@@ -289,7 +289,7 @@ def test_plan_shows_kept_shares_and_sizes(page: Page) -> None:
     assert "1,234,567734,56759.5 %" in text
     assert "2.50 G1.25 G50.0 %" in text
     assert "4.94 MB2.94 MB59.5 %" in text
-    assert "preset obce-2023" in text
+    assert "levels of obce-2023" in text
     assert "another corpus" not in text
 
 
@@ -392,7 +392,7 @@ def test_terminal_tables_state_the_facts(scores: Scores) -> None:
 
 
 def test_markup_in_a_plan_is_not_interpreted_by_the_terminal(scores: Scores) -> None:
-    assert "Plan: [bold]x[/bold], preset [red]y." in terminal(
+    assert "Plan: [bold]x[/bold], levels of [red]y." in terminal(
         scores, make_plan(score="[bold]x[/bold]", preset="[red]y")
     )
 

@@ -120,6 +120,8 @@ def test_token_means_in_the_scores_are_those_of_the_texts(scored: Path, tiny_ber
     model, tokenizer = load_model(tiny_bert_dir), load_tokenizer(tiny_bert_dir)
     by_scores = prune(model, made, repair="mean", scores=run.scores())
     by_texts = prune(model, made, repair="mean", texts=texts, tokenizer=tokenizer)
+    by_own = prune(model, made, repair="mean", texts=texts)
+    assert all(torch.equal(a, b) for a, b in zip(by_own.parameters(), by_texts.parameters(), strict=True))
     for (name, a), (_, b) in zip(by_scores.named_parameters(), by_texts.named_parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0, msg=name)
 
