@@ -56,7 +56,9 @@ gpu:
 	$(PYTHON) -m pip install --no-deps --no-build-isolation -e .
 	mkdir -p $(OUT)
 	$(PYTHON) -P -m pytest -m gpu -v tests/test_gpu.py tests/test_kernels.py
-	$(PYTHON) benchmarks/bench_score.py --device cuda --out $(OUT)/score.csv
+	for model in minilm base large; do \
+	  $(PYTHON) benchmarks/bench_score.py --device cuda --model $$model --texts 1000 --out $(OUT)/score.csv || exit 1; \
+	done
 
 clean:
 	rm -rf build dist *.egg-info obce/*.so demo-run gpu-results
