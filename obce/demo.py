@@ -155,7 +155,8 @@ def run_demo(
             row["latency_ratio"] = timed[name].ratio
         progress(1, 1)
     results = list(rows.values())
-    return Demo(scores, by_rf, results, run.report(results))
+    run.add_results(results)
+    return Demo(scores, by_rf, results, run.report())
 
 
 def _bytes_on_disk(model: PreTrainedModel) -> int:

@@ -3,6 +3,7 @@
     run.json         what was asked and what stands, with hashes
     scores.parquet   one row a neuron; the facts of the run in the file's metadata under the key `obce`
     plan.json        kept neurons of every site, predicted size
+    results.json     measured models, one object each, where some were measured
     model/           the pruned model and its tokenizer, as transformers writes them
     report.html      one page for people
 
@@ -329,6 +330,11 @@ class Run:
         return self.path / "model"
 
     @property
+    def results_path(self) -> Path:
+        """Path of results.json."""
+        return self.path / "results.json"
+
+    @property
     def report_path(self) -> Path:
         """Path of report.html."""
         return self.path / "report.html"
@@ -445,14 +451,22 @@ class Run:
         self._save(prune={"repair": repair, "plan_model_hash": chosen.model_hash})
         return small
 
-    def report(self, results: list[dict[str, Any]] | None = None) -> Path:
-        """Renders the run's page.
+    def add_results(self, results: list[dict[str, Any]]) -> Path:
+        """Stores measured models, with the keys of `obce.report.RESULT_KEYS` each; the report shows them."""
+        _write_text(self.results_path, json.dumps(results, indent=1) + "\n")
+        return self.results_path
+
+    def report(self) -> Path:
+        """Renders the run's page from what the run holds.
 
         Raises:
             ValueError: The run has no scores.
         """
         scores = self.scores()
         chosen = self.plan() if self.plan_path.is_file() else None
+        results = _read_json(self.results_path, "results") if self.results_path.is_file() else []
+        if not isinstance(results, list):
+            raise ValueError(f"'{self.results_path}' holds no list of results: remove it, or measure again")
         name = "/".join(Path(str(scores.meta["model_name"])).parts[-2:])
         html = render_html(scores, chosen, results, title=f"obce report: {name}")
         self.check_writable()

@@ -282,3 +282,21 @@ def test_public_face() -> None:
     assert obce.Scores is Scores
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = obce.nonsense  # type: ignore[attr-defined]
+
+
+def test_results_stay_in_the_report(scored: Path, tmp_path: Path) -> None:
+    import shutil
+
+    run = Run(shutil.copytree(scored, tmp_path / "run"))
+    row = {"name": "dense", "score": None, "repair": None, "seed": None, "parameters": 1, "encoder": 1, "bytes": 1}
+    run.add_results(
+        [
+            {**row, "latency_ratio": 1.0, "fidelity": 1.0},
+            {**row, "name": "other", "score": "rf", "repair": "none", "latency_ratio": 0.5, "fidelity": 0.4321},
+        ]
+    )
+    for _ in range(2):
+        assert "0.432" in run.report().read_text(encoding="utf-8")
+    run.results_path.write_text("{}")
+    with pytest.raises(ValueError, match="holds no list of results"):
+        run.report()
