@@ -219,8 +219,7 @@ def _cuts(model: PreTrainedModel, plan: Plan, repair: _Repair) -> list[_Cut]:
     if plan.model_hash != found:
         raise ValueError(
             f"plan was made for the model with hash {plan.model_hash[:12]}..., but this model has "
-            f"{found[:12]}...: score this model and plan again, or load the weights (and dtype) that were "
-            "scored."
+            f"{found[:12]}...: score this model and plan again, or load the weights that were scored."
         )
     kept = _checked_indices(plan.kept, sites)
     removed = {name: np.setdiff1d(np.arange(sites[name].width), kept[name]) for name in kept}

@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from obce import __version__
 from obce.plan import Plan
 from obce.prune import prune
 from obce.report import render_html
 from obce.scores import Scores, score, usable_max_length
-from obce.sites import SITE_KINDS, model_hash
+from obce.sites import SITE_KINDS, architecture, model_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -373,6 +374,8 @@ class Run:
     ) -> tuple[Scores, bool]:
         """Scores a model on a corpus, unless this run already holds exactly these scores.
 
+        A checkpoint in half precision is scored in float32: its rounding would be most of what is measured.
+
         Returns:
             The scores, and whether they were there before.
 
@@ -380,6 +383,9 @@ class Run:
             ValueError: The run holds scores of another model, corpus or setting; says which.
         """
         model = load_model(model_source)
+        facts = architecture(model)
+        if model.dtype in (torch.float16, torch.bfloat16):
+            model = model.to(torch.float32)
         tokenizer = load_tokenizer(model_source)
         asked = {
             "model_hash": model_hash(model),
@@ -415,6 +421,8 @@ class Run:
             threads=threads,
             progress=progress,
         )
+        # sizes are those of the checkpoint, which is what will be pruned
+        found.meta["architecture"] = facts
         write_scores(self.scores_path, found)
         self._save(model=str(model_source), corpus=corpus.source, score=asked)
         return found, False

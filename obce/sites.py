@@ -101,9 +101,10 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
 def model_hash(model: PreTrainedModel) -> str:
     """Fingerprint of the weights that a score depends on: embeddings and encoder, without pooler and heads.
 
-    Name (relative to the base model), dtype, shape and bytes of every parameter, in the order of the names,
-    so `BertModel` and a `BertFor*` with the same body agree, wherever the weights lie. Read one tensor at a
-    time; a model on the CPU is not copied.
+    Name (relative to the base model), shape and values of every parameter, in the order of the names, so
+    `BertModel` and a `BertFor*` with the same body agree, wherever the weights lie. Half precision counts as the
+    float32 numbers it stands for: a checkpoint scored in float32 is the one that is pruned in half. Read one
+    tensor at a time; a float32 model on the CPU is not copied.
 
     Returns:
         64 hexadecimal digits (BLAKE2b).
@@ -123,10 +124,9 @@ def model_hash(model: PreTrainedModel) -> str:
                 f"model holds no data for '{name}' (meta device), expected all weights in memory; "
                 "load the model without offloading."
             )
-        digest.update(f"{name}\0{parameter.dtype}\0{tuple(parameter.shape)}\0".encode())
-        # Viewed as bytes because numpy knows no bfloat16.
-        flat = parameter.detach().to("cpu").contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        digest.update(f"{name}\0{wide}\0{tuple(parameter.shape)}\0".encode())
+        digest.update(parameter.detach().to("cpu", wide).contiguous().reshape(-1).numpy().data)
     return digest.hexdigest()
 
 

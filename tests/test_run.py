@@ -300,3 +300,20 @@ def test_results_stay_in_the_report(scored: Path, tmp_path: Path) -> None:
     run.results_path.write_text("{}")
     with pytest.raises(ValueError, match="holds no list of results"):
         run.report()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_checkpoint_is_scored_in_float32_and_pruned_as_it_is(
+    dtype: torch.dtype, tmp_path: Path, tiny_bert: BertModel, tiny_tokenizer: Any, texts: list[str]
+) -> None:
+    from obce.evaluate import weight_bytes
+
+    tiny_bert.to(dtype).save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    run = Run(tmp_path / "run")
+    scores, _ = run.score(str(tmp_path / "model"), read_corpus(texts))
+    assert scores.constant.sum() == 3 * 32
+    run.make_plan(plan(scores, keep=0.6, of="encoder"))
+    small = run.prune(repair="mean")
+    assert small.dtype == dtype
+    assert weight_bytes(small) == run.plan().after.bytes
