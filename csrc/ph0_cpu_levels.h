@@ -63,6 +63,10 @@ struct Kernels {
 // A little more buckets than points: the proof at largest_gap needs 3 percent of slack.
 inline int64_t bucket_count(int64_t n) { return n + n / 32 + 2; }
 
+// Two buckets a value, one byte each, the greatest value's own bucket, in whole groups of 64. Fits
+// bucket_count(n) floats for n >= 64.
+inline int64_t mark_bytes(int64_t n) { return (2 * n + 1 + 63) / 64 * 64; }
+
 namespace portable {
 const Kernels<float>& kernels_float();
 const Kernels<double>& kernels_double();

@@ -14,6 +14,18 @@ inline V fused(V a, V b, V c) {
   for (unsigned i = 0; i < sizeof(V) / sizeof(a[0]); ++i) r[i] = std::fma(a[i], b[i], c[i]);
   return r;
 }
+
+// Bit b of the answer: byte b is marked (0xff, not 0).
+inline uint64_t occupied64(const uint8_t* mark) {
+  uint64_t bits = 0;
+  for (int i = 0; i < 8; ++i) {
+    uint64_t word;
+    __builtin_memcpy(&word, mark + 8 * i, 8);
+    if (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__) word = __builtin_bswap64(word);
+    bits |= ((word & 0x8040201008040201u) * 0x0101010101010101u >> 56) << (8 * i);
+  }
+  return bits;
+}
 }  // namespace ph0::portable
 
 #include "ph0_cpu_kernels.h"

@@ -385,7 +385,7 @@ class Run:
         model = load_model(model_source)
         facts = architecture(model)
         if model.dtype in (torch.float16, torch.bfloat16):
-            model = model.to(torch.float32)
+            torch.nn.Module.to(model, torch.float32)  # in place
         tokenizer = load_tokenizer(model_source)
         asked = {
             "model_hash": model_hash(model),

@@ -127,6 +127,38 @@ def test_cpu_matrices_equal_the_oracle(monkeypatch: pytest.MonkeyPatch, level: s
 @needs_cpu
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+def test_rival_gaps_of_nearly_one_size(monkeypatch: pytest.MonkeyPatch, level: str, dtype: type) -> None:
+    """1 to 12 gaps that differ by less than a bucket, inside and across groups of 64 buckets, decided exactly."""
+    monkeypatch.setenv("OBCE_SIMD", level)
+    g = np.random.default_rng(13)
+    for n in (63, 64, 65, 96, 200, 1000, 3001):
+        rows = []
+        for rivals in range(1, 13):
+            for size in (0.5, 4, 8, 9, 10, 11, 12, 20, 63, 64, 65, 130):
+                step = 1 + 0.2 * g.random(n - 1)
+                at = g.choice(n - 1, rivals, replace=False)
+                step[at] = size * (1 + 0.05 * g.random(rivals)) + 1
+                rows.append(g.permutation(np.cumsum(np.concatenate([[g.normal()], step]))))
+        batch = np.array(rows).astype(dtype)
+        expected = np.diff(np.sort(batch, axis=1), axis=1).max(axis=1)
+        same(r_f(batch, backend="cpu"), expected)
+        same(r_f(-batch, backend="cpu"), expected)
+
+
+@needs_cpu
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+def test_largest_gap_of_long_lines(dtype: type) -> None:
+    """Around the lengths where bucket numbers need more than float32, and where marks are given up."""
+    g = np.random.default_rng(17)
+    for n in (2**15 - 1, 2**15 + 1, 2**18, 2**18 + 1):
+        batch = np.stack([g.normal(size=n), g.random(n), g.standard_cauchy(n), np.round(g.normal(size=n), 3)])
+        batch = batch.astype(dtype)
+        same(r_f(batch, backend="cpu"), np.diff(np.sort(batch, axis=1), axis=1).max(axis=1))
+
+
+@needs_cpu
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 def test_largest_gap_equals_a_sort(monkeypatch: pytest.MonkeyPatch, level: str, dtype: type) -> None:
     monkeypatch.setenv("OBCE_SIMD", level)
     g = np.random.default_rng(11)
