@@ -135,7 +135,7 @@ PH0_INLINE typename Vec<T>::N buckets(const T* v, T lo, T scale) {
 // at most two empty buckets less than the longest.
 struct Runs {
   static constexpr int kMost = 8;
-  static constexpr int32_t kLeast = 9;  // a longest run below it decides nothing
+  static constexpr int32_t kLeast = 3;  // a longest run below it decides nothing
   int32_t first[kMost], last[kMost];
   int count = 0;
   int32_t longest = kLeast;
@@ -209,7 +209,7 @@ PH0_TARGET inline Runs longest_runs(const uint8_t* mark, int64_t groups) {
 // below 0.13 for M <= 2^19 in float. The gap over a run of E empty buckets is at least (E - 2 D) w
 // and at most (E + 2 + 2 D) w, one inside a bucket is at most (1 + 2 D) w. Let E* be the longest
 // run. A run that holds the largest gap has E + 2 + 2 D >= E* - 2 D, so E >= E* - 2, as E is whole
-// and 4 D < 1; and E* >= kLeast leaves out gaps inside a bucket. Every such run is looked at: its
+// and 4 D < 1; and E* >= 3 leaves out gaps inside a bucket. Every such run is looked at: its
 // ends are the greatest value with bucket <= first and the least with bucket > first, found with
 // the same bucket numbers. Rounding is monotone, so the largest rounded difference among them is
 // the rounded largest gap.
