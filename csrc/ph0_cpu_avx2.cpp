@@ -14,6 +14,14 @@ PH0_TARGET inline __m256 fused(__m256 a, __m256 b, __m256 c) { return _mm256_fma
 PH0_TARGET inline __m256d fused(__m256d a, __m256d b, __m256d c) {
   return _mm256_fmadd_pd(a, b, c);
 }
+typedef int32_t Mask32 __attribute__((vector_size(32)));
+typedef int64_t Mask64 __attribute__((vector_size(32)));
+PH0_TARGET inline uint32_t lane_bits(Mask32 m) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(m)));
+}
+PH0_TARGET inline uint32_t lane_bits(Mask64 m) {
+  return static_cast<uint32_t>(_mm256_movemask_pd(reinterpret_cast<__m256d>(m)));
+}
 }  // namespace ph0::avx2
 
 #include "ph0_cpu_kernels.h"

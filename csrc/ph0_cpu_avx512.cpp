@@ -14,6 +14,16 @@ PH0_TARGET inline __m512 fused(__m512 a, __m512 b, __m512 c) { return _mm512_fma
 PH0_TARGET inline __m512d fused(__m512d a, __m512d b, __m512d c) {
   return _mm512_fmadd_pd(a, b, c);
 }
+typedef int32_t Mask32 __attribute__((vector_size(64)));
+typedef int64_t Mask64 __attribute__((vector_size(64)));
+PH0_TARGET inline uint32_t lane_bits(Mask32 m) {
+  const __m512i v = reinterpret_cast<__m512i>(m);
+  return _mm512_test_epi32_mask(v, v);
+}
+PH0_TARGET inline uint32_t lane_bits(Mask64 m) {
+  const __m512i v = reinterpret_cast<__m512i>(m);
+  return _mm512_test_epi64_mask(v, v);
+}
 }  // namespace ph0::avx512
 
 #include "ph0_cpu_kernels.h"

@@ -14,6 +14,12 @@ inline V fused(V a, V b, V c) {
   for (unsigned i = 0; i < sizeof(V) / sizeof(a[0]); ++i) r[i] = std::fma(a[i], b[i], c[i]);
   return r;
 }
+template <class M>
+inline uint32_t lane_bits(M m) {
+  uint32_t r = 0;
+  for (unsigned i = 0; i < sizeof(M) / sizeof(m[0]); ++i) r |= uint32_t(m[i] != 0) << i;
+  return r;
+}
 }  // namespace ph0::portable
 
 #include "ph0_cpu_kernels.h"
