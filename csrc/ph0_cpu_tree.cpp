@@ -288,6 +288,7 @@ class Rounds {
                        only_.data(), bound_.data(),
                        near_.data(), reach_.data()};
     const int64_t grain = std::max<int64_t>(1, std::min<int64_t>(64, leaves_ / (8 * threads)));
+    bool first = true;
     for (int64_t left = n_ - 1; left > 0;) {
       find_uniform_nodes();
       recall();
@@ -301,6 +302,8 @@ class Rounds {
         --left;
       }
       for (int32_t p = 0; p < n; ++p) component_[p] = find_root(parent_.data(), p);
+      if (first) retire_duplicates();
+      first = false;
     }
   }
 
@@ -322,6 +325,24 @@ class Rounds {
       }
     }
   }
+
+  // A point p whose first neighbour m equals it and has the smaller index is a leaf of the spanning
+  // tree, joined in the first round, and is never asked again: a heap of equal points costs no more
+  // than one. Proof: any other edge e = {p, b} weighs what {m, b} weighs and comes after it, since
+  // m < p; it also comes after {p, m}, p's first edge. The path p, m, b rules e out.
+  void retire_duplicates() {
+    for (int64_t p = 0; p < n_; ++p) {
+      if (near_[p] < 0 || bound_[p] != 0) continue;
+      const int64_t m = near_[p];
+      bool equal = id_[m] < id_[p];
+      for (int64_t k = 0; k < d_; ++k) equal &= coordinate(p, k) == coordinate(m, k);
+      if (!equal) continue;
+      near_[p] = kNoneWithin;
+      bound_[p] = std::numeric_limits<T>::infinity();
+    }
+  }
+
+  T coordinate(int64_t p, int64_t k) const { return x_[(p / kLeaf * d_ + k) * kLeaf + p % kLeaf]; }
 
   // Neighbours that are foreign still: the start of every component's reach.
   void recall() {

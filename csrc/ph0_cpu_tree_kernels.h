@@ -148,8 +148,12 @@ PH0_TARGET void search_leaf_d(const Tree<T>& t, int64_t leaf) {
       continue;
     }
     const int64_t left = node + 1, right = node + 2 * left_leaves(v.leaves);
-    const T* const low = t.box + right * 2 * d;
-    const bool right_first = middle[v.axis] >= low[v.axis];
+    // The nearer child first; among equal points the one with the least index, which then rules the
+    // other out.
+    const T* const box = t.box + node * 2 * d;
+    const bool right_first = box[v.axis] == box[d + v.axis]
+                                 ? t.nodes[right].least_id < t.nodes[left].least_id
+                                 : middle[v.axis] >= t.box[right * 2 * d + v.axis];
     stack[depth++] = right_first ? left : right;
     stack[depth++] = right_first ? right : left;
   }
