@@ -303,7 +303,7 @@ void write_forest(Edge<T>* edges, int64_t n, int64_t width, bool squared, int ex
                   int64_t* ends, CloudScratch<T>& scratch) {
   const int64_t m = n - 1;
   if (ends) {
-    std::sort(edges, edges + m, before<T>);
+    std::sort(edges, edges + m, [](const Edge<T>& a, const Edge<T>& b) { return before(a, b); });
     for (int64_t i = 0; i < m; ++i) {
       deaths[i] = edges[i].weight;
       ends[2 * i] = edges[i].lo;

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import math
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -122,8 +123,12 @@ class CpuBackend(Backend):
     # each load, are faster although they compute more.
     CACHE_BYTES = 4 << 20
 
-    # Points from which the k-d tree is faster, by coordinates; measured, see docs/engine.md.
-    TREE_POINTS: ClassVar[dict[int, int]] = {1: 1000, 2: 1000, 3: 2000}
+    # d -> points from which the k-d tree beats Prim on Gaussian clouds, where it gains least (docs/engine.md). In
+    # more coordinates its boxes rule out too little.
+    TREE_POINTS: ClassVar[dict[int, int]] = {
+        **{1: 2_000, 2: 2_200, 3: 2_500, 4: 3_200, 5: 5_000},
+        **{6: 7_000, 7: 11_500, 8: 18_000, 9: 28_000, 10: 60_000},
+    }
 
     TREES = ("prim", "boruvka", "kdtree")  # in the order of ph0::Algorithm
 
@@ -174,7 +179,7 @@ class CpuBackend(Backend):
 
     def _choose(self, n: int, d: int, itemsize: int) -> str:
         """The fastest algorithm for clouds of n points with d coordinates."""
-        if d in self.TREE_POINTS and n >= self.TREE_POINTS[d]:
+        if n >= self.TREE_POINTS.get(d, math.inf):
             return "kdtree"
         return "boruvka" if n * d * itemsize > self.CACHE_BYTES else "prim"
 
