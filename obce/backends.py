@@ -125,10 +125,9 @@ class CpuBackend(Backend):
 
     # d -> points from which the k-d tree beats Prim on Gaussian clouds, where it gains least (docs/engine.md). In
     # more coordinates its boxes rule out too little.
-    TREE_POINTS: ClassVar[dict[int, int]] = {
-        **{1: 2_000, 2: 2_200, 3: 2_500, 4: 3_200, 5: 5_000},
-        **{6: 7_000, 7: 11_500, 8: 18_000, 9: 28_000, 10: 60_000},
-    }
+    TREE_POINTS: ClassVar[dict[int, int]] = dict(
+        enumerate((2_000, 2_200, 2_500, 3_200, 5_000, 7_000, 11_500, 18_000, 28_000, 60_000), start=1)
+    )
 
     TREES = ("prim", "boruvka", "kdtree")  # in the order of ph0::Algorithm
 
