@@ -58,5 +58,9 @@ CASES = (
     Case("one cloud 20,000 x 3", "cloud", 1, 20_000, 3),
     Case("one cloud 20,000 x 3 in 20 clusters", "cloud", 1, 20_000, 3, clusters=20),
     Case("one cloud 20,000 x 64", "cloud", 1, 20_000, 64),
+    Case("one cloud 20,000 x 8", "cloud", 1, 20_000, 8),
+    Case("one cloud 100,000 x 3", "cloud", 1, 100_000, 3),
+    Case("one cloud 100,000 x 3 in 20 clusters", "cloud", 1, 100_000, 3, clusters=20),
+    Case("one cloud 1,000,000 x 2", "cloud", 1, 1_000_000, 2),
     Case("matrices 512", "matrix", 50, 512, 8, quick=True),
 )

@@ -27,10 +27,10 @@ void lines_deaths(std::uintptr_t values, int64_t row_stride, int64_t B, int64_t 
 
 template <class T>
 void clouds_h0(std::uintptr_t points, int64_t B, int64_t n, int64_t d, std::uintptr_t lengths,
-               std::uintptr_t deaths, std::uintptr_t edges, bool boruvka, int threads) {
+               std::uintptr_t deaths, std::uintptr_t edges, int algorithm, int threads) {
   ph0::clouds_h0<T>({at<const T>(points), B, n, d, at<const int64_t>(lengths)},
-                    {at<T>(deaths), at<int64_t>(edges)},
-                    boruvka ? ph0::Algorithm::kBoruvka : ph0::Algorithm::kPrim, threads);
+                    {at<T>(deaths), at<int64_t>(edges)}, static_cast<ph0::Algorithm>(algorithm),
+                    threads);
 }
 
 template <class T>

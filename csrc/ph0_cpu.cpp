@@ -2,22 +2,19 @@
 #include "ph0_cpu.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <exception>
 #include <limits>
-#include <mutex>
 #include <new>
 #include <stdexcept>
 #include <string>
-#include <system_error>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "ph0_cpu_levels.h"
+#include "ph0_cpu_threads.h"
+#include "ph0_cpu_tree.h"
 
 namespace ph0 {
 namespace {
@@ -109,48 +106,6 @@ class Buffer {
   P* data_ = nullptr;
   int64_t count_ = 0;
 };
-
-// work(task, worker) for every task in [0, tasks); workers take the next free run of `grain` tasks.
-// The first exception of any worker is rethrown here, after all have stopped.
-template <class Work>
-void for_tasks(int64_t tasks, int threads, int64_t grain, const Work& work) {
-  const int workers =
-      static_cast<int>(std::min<int64_t>(std::max(threads, 1), (tasks + grain - 1) / grain));
-  if (workers <= 1) {
-    for (int64_t t = 0; t < tasks; ++t) work(t, 0);
-    return;
-  }
-  std::atomic<int64_t> next{0};
-  std::exception_ptr failure;
-  std::mutex failure_lock;
-  const auto loop = [&](int worker) {
-    try {
-      for (;;) {
-        const int64_t from = next.fetch_add(grain, std::memory_order_relaxed);
-        if (from >= tasks) return;
-        for (int64_t t = from; t < std::min(from + grain, tasks); ++t) work(t, worker);
-      }
-    } catch (...) {
-      next.store(tasks, std::memory_order_relaxed);
-      const std::lock_guard<std::mutex> hold(failure_lock);
-      if (!failure) failure = std::current_exception();
-    }
-  };
-  std::vector<std::thread> pool;
-  try {
-    for (int worker = 1; worker < workers; ++worker) pool.emplace_back(loop, worker);
-  } catch (const std::system_error&) {
-    // The system gives no more threads: those that run share the tasks.
-  }
-  loop(0);
-  for (std::thread& thread : pool) thread.join();
-  if (failure) std::rethrow_exception(failure);
-}
-
-// Enough work per turn that the shared counter costs nothing.
-int64_t grain_for(int64_t cost_per_task) {
-  return std::max<int64_t>(1, 50000 / (cost_per_task + 1));
-}
 
 template <class T>
 constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
@@ -309,9 +264,9 @@ struct CloudScratch {
   }
 };
 
-// Lays a cloud out in blocks, scaled; padding is NaN. False when a coordinate is not finite.
+// The exponent by which a cloud is scaled. False when a coordinate is not finite.
 template <class T>
-bool lay_out(const T* points, int64_t n, int64_t d, T* x, int* exponent) {
+bool find_exponent(const T* points, int64_t n, int64_t d, int* exponent) {
   T top = 0, bad = 0;
   for (int64_t i = 0; i < n * d; ++i) {
     const T magnitude = std::fabs(points[i]);
@@ -320,20 +275,25 @@ bool lay_out(const T* points, int64_t n, int64_t d, T* x, int* exponent) {
   }
   if (bad != 0) return false;
   *exponent = d == 1 ? 0 : scale_exponent(top);
+  return true;
+}
+
+// Lays a cloud out in blocks, times 2^-exponent; padding is NaN.
+template <class T>
+void lay_out(const T* points, int64_t n, int64_t d, int exponent, T* x) {
   for (int64_t p = 0; p < n; ++p) {
     for (int64_t k = 0; k < d; ++k) x[place(p, k, d)] = points[p * d + k] + T(0);  // -0 -> +0
   }
-  if (*exponent != 0) {
+  if (exponent != 0) {
     for (int64_t p = 0; p < n; ++p) {
       for (int64_t k = 0; k < d; ++k) {
-        x[place(p, k, d)] = std::ldexp(x[place(p, k, d)], -*exponent);
+        x[place(p, k, d)] = std::ldexp(x[place(p, k, d)], -exponent);
       }
     }
   }
   for (int64_t p = n; p < padded(n); ++p) {
     for (int64_t k = 0; k < d; ++k) x[place(p, k, d)] = kNan<T>;
   }
-  return true;
 }
 
 // Writes one cloud's n - 1 edges in order and pads to `width`. A death is the weight itself, or the
@@ -343,7 +303,7 @@ void write_forest(Edge<T>* edges, int64_t n, int64_t width, bool squared, int ex
                   int64_t* ends, CloudScratch<T>& scratch) {
   const int64_t m = n - 1;
   if (ends) {
-    std::sort(edges, edges + m, before<T>);
+    std::sort(edges, edges + m, [](const Edge<T>& a, const Edge<T>& b) { return before(a, b); });
     for (int64_t i = 0; i < m; ++i) {
       deaths[i] = edges[i].weight;
       ends[2 * i] = edges[i].lo;
@@ -526,17 +486,21 @@ void clouds_h0(const Clouds<T>& in, const Forest<T>& out, Algorithm algorithm, i
     const int64_t n = length_of(in.lengths, i, in.n);
     T* const deaths = out.deaths + i * width;
     int64_t* const ends = out.edges ? out.edges + 2 * i * width : nullptr;
-    const PrimState<T> state = s.state(n, in.d);
+    const T* const points = in.points + i * in.n * in.d;
     int exponent = 0;
-    if (!lay_out(in.points + i * in.n * in.d, n, in.d, state.x, &exponent)) {
-      return write_undefined(width, deaths, ends);
-    }
+    if (!find_exponent(points, n, in.d, &exponent)) return write_undefined(width, deaths, ends);
     Edge<T>* const edges = s.edges.at_least(n);
-    if (algorithm == Algorithm::kPrim) {
-      kernels.prim_points(state, n, in.d, edges);
-    } else if (n > 1) {
-      std::fill(state.other, state.other + padded(n), 0);
-      Boruvka<T>(Scene<T>{state.x, n, in.d, state.other}, state.other, kernels, inner).run(edges);
+    if (algorithm == Algorithm::kTree) {
+      tree_boruvka(points, n, in.d, exponent, kernels, inner, edges);
+    } else {
+      const PrimState<T> state = s.state(n, in.d);
+      lay_out(points, n, in.d, exponent, state.x);
+      if (algorithm == Algorithm::kPrim) {
+        kernels.prim_points(state, n, in.d, edges);
+      } else if (n > 1) {
+        std::fill(state.other, state.other + padded(n), 0);
+        Boruvka<T>(Scene<T>{state.x, n, in.d, state.other}, state.other, kernels, inner).run(edges);
+      }
     }
     write_forest(edges, n, width, in.d > 1, exponent, deaths, ends, s);
   });

@@ -58,7 +58,7 @@ struct Forest {
   int64_t* edges;  // [B, n - 1, 2] in the order of `before`, or null
 };
 
-enum class Algorithm { kPrim, kBoruvka };
+enum class Algorithm { kPrim, kBoruvka, kTree };
 
 // r_f of each row, [B]: the largest gap between sorted neighbours, found without sorting.
 template <class T>

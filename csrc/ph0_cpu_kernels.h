@@ -1,7 +1,7 @@
 // The kernels of ph0_cpu_levels.h, written once on vectors of PH0_BYTES bytes. Included by each
 // level's file, which defines PH0_LEVEL, PH0_BYTES, PH0_TARGET, fused(a, b, c) = fma in every lane,
-// and occupied64(marks), one bit for each of 64 bytes that are 0 or 0xff. All of it is internal to
-// that file: code for one level can never be linked into another.
+// lane_bits(mask) = one bit a lane, and occupied64(marks) = one bit for each of 64 bytes that are 0
+// or 0xff. All of it is internal to that file: code for one level can never be linked into another.
 //
 // Rounding: only subtraction, fused(), comparison and |.| touch a weight, each correctly rounded in
 // every lane, so all levels give the same bits.
@@ -77,9 +77,9 @@ PH0_INLINE T least_lane(V<T> v) {
   return r;
 }
 
-// Weights of U vectors of points (x at the first one's coordinate 0, inside its block) against one
-// point c [d]. D is d when known at compile time, 0 otherwise.
-template <class T, int D, int U>
+// Weights of U vectors of points (x at the first one's coordinate 0, inside its block of kStride)
+// against one point c [d]. D is d when known at compile time, 0 otherwise.
+template <class T, int D, int U, int64_t kStride = kBlock>
 PH0_INLINE void weights(const T* x, int64_t d, const T* c, V<T>* w) {
   constexpr int W = Vec<T>::W;
   if constexpr (D == 1) {
@@ -93,7 +93,7 @@ PH0_INLINE void weights(const T* x, int64_t d, const T* c, V<T>* w) {
   for (int64_t k = 0; k < (D ? D : d); ++k) {
     const V<T> ck = splat<T>(c[k]);
     for (int u = 0; u < U; ++u) {
-      const V<T> diff = load<T>(x + k * kBlock + u * W) - ck;
+      const V<T> diff = load<T>(x + k * kStride + u * W) - ck;
       w[u] = fused(diff, diff, w[u]);
     }
   }
@@ -585,8 +585,11 @@ PH0_TARGET void nearest_foreign(const Scene<T>& scene, const int32_t* rows, int6
   }
 }
 
+#include "ph0_cpu_tree_kernels.h"
+
 template <class T>
-constexpr Kernels<T> kTable = {largest_gap<T>, prim_points<T>, prim_matrix<T>, nearest_foreign<T>};
+constexpr Kernels<T> kTable = {largest_gap<T>, prim_points<T>, prim_matrix<T>, nearest_foreign<T>,
+                               search_leaf<T>};
 
 #undef PH0_INLINE
 

@@ -43,6 +43,40 @@ struct Scene {
   const typename Lane<T>::Index* component;  // [padded(n)]
 };
 
+// Points to a leaf of the k-d tree: whole vectors at every level.
+constexpr int64_t kLeaf = 16;
+
+// Nodes stand in preorder: the left child of node v is v + 1, the right one
+// v + 2 * left_leaves(leaves). A node covers `leaves` leaves from `first` on; one leaf has 1.
+struct TreeNode {
+  int32_t first, leaves;
+  int32_t axis;      // coordinate along which the children part
+  int32_t least_id;  // least index of its points
+};
+
+inline int64_t left_leaves(int64_t leaves) { return leaves / 2; }
+
+// What is remembered of a point's nearest foreign point, beside its position in the tree.
+constexpr int32_t kNoneWithin = -1;  // every foreign point is farther than bound
+constexpr int32_t kSwallowed = -2;   // every foreign point is at least as far as bound
+
+// A k-d tree over one cloud and the state of Boruvka's rounds on it. "Position" is a place in the
+// order of the tree: leaf l holds the positions [l * kLeaf, (l + 1) * kLeaf), size = leaves *
+// kLeaf.
+template <class T>
+struct Tree {
+  int64_t n, d, leaves;
+  const T* x;                                // [leaves, d, kLeaf], NaN at positions >= n
+  const T* box;                              // [nodes, 2, d] least and greatest coordinates
+  const TreeNode* nodes;                     // [2 * leaves - 1]
+  const int32_t* id;                         // [size] index of the point
+  const typename Lane<T>::Index* component;  // [size] its component, -1 at positions >= n
+  const typename Lane<T>::Index* only;       // [nodes] the one component of all its points, or -1
+  T* bound;                                  // [size] see near
+  int32_t* near;  // [size] position of the nearest foreign point, at weight bound, or as above
+  T* reach;  // [n] per component: least weight known to leave it; shared by threads, only falls
+};
+
 enum class GapStatus { kFound, kNotFinite, kNeedsSort };
 
 template <class T>
@@ -58,6 +92,9 @@ struct Kernels {
   // (weight, index); weight +inf and index -1 when there is none. scratch holds kBlock * d items.
   void (*nearest_foreign)(const Scene<T>& scene, const int32_t* rows, int64_t count, T* weight,
                           int32_t* index, T* scratch);
+  // Renews bound and near of those points of a leaf whose nearest foreign point is not known and
+  // may lie within reach of their component; lowers reach.
+  void (*search_leaf)(const Tree<T>& tree, int64_t leaf);
 };
 
 // A little more buckets than points: the proof at largest_gap needs 3 percent of slack.

@@ -26,6 +26,12 @@ inline uint64_t occupied64(const uint8_t* mark) {
   }
   return bits;
 }
+template <class M>
+inline uint32_t lane_bits(M m) {
+  uint32_t r = 0;
+  for (unsigned i = 0; i < sizeof(M) / sizeof(m[0]); ++i) r |= uint32_t(m[i] != 0) << i;
+  return r;
+}
 }  // namespace ph0::portable
 
 #include "ph0_cpu_kernels.h"

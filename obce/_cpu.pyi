@@ -14,10 +14,10 @@ def lines_deaths_float64(
     values: int, row_stride: int, B: int, n: int, lengths: int, deaths: int, threads: int, /
 ) -> None: ...
 def clouds_h0_float32(
-    points: int, B: int, n: int, d: int, lengths: int, deaths: int, edges: int, boruvka: bool, threads: int, /
+    points: int, B: int, n: int, d: int, lengths: int, deaths: int, edges: int, algorithm: int, threads: int, /
 ) -> None: ...
 def clouds_h0_float64(
-    points: int, B: int, n: int, d: int, lengths: int, deaths: int, edges: int, boruvka: bool, threads: int, /
+    points: int, B: int, n: int, d: int, lengths: int, deaths: int, edges: int, algorithm: int, threads: int, /
 ) -> None: ...
 def matrices_h0_float32(
     entries: int, B: int, n: int, lengths: int, deaths: int, edges: int, threads: int, /

@@ -10,10 +10,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import math
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -26,7 +27,7 @@ Array = reference.Array
 Kind = Literal["line", "cloud", "matrix"]
 Want = Literal["r_f", "deaths", "edges"]
 
-ALGORITHMS = ("auto", "sort", "prim", "boruvka")
+ALGORITHMS = ("auto", "sort", "prim", "boruvka", "kdtree")
 
 _log = logging.getLogger("obce")
 _told: set[str] = set()
@@ -82,7 +83,7 @@ class Answer:
         lengths: r_f [B] or deaths [B, n - 1], in the dtype of the data.
         edges: [B, n - 1, 2] int64, or None.
         backend: name of the backend that ran.
-        algorithm: what it ran: "buckets", "sort", "prim", "boruvka" or "kruskal".
+        algorithm: what it ran: "buckets", "sort", "prim", "boruvka", "kdtree" or "kruskal".
     """
 
     lengths: Any
@@ -122,6 +123,14 @@ class CpuBackend(Backend):
     # each load, are faster although they compute more.
     CACHE_BYTES = 4 << 20
 
+    # d -> points from which the k-d tree beats Prim on Gaussian clouds, where it gains least (docs/engine.md). In
+    # more coordinates its boxes rule out too little.
+    TREE_POINTS: ClassVar[dict[int, int]] = dict(
+        enumerate((2_000, 2_200, 2_500, 3_200, 5_000, 7_000, 11_500, 18_000, 28_000, 60_000), start=1)
+    )
+
+    TREES = ("prim", "boruvka", "kdtree")  # in the order of ph0::Algorithm
+
     def why_not(self) -> str | None:
         """See `Backend.why_not`."""
         try:
@@ -132,7 +141,7 @@ class CpuBackend(Backend):
 
     def refuses(self, job: Job) -> str | None:
         """See `Backend.refuses`."""
-        if job.kind == "matrix" and job.algorithm == "boruvka":
+        if job.kind == "matrix" and job.algorithm in ("boruvka", "kdtree"):
             return "it does given matrices by prim only"
         return None
 
@@ -160,13 +169,18 @@ class CpuBackend(Backend):
             call = getattr(_cpu, "matrices_h0_" + suffix)
             call(_address(data), B, n, _address(lengths), _address(deaths), _address(edges), threads)
             return Answer(deaths, edges, self.name, "prim")
-        boruvka = job.algorithm == "boruvka" or (
-            job.algorithm == "auto" and n * data.shape[2] * data.itemsize > self.CACHE_BYTES
-        )
-        call = getattr(_cpu, "clouds_h0_" + suffix)
         d = data.shape[2]
-        call(_address(data), B, n, d, _address(lengths), _address(deaths), _address(edges), boruvka, threads)
-        return Answer(deaths, edges, self.name, "boruvka" if boruvka else "prim")
+        algorithm = self._choose(n, d, data.itemsize) if job.algorithm == "auto" else job.algorithm
+        call = getattr(_cpu, "clouds_h0_" + suffix)
+        which = self.TREES.index(algorithm)
+        call(_address(data), B, n, d, _address(lengths), _address(deaths), _address(edges), which, threads)
+        return Answer(deaths, edges, self.name, algorithm)
+
+    def _choose(self, n: int, d: int, itemsize: int) -> str:
+        """The fastest algorithm for clouds of n points with d coordinates."""
+        if n >= self.TREE_POINTS.get(d, math.inf):
+            return "kdtree"
+        return "boruvka" if n * d * itemsize > self.CACHE_BYTES else "prim"
 
 
 class ReferenceBackend(Backend):
@@ -180,7 +194,7 @@ class ReferenceBackend(Backend):
 
     def refuses(self, job: Job) -> str | None:
         """See `Backend.refuses`."""
-        if job.algorithm == "boruvka":
+        if job.algorithm in ("boruvka", "kdtree"):
             return "it has the algorithms sort, prim and kruskal"
         return None
 
@@ -222,7 +236,7 @@ class TritonBackend(Backend):
         """See `Backend.refuses`."""
         if job.kind == "matrix":
             return "it has no kernel for given matrices"
-        if job.algorithm in ("sort", "prim"):
+        if job.algorithm in ("sort", "prim", "kdtree"):
             return "it has the algorithm boruvka"
         return None
 

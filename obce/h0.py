@@ -352,8 +352,8 @@ def _take_algorithm(algorithm: str, kind: backends.Kind, edges: bool) -> str:
             "algorithm is 'sort', which finds lengths but not the edges that the order of ties asks for; "
             "use 'auto' or 'prim' with edges=True."
         )
-    if algorithm == "boruvka" and kind == "matrix":
-        raise ValueError("algorithm is 'boruvka', which needs points; use 'auto' or 'prim' for matrices.")
+    if algorithm in ("boruvka", "kdtree") and kind == "matrix":
+        raise ValueError(f"algorithm is {algorithm!r}, which needs points; use 'auto' or 'prim' for matrices.")
     return algorithm
 
 
@@ -421,7 +421,8 @@ def h0(
         metric: "euclidean".
         max_edge: longest edge allowed; deaths beyond it become +inf and their edges -1.
         edges: also return the edge behind each death.
-        algorithm: "auto", "sort" (d = 1, without edges), "prim" or "boruvka".
+        algorithm: "auto", "sort" (d = 1, without edges), "prim", "boruvka" or "kdtree" (for many points with few
+                coordinates).
         backend: name of a backend, which then runs or raises. Default: the environment variable OBCE_BACKEND, else
             the best one for where the data lies.
         check: refuse NaN and infinities. Without it such a cloud answers NaN.

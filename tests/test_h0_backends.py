@@ -48,6 +48,12 @@ CASES: dict[str, Maker] = {
     "huge": lambda g, n, d: 1e25 * g.standard_normal((n, d)),
     "subnormal": lambda g, n, d: np.ldexp(g.integers(-9, 9, (n, d)).astype(float), -147),
     "spread": lambda g, n, d: np.exp(12 * g.standard_normal((n, d))),
+    "collinear": lambda g, n, d: g.integers(-40, 40, (n, 1)) * np.arange(1.0, d + 1),
+    "rank 2": lambda g, n, d: g.standard_normal((n, 2)) @ g.standard_normal((2, d)),
+    "clusters": lambda g, n, d: (
+        50 * g.integers(0, 2, (n, d)) + np.exp(3 * g.standard_normal((n, 1))) * g.standard_normal((n, d))
+    ),
+    "squares underflow": lambda g, n, d: np.where(np.arange(n)[:, None] == n // 2, 1.0, 1e-26 * g.random((n, d))),
     "signed zeros": lambda g, n, d: np.where(g.random((n, d)) < 0.5, -0.0, 0.0),
 }
 # n around the widths of vectors and blocks, d around the specialised ones.
@@ -87,7 +93,7 @@ def test_cpu_equals_the_oracle(monkeypatch: pytest.MonkeyPatch, level: str, dtyp
         batch = np.stack([CASES[case](g, n, d).astype(dtype) for _ in range(2)])
         oracle = h0(batch, edges=True, backend="reference")
         assert oracle.algorithm == "kruskal"
-        for algorithm in ("auto", "prim", "boruvka"):
+        for algorithm in ("auto", "prim", "boruvka", "kdtree"):
             for threads in (1, 3):
                 result = h0(batch, edges=True, backend="cpu", algorithm=algorithm, threads=threads)
                 same(result.deaths, oracle.deaths)
@@ -204,6 +210,63 @@ def test_boruvka_is_prim_on_a_large_cloud() -> None:
         same(boruvka.edges, prim.edges)
 
 
+@needs_cpu
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("case", CASES)
+def test_kdtree_is_prim_on_larger_clouds(monkeypatch: pytest.MonkeyPatch, level: str, dtype: type, case: str) -> None:
+    monkeypatch.setenv("OBCE_SIMD", level)
+    g = np.random.default_rng(13)
+    # A last leaf of one point and a full one, and every d the search is compiled for.
+    shapes = [(1, 2), (2, 16), (3, 1), (1009, 1), (1024, 3), (1025, 4), (300, 16)]
+    if level != "portable":  # whose fma is a library call on this build
+        shapes += [(5000, 2), (4097, 3), (1500, 6), (1500, 11)]
+    for n, d in shapes:
+        cloud = CASES[case](g, n, d).astype(dtype)
+        prim = h0(cloud, edges=True, backend="cpu", algorithm="prim")
+        for threads in (1, 3):
+            result = h0(cloud, edges=True, backend="cpu", algorithm="kdtree", threads=threads)
+            assert result.algorithm == "kdtree"
+            same(result.deaths, prim.deaths)
+            same(result.edges, prim.edges)
+        same(h0(cloud, backend="cpu", algorithm="kdtree").deaths, prim.deaths)
+
+
+@needs_cpu
+@pytest.mark.parametrize("heaps", [1, 2, 5])
+def test_kdtree_of_heaps_of_equal_points(heaps: int) -> None:
+    # Prim would need minutes for so many points, but the tree is known: every point hangs on the first of its heap,
+    # and the heaps, on a line one apart, on their neighbours.
+    n = 100_000
+    g = np.random.default_rng(17)
+    heap = g.integers(0, heaps, n)
+    first = np.array([np.flatnonzero(heap == h)[0] for h in range(heaps)])
+    others = np.setdiff1d(np.arange(n), first)
+    hanging = np.stack([first[heap[others]], others], 1)
+    hanging = hanging[np.lexsort((hanging[:, 1], hanging[:, 0]))]
+    bridges = np.sort(np.stack([first[1:], first[:-1]], 1), 1)
+    bridges = bridges[np.lexsort((bridges[:, 1], bridges[:, 0]))]
+    cloud = np.zeros((n, 3), np.float32)
+    cloud[:, 1] = heap
+    for threads in (1, 3):
+        result = h0(cloud, edges=True, algorithm="kdtree", threads=threads)
+        same(result.edges[0], np.concatenate([hanging, bridges]))
+        assert result.deaths[0].tolist() == [0.0] * len(hanging) + [1.0] * len(bridges)
+
+
+@needs_cpu
+def test_automatic_choice_follows_the_cost_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = backends.CpuBackend.TREE_POINTS
+    g = np.random.default_rng(19)
+    for d in (2, 5):
+        for n, expected in ((points[d] - 1, "prim"), (points[d], "kdtree")):
+            assert h0(g.random((n, d), np.float32), backend="cpu").algorithm == expected
+    assert h0(g.random((4000, 40), np.float32), backend="cpu").algorithm == "prim"
+    monkeypatch.setattr(backends.CpuBackend, "CACHE_BYTES", 1000)
+    assert h0(g.random((400, 40), np.float32), backend="cpu").algorithm == "boruvka"
+    assert h0(g.random((3000, 2), np.float32), backend="cpu").algorithm == "kdtree"
+
+
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_unchecked_clouds_that_are_not_finite_answer_nan(backend: str) -> None:
     if backends.BACKENDS[backend].why_not():
@@ -213,7 +276,7 @@ def test_unchecked_clouds_that_are_not_finite_answer_nan(backend: str) -> None:
     points[3, 5, 0] = -np.inf
     lengths = [6, 6, 1, 6, 4]
     for d in (1, 2):
-        for algorithm in ("auto", "prim"):
+        for algorithm in ("auto", "prim", *(["kdtree"] if backend == "cpu" else [])):
             some = points[:, :, 2 - d :] if d == 1 else points
             result = h0(some, edges=True, check=False, backend=backend, lengths=lengths, algorithm=algorithm)
             broken = [not np.isfinite(some[i, : lengths[i]]).all() for i in range(5)]
@@ -269,9 +332,10 @@ def test_named_backend_runs_or_raises(monkeypatch: pytest.MonkeyPatch) -> None:
         h0_line(values, backend="cpu")
 
 
-def test_named_backend_that_lacks_the_algorithm_raises() -> None:
+@pytest.mark.parametrize("algorithm", ["boruvka", "kdtree"])
+def test_named_backend_that_lacks_the_algorithm_raises(algorithm: str) -> None:
     with pytest.raises(ValueError, match="backend names 'reference', which cannot do this"):
-        h0([[0.0, 1.0]], backend="reference", algorithm="boruvka")
+        h0([[0.0, 1.0]], backend="reference", algorithm=algorithm)
 
 
 def test_automatic_choice_is_logged_once_with_the_refusals(

@@ -115,7 +115,7 @@ def test_lengths(lengths: Any, error: type[Exception], sentence: str) -> None:
         (
             {"algorithm": "kruskal"},
             ValueError,
-            "algorithm is 'kruskal', expected one of auto, sort, prim, boruvka",
+            "algorithm is 'kruskal', expected one of auto, sort, prim, boruvka, kdtree",
         ),
         ({"algorithm": "sort"}, ValueError, "algorithm is 'sort', which needs points with 1 coordinate"),
         ({"backend": "tpu"}, ValueError, "backend is 'tpu', expected one of"),
@@ -136,9 +136,10 @@ def test_sort_finds_no_edges() -> None:
         h0_line([0.0, 1.0], algorithm="sort", edges=True)
 
 
-def test_boruvka_needs_points() -> None:
-    with pytest.raises(ValueError, match="algorithm is 'boruvka', which needs points"):
-        h0_distances(np.zeros((2, 2)), algorithm="boruvka")
+@pytest.mark.parametrize("algorithm", ["boruvka", "kdtree"])
+def test_algorithm_needs_points(algorithm: str) -> None:
+    with pytest.raises(ValueError, match=f"algorithm is '{algorithm}', which needs points"):
+        h0_distances(np.zeros((2, 2)), algorithm=algorithm)
 
 
 def test_padding_is_not_looked_at() -> None:

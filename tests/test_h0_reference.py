@@ -32,7 +32,7 @@ def test_deaths_equal_scipy_single_linkage(dtype: type) -> None:
     for seed in range(100):
         cloud = random_cloud(seed, dtype)
         expected = linkage(cloud.astype(np.float64), "single")[:, 2]
-        for algorithm in ("auto", "prim", "boruvka"):
+        for algorithm in ("auto", "prim", "boruvka", "kdtree"):
             deaths = h0(cloud, algorithm=algorithm).deaths
             np.testing.assert_allclose(deaths[0], expected, rtol=1e-6, atol=0, err_msg=f"seed {seed} {algorithm}")
 

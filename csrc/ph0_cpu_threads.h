@@ -1,0 +1,57 @@
+// Tasks over host threads.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace ph0 {
+
+// work(task, worker) for every task in [0, tasks); workers take the next free run of `grain` tasks.
+// The first exception of any worker is rethrown here, after all have stopped.
+template <class Work>
+void for_tasks(int64_t tasks, int threads, int64_t grain, const Work& work) {
+  const int workers =
+      static_cast<int>(std::min<int64_t>(std::max(threads, 1), (tasks + grain - 1) / grain));
+  if (workers <= 1) {
+    for (int64_t t = 0; t < tasks; ++t) work(t, 0);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  std::exception_ptr failure;
+  std::mutex failure_lock;
+  const auto loop = [&](int worker) {
+    try {
+      for (;;) {
+        const int64_t from = next.fetch_add(grain, std::memory_order_relaxed);
+        if (from >= tasks) return;
+        for (int64_t t = from; t < std::min(from + grain, tasks); ++t) work(t, worker);
+      }
+    } catch (...) {
+      next.store(tasks, std::memory_order_relaxed);
+      const std::lock_guard<std::mutex> hold(failure_lock);
+      if (!failure) failure = std::current_exception();
+    }
+  };
+  std::vector<std::thread> pool;
+  try {
+    for (int worker = 1; worker < workers; ++worker) pool.emplace_back(loop, worker);
+  } catch (const std::system_error&) {
+    // The system gives no more threads: those that run share the tasks.
+  }
+  loop(0);
+  for (std::thread& thread : pool) thread.join();
+  if (failure) std::rethrow_exception(failure);
+}
+
+// Enough work per turn that the shared counter costs nothing.
+inline int64_t grain_for(int64_t cost_per_task) {
+  return std::max<int64_t>(1, 50000 / (cost_per_task + 1));
+}
+
+}  // namespace ph0
