@@ -190,3 +190,17 @@ def test_unknown_simd_level(monkeypatch: pytest.MonkeyPatch, wish: str) -> None:
     monkeypatch.setenv("OBCE_SIMD", wish)
     with pytest.raises(ValueError, match=f"OBCE_SIMD is '{wish}', expected portable, avx2 or avx512"):
         r_f([0.0, 1.0], backend="cpu")
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("bad", [np.nan, INF, -INF])
+def test_r_f_names_what_is_not_finite(bad: float, backend: str) -> None:
+    """Found from the answer, not by a scan: every place, one lone value and padding included."""
+    for n in (1, 2, 3, 64, 200):
+        for point in {0, n // 2, n - 1}:
+            values = np.arange(3 * n, dtype=np.float32).reshape(3, n)
+            values[1, point] = bad
+            with pytest.raises(ValueError, match=f"values: cloud 1, point {point} holds {bad}"):
+                r_f(values, backend=backend)
+            if point:
+                assert np.isfinite(r_f(values, backend=backend, lengths=[n, point, n])).all()
