@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import ctypes
-import gc
 import importlib.util
 import math
 import multiprocessing
@@ -40,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from obce import __version__, backends, reference
-from obce.h0 import H0, h0, h0_distances, h0_line, r_f
+from obce.h0 import h0, h0_distances, h0_line, r_f
 
 Array: TypeAlias = NDArray[Any]
 Kind: TypeAlias = Literal["line", "cloud", "matrix"]
@@ -276,7 +275,7 @@ def _obce(data: Any, case: Case, threads: int) -> Any:
     if case.want == "bagged":
         groups = data.reshape(-1, case.group)
         return np.asarray(r_f(groups, threads=threads)).reshape(len(data), -1).mean(1)
-    do: Callable[..., H0] = {"line": h0_line, "cloud": h0, "matrix": h0_distances}[case.kind]
+    do: Any = {"line": h0_line, "cloud": h0, "matrix": h0_distances}[case.kind]
     return do(data, threads=threads).deaths
 
 
@@ -825,7 +824,6 @@ class Spent(NamedTuple):
 
 def _reset_peak() -> float:
     """Bytes held now, with the high-water mark reset to them; NaN where the system does not tell."""
-    gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # what earlier calls left behind would hide what this one takes
     try:
@@ -894,14 +892,14 @@ def _serve(pipe: Any, peer: Peer, threads: int) -> None:
                 found = h0(data, edges=True, threads=threads)
                 answer = (np.asarray(found.deaths)[0], np.asarray(found.edges)[0])
             else:
-                clouds, points, loops, keep = arguments
+                clouds, points, loops, keep, watch = arguments
                 part = data[:clouds] if points is None else np.ascontiguousarray(data[:clouds, :points])
-                held = _reset_peak() if keep else math.nan
+                held = _reset_peak() if watch else math.nan
                 wall, cpu = time.perf_counter(), time.process_time()
                 for _ in range(loops):
                     got = peer.run(part, case, threads)
                 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-                spent = Spent(wall / loops, cpu / loops, _peak() - held if keep else math.nan)
+                spent = Spent(wall / loops, cpu / loops, _peak() - held if watch else math.nan)
                 answer = (got if keep else None, spent)
         except Exception as error:  # whatever a peer raises is a row of the table
             pipe.send((f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", None))
@@ -1044,10 +1042,13 @@ class _Entry:
         return self.process.peer
 
 
-def _run(entry: _Entry, clouds: int, points: int | None, loops: int, keep: bool) -> tuple[Array, Spent]:
+def _run(
+    entry: _Entry, clouds: int, points: int | None = None, loops: int = 1, keep: bool = False, watch: bool = False
+) -> tuple[Array, Spent]:
+    """One repetition on the first clouds, and the first points of them; `keep` its answer, `watch` its memory."""
     started = time.monotonic()
     try:
-        answer: tuple[Array, Spent] = entry.process.ask(entry.left, "run", clouds, points, loops, keep)
+        answer: tuple[Array, Spent] = entry.process.ask(entry.left, "run", clouds, points, loops, keep, watch)
     finally:
         entry.left -= time.monotonic() - started
     return answer
@@ -1055,7 +1056,7 @@ def _run(entry: _Entry, clouds: int, points: int | None, loops: int, keep: bool)
 
 def _predict(entry: _Entry, case: Case, budget: float) -> None:
     """Refuse a single large cloud when two smaller ones say that it would not be done in time."""
-    times = [_run(entry, 1, case.n // part, 1, False)[1].wall for part in (16, 16, 8)][1:]
+    times = [_run(entry, 1, case.n // part)[1].wall for part in (16, 16, 8)][1:]
     power = min(2.0, max(1.0, math.log2(times[1] / times[0])))
     seconds = times[1] * 8**power
     if 2 * seconds > budget:  # one call to check, one to time
@@ -1066,27 +1067,27 @@ def _predict(entry: _Entry, case: Case, budget: float) -> None:
 
 def _check(entry: _Entry, case: Case, right: Expected, effort: Effort) -> None:
     """Compare, and settle how many clouds, calls and repetitions the clock gets."""
-    peer = entry.peer
     k, known = 1, len(right.answer)
     while True:
-        got, spent = _run(entry, k, None, 1, True)
+        got, spent = _run(entry, k, keep=True, watch=case.B == 1)
         try:
-            compare(got, right, case, peer.ours)
+            compare(got, right, case, entry.peer.ours)
         except WrongAnswerError as error:
             raise RefusedError("wrong", str(error)) from None
         if k == known or spent.wall * known / k > max(effort.call, 0.3):
             break
         k = known
-    again = spent if spent.wall > effort.call else _run(entry, k, None, 1, False)[1]
+    entry.peak = spent.peak
+    if spent.wall <= effort.call:
+        spent = _run(entry, k)[1]  # the first call warmed up
     entry.clouds = case.B
-    if again.wall * case.B / k > 4 * effort.call:
-        entry.clouds = max(1, min(case.B, round(effort.call * k / again.wall)))
-    one = again
-    if entry.clouds != k:
-        one = _run(entry, entry.clouds, None, 1, True)[1]
-    entry.peak = max(spent.peak, one.peak) if one.peak == one.peak else spent.peak
-    entry.loops = min(100, max(1, math.ceil(SHORT_SECONDS / max(one.wall, 1e-7))))
-    seconds = one.wall * entry.loops
+    if spent.wall * case.B / k > 4 * effort.call:
+        entry.clouds = max(1, min(case.B, round(effort.call * k / spent.wall)))
+    if case.B > 1:
+        spent = _run(entry, entry.clouds, watch=True)[1]
+        entry.peak = spent.peak
+    entry.loops = min(100, max(1, math.ceil(SHORT_SECONDS / max(spent.wall, 1e-7))))
+    seconds = spent.wall * entry.loops
     entry.wanted = max(1, min(effort.repetitions, int(entry.left / max(seconds, 1e-7))))
 
 
@@ -1171,7 +1172,7 @@ def measure(case: Case, processes: Sequence[Process], effort: Effort, known: dic
                 if entry.why is None and repetition < entry.wanted:
                     entry.left = max(entry.left, effort.budget)
                     with _noted(entry):
-                        entry.spent.append(_run(entry, entry.clouds, None, entry.loops, False)[1])
+                        entry.spent.append(_run(entry, entry.clouds, loops=entry.loops)[1])
         for entry in alive:
             if entry.process.alive:
                 with contextlib.suppress(RefusedError):
