@@ -1012,16 +1012,18 @@ class Effort:
         budget: seconds a peer may use in one case, checking and timing together.
         call: seconds of one repetition that a part of the clouds is cut to.
         repetitions: most of them.
+        timing: seconds after which 3 repetitions are enough.
     """
 
     budget: float = 20.0
-    call: float = 0.25
+    call: float = 0.15
     repetitions: int = 7
+    timing: float = 2.0
 
 
 FULL_EFFORT = Effort()
-SERIES_EFFORT = Effort(budget=8.0, call=0.1, repetitions=5)
-QUICK_EFFORT = Effort(budget=2.0, call=0.02, repetitions=3)
+SERIES_EFFORT = Effort(budget=8.0, call=0.05, repetitions=5, timing=1.0)
+QUICK_EFFORT = Effort(budget=2.0, call=0.02, repetitions=3, timing=0.5)
 
 
 @dataclass
@@ -1087,8 +1089,9 @@ def _check(entry: _Entry, case: Case, right: Expected, effort: Effort) -> None:
         spent = _run(entry, entry.clouds, watch=True)[1]
         entry.peak = spent.peak
     entry.loops = min(100, max(1, math.ceil(SHORT_SECONDS / max(spent.wall, 1e-7))))
-    seconds = spent.wall * entry.loops
-    entry.wanted = max(1, min(effort.repetitions, int(entry.left / max(seconds, 1e-7))))
+    seconds = max(spent.wall, 1e-7) * entry.loops
+    enough = max(3, int(effort.timing / seconds))
+    entry.wanted = max(1, min(effort.repetitions, enough, int(entry.left / seconds)))
 
 
 def _right(case: Case, data: Array, processes: Sequence[Process], budget: float) -> Expected:
@@ -1389,7 +1392,7 @@ def run(
             for one in todo:
                 effort = QUICK_EFFORT if quick else SERIES_EFFORT if one.series else FULL_EFFORT
                 if budget is not None:
-                    effort = Effort(budget, effort.call, effort.repetitions)
+                    effort = replace(effort, budget=budget)
                 able = [p for p in processes if p.peer.does(one) and (count == 1 or p.peer.threaded)]
                 rows = measure(one, able, effort, known)
                 about = {"peak_gflop_s": f"{product:.1f}", "peak_gb_s": f"{read:.1f}", "threads": str(count)}
