@@ -18,8 +18,19 @@ import matplotlib.pyplot as plt
 from obce.bench import Row, growth, read_rows
 
 # Okabe and Ito's colours, told apart by the colour-blind; markers and line styles repeat the difference.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+VERMILION, BLUE = "#D55E00", "#0072B2"
+LOOKS = {
+    "obce": (VERMILION, "o"),
+    "numba Prim": (BLUE, "s"),
+    "quitefastmst": ("#009E73", "^"),
+    "fastcluster": ("#CC79A7", "D"),
+    "scikit-learn": ("#E69F00", "v"),
+    "hdbscan": ("#56B4E9", "P"),
+    "scipy": ("#000000", "X"),
+    "ripser": ("#999999", "*"),
+    "mlpack": ("#F0E442", "h"),
+    "genieclust": ("#7F7F00", "d"),
+}
 WIDTH = 3.5  # inches: one column
 OURS = "obce"
 STYLE = {
@@ -41,6 +52,11 @@ LABELS = {
     "cloud n": ("points in one cloud, n", "cloud_n"),
 }
 SHOWN = 7  # lines that a reader can still tell apart
+
+
+def tool_of(peer: str) -> str:
+    """The tool without the name of its method, where it has several."""
+    return next((tool for tool in LOOKS if peer.startswith(tool)), peer)
 
 
 def save(figure: Any, folder: Path, name: str) -> None:
@@ -79,36 +95,41 @@ def curves(rows: list[Row], series: str, folder: Path) -> None:
         x, y = found[peer][-1][:2]
         return -x, y
 
-    fastest = sorted((peer for peer in found if not peer.startswith(OURS)), key=end)
+    best: dict[str, str] = {}
+    for peer in sorted(found, key=end):
+        if tool_of(peer) in LOOKS:
+            best.setdefault(tool_of(peer), peer)
+    fastest = [peer for tool, peer in best.items() if tool != OURS]
     known = [peer for peer in ("ripser", "scipy linkage") if peer in fastest]
     chosen = [peer for peer in fastest if peer not in known][: SHOWN - len(known)] + known
     exponents = growth(here)
     figure, axes = plt.subplots(figsize=(WIDTH, 2.9), layout="constrained")
-    for i, peer in enumerate([OURS, *sorted(chosen, key=end)]):
+    for peer in [OURS, *sorted(chosen, key=end)]:
         if peer not in found:
             continue
         x, middle, low, high = zip(*found[peer], strict=True)
-        colour = COLOURS[i % len(COLOURS)]
+        colour, marker = LOOKS[tool_of(peer)]
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(
             x,
             middle,
             color=colour,
-            marker=MARKERS[i % len(MARKERS)],
+            marker=marker,
             markersize=3.5,
             linewidth=1.8 if peer == OURS else 0.9,
             zorder=3 if peer == OURS else 2,
-            label=f"{peer} ({exponents[series, peer, '1']:.2f})",
+            label=f"{peer.removesuffix(', 40 lines')} ({exponents[series, peer, '1']:.2f})",
         )
-    axes.set_xscale("log", base=2 if axis == "d" else 10)
+    axes.set_xscale("log")
     axes.set_yscale("log")
-    if axis == "d":
-        axes.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+    measured = sorted({point[0] for points in found.values() for point in points})
+    axes.set_xticks(measured, [f"{x:,.0f}" for x in measured])
+    axes.minorticks_off()
     axes.set_xlabel(LABELS[series][0])
     axes.set_ylabel("time, seconds (wall, 1 thread)")
-    axes.set_title(shape_of(here, axis), fontsize=7, loc="left")
+    axes.set_title(f"{shape_of(here, axis)}; in brackets p of time ~ {axis}$^p$", fontsize=7, loc="left")
     axes.grid(which="major", linewidth=0.3, color="#dddddd")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, title="peer (exponent)", title_fontsize=7)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=6.5, handlelength=1.6, columnspacing=1.2)
     save(figure, folder, f"h0_growth_{LABELS[series][1]}")
 
 
@@ -127,24 +148,29 @@ def bars(rows: list[Row], folder: Path) -> None:
     if not picked:
         return
     count = sum(len(peers) + 1.6 for _, peers in picked)
-    figure, axes = plt.subplots(figsize=(WIDTH, 0.5 + 0.125 * count), layout="constrained")
+    height = 0.6 + 0.125 * count
+    figure, axes = plt.subplots(figsize=(WIDTH, height))
+    figure.subplots_adjust(left=0.36, right=0.98, bottom=0.45 / height, top=1 - 0.1 / height)
+    beside = axes.get_yaxis_transform()
+    blank = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     y = 0.0
     largest = max(ratio for _, peers in picked for _, ratio in peers)
     smallest = min(1.0, *(ratio for _, peers in picked for _, ratio in peers))
     for case, peers in picked:
-        axes.text(
-            -0.02, y, case, fontsize=7, weight="bold", ha="right", va="center", transform=axes.get_yaxis_transform()
-        )
+        axes.text(-0.56, y, case, weight="bold", va="center", transform=beside, bbox=blank)
         for peer, ratio in peers:
             y += 1
-            axes.barh(y, ratio - 1, left=1, height=0.7, color=COLOURS[1] if ratio >= 1 else COLOURS[0], linewidth=0)
-            axes.text(-0.02, y, peer, ha="right", va="center", transform=axes.get_yaxis_transform())
-            axes.text(max(ratio, 1) * 1.12, y, f"{ratio:,.3g}" if ratio < 1000 else f"{ratio:,.0f}", va="center")
+            axes.barh(y, ratio - 1, left=1, height=0.7, color=BLUE if ratio >= 1 else VERMILION, linewidth=0)
+            axes.text(-0.02, y, peer, ha="right", va="center", transform=beside)
+            axes.text(max(ratio, 1) * 1.2, y, f"{ratio:,.3g}" if ratio < 1000 else f"{ratio:,.0f}", va="center")
         y += 1.6
     axes.set_xscale("log")
-    axes.set_xlim(smallest / 1.5, largest * 5)
+    axes.set_xlim(smallest / 1.5, largest * 8)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_ylim(y - 0.8, -0.8)
+    axes.xaxis.set_major_locator(mpl.ticker.LogLocator(numticks=4))
+    axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}"))
+    axes.minorticks_off()
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("time of the peer / time of obce (wall, 1 thread)")
