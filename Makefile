@@ -49,6 +49,7 @@ format: dev
 
 bench: dev
 	$(BIN)/python benchmarks/bench_h0.py
+	$(BIN)/python benchmarks/plot.py
 	$(BIN)/python benchmarks/bench_score.py
 
 # On a machine with a GPU, offline, with its own Python, torch and transformers: no .venv is made.

@@ -471,6 +471,33 @@ def doctor_command(as_json: AsJson = False) -> None:
     _emit(as_json, facts, engines, packages)
 
 
+@app.command("bench")
+@_guarded
+def bench_command(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small cases, under a minute: that it works, not how fast.")
+    ] = False,
+    case: Annotated[str | None, typer.Option("--case", help="Only cases whose name contains this.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="CSV to write; what it holds is kept.")] = None,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option("--threads", min=1, help="Threads; may be repeated (default: 1 and 2)."),
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option("--budget", min=0.1, help="Seconds a peer may use in one case (default: 20).")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what --out holds.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time the persistence engine beside every installed peer, after checking each answer."""
+    from obce import bench
+
+    tell = functools.partial(print, file=sys.stderr, flush=True) if as_json else functools.partial(print, flush=True)
+    rows = bench.run(quick=quick, case=case, out=out, threads=threads, budget=budget, fresh=fresh, tell=tell)
+    if as_json:
+        print(json.dumps({"rows": rows}))
+
+
 @app.command("demo")
 @_guarded
 def demo_command(

@@ -22,7 +22,7 @@ FLOW = (
     ("configuration_obce",),
     ("modeling_obce",),
     ("prune",),
-    ("evaluate", "report"),
+    ("evaluate", "report", "bench"),
     ("run",),
     ("demo",),
     ("cli",),
