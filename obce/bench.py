@@ -642,7 +642,7 @@ PEERS = (
         "AGPL-3.0",
         ("cloud", "matrix"),
         _genieclust,
-        prepare=_condensed,
+        prepare=_as_clouds,
         threaded=True,
     ),
     Peer("mlpack", "mlpack", "mlpack", "BSD", _POINTS, _mlpack, prepare=_as_clouds),
