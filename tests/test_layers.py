@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "obce"
 FLOW = (
     ("kernels", "_cpu"),
     ("reference",),
-    ("backends",),
+    ("backends", "gradients"),
     ("h0",),
     ("sites", "corpus"),
     ("capture",),
