@@ -15,6 +15,7 @@ FLOW = (
     ("reference",),
     ("backends", "gradients"),
     ("h0",),
+    ("transformer",),
     ("sites", "corpus"),
     ("capture",),
     ("scores",),
