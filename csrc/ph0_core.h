@@ -26,6 +26,9 @@ struct Edge {
   int32_t hi;
 };
 
+// How the weight of an edge between points is computed (ph0_cpu.h).
+enum class Metric { kEuclidean, kSqeuclidean, kManhattan, kChebyshev, kMinkowski };
+
 // The strict total order (weight, smaller end, larger end). A strict total order on the edges of a
 // graph has one minimum spanning forest, so every algorithm that obeys it returns the same edges.
 // Seen from one fixed end i the order is (weight, other end): the pairs {j, i} with j < i precede

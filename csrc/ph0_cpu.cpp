@@ -297,9 +297,9 @@ void lay_out(const T* points, int64_t n, int64_t d, int exponent, T* x) {
 }
 
 // Writes one cloud's n - 1 edges in order and pads to `width`. A death is the weight itself, or the
-// correctly rounded root of it times 2^exponent.
+// correctly rounded root of it, times 2^exponent.
 template <class T>
-void write_forest(Edge<T>* edges, int64_t n, int64_t width, bool squared, int exponent, T* deaths,
+void write_forest(Edge<T>* edges, int64_t n, int64_t width, bool root, int exponent, T* deaths,
                   int64_t* ends, CloudScratch<T>& scratch) {
   const int64_t m = n - 1;
   if (ends) {
@@ -314,7 +314,7 @@ void write_forest(Edge<T>* edges, int64_t n, int64_t width, bool squared, int ex
     for (int64_t i = 0; i < m; ++i) deaths[i] = edges[i].weight;
     sort_values(deaths, m, scratch.sort);
   }
-  if (squared) {
+  if (root) {
     for (int64_t i = 0; i < m; ++i) deaths[i] = std::sqrt(deaths[i]);
   }
   if (exponent != 0) {
@@ -431,6 +431,33 @@ class Boruvka {
   std::vector<T> scratch_;
 };
 
+// Calls row(i, values, worker) for every row i of `in`, its values contiguous. Rows whose values
+// are apart are copied in groups of a cache line's width: a column-major batch is then read in
+// whole lines, and the copy is small enough to be read back from the cache.
+template <class T, class Row>
+void for_rows(const Lines<T>& in, int threads, int64_t cost, const Row& row) {
+  if (in.value_stride == 1) {
+    return for_tasks(in.B, threads, grain_for(cost),
+                     [&](int64_t i, int worker) { row(i, in.values + i * in.row_stride, worker); });
+  }
+  constexpr int64_t kGroup = 64 / sizeof(T);
+  // One more line than the row needs: rows a power of two apart would share few cache sets.
+  const int64_t pitch = (in.n + kGroup - 1) / kGroup * kGroup + kGroup;
+  std::vector<Buffer<T>> copies(std::max(threads, 1));
+  const int64_t groups = (in.B + kGroup - 1) / kGroup;
+  for_tasks(groups, threads, grain_for(kGroup * cost), [&](int64_t group, int worker) {
+    const int64_t first = group * kGroup;
+    const int64_t rows = std::min(kGroup, in.B - first);
+    const T* const from = in.values + first * in.row_stride;
+    T* const copy = copies[worker].at_least(rows * pitch);
+    for (int64_t j = 0; j < in.n; ++j) {
+      const T* const column = from + j * in.value_stride;
+      for (int64_t r = 0; r < rows; ++r) copy[r * pitch + j] = column[r * in.row_stride];
+    }
+    for (int64_t r = 0; r < rows; ++r) row(first + r, copy + r * pitch, worker);
+  });
+}
+
 int64_t length_of(const int64_t* lengths, int64_t cloud, int64_t n) {
   return lengths ? lengths[cloud] : n;
 }
@@ -452,9 +479,8 @@ template <class T>
 void lines_r_f(const Lines<T>& in, T* out, int threads) {
   const Kernels<T>& kernels = chosen_kernels<T>();
   std::vector<LineScratch<T>> scratch(std::max(threads, 1));
-  for_tasks(in.B, threads, grain_for(4 * in.n), [&](int64_t i, int worker) {
-    out[i] = line_r_f(in.values + i * in.row_stride, length_of(in.lengths, i, in.n), kernels,
-                      scratch[worker]);
+  for_rows(in, threads, 4 * in.n, [&](int64_t i, const T* values, int worker) {
+    out[i] = line_r_f(values, length_of(in.lengths, i, in.n), kernels, scratch[worker]);
   });
 }
 
@@ -462,10 +488,10 @@ template <class T>
 void lines_deaths(const Lines<T>& in, T* deaths, int threads) {
   std::vector<LineScratch<T>> scratch(std::max(threads, 1));
   const int64_t width = in.n - 1;
-  for_tasks(in.B, threads, grain_for(16 * in.n), [&](int64_t i, int worker) {
+  for_rows(in, threads, 16 * in.n, [&](int64_t i, const T* values, int worker) {
     const int64_t n = length_of(in.lengths, i, in.n);
     T* const out = deaths + i * width;
-    if (!neighbour_gaps(in.values + i * in.row_stride, n, out, scratch[worker])) {
+    if (!neighbour_gaps(values, n, out, scratch[worker])) {
       return write_undefined<T>(width, out, nullptr);
     }
     sort_values(out, n - 1, scratch[worker].sort);
@@ -496,13 +522,15 @@ void clouds_h0(const Clouds<T>& in, const Forest<T>& out, Algorithm algorithm, i
       const PrimState<T> state = s.state(n, in.d);
       lay_out(points, n, in.d, exponent, state.x);
       if (algorithm == Algorithm::kPrim) {
-        kernels.prim_points(state, n, in.d, edges);
+        kernels.prim_metric(state, n, in.d, in.metric, in.p, edges);
       } else if (n > 1) {
         std::fill(state.other, state.other + padded(n), 0);
         Boruvka<T>(Scene<T>{state.x, n, in.d, state.other}, state.other, kernels, inner).run(edges);
       }
     }
-    write_forest(edges, n, width, in.d > 1, exponent, deaths, ends, s);
+    const bool root = in.d > 1 && in.metric == Metric::kEuclidean;
+    if (in.metric == Metric::kSqeuclidean) exponent *= 2;
+    write_forest(edges, n, width, root, exponent, deaths, ends, s);
   });
 }
 
@@ -515,10 +543,36 @@ void matrices_h0(const Matrices<T>& in, const Forest<T>& out, int threads) {
     CloudScratch<T>& s = scratch[worker];
     const int64_t n = length_of(in.lengths, i, in.n);
     Edge<T>* const edges = s.edges.at_least(n);
-    kernels.prim_matrix(in.entries + i * in.n * in.n, in.n, n, s.state(n, 0), edges);
+    const PrimState<T> state = s.state(n, in.condensed ? 1 : 0);
+    const T* const entries = in.entries + i * in.n * in.n;
+    kernels.prim_matrix(entries, in.condensed ? 0 : in.n, n, state, edges);
     write_forest(edges, n, width, false, 0, out.deaths + i * width,
                  out.edges ? out.edges + 2 * i * width : nullptr, s);
   });
+}
+
+template <class T>
+void graph_h0(const Graph<T>& in, const Forest<T>& out) {
+  std::vector<Edge<T>> edges;
+  edges.reserve(in.m);
+  for (int64_t e = 0; e < in.m; ++e) {
+    const T weight = in.weights[e] + T(0);  // -0 -> +0
+    if (in.ends_a[e] != in.ends_b[e] && weight < std::numeric_limits<T>::infinity()) {
+      edges.push_back(make_edge(weight, in.ends_a[e], in.ends_b[e]));
+    }
+  }
+  std::sort(edges.begin(), edges.end(), before<T>);
+  std::vector<int32_t> parent(in.n);
+  for (int64_t i = 0; i < in.n; ++i) parent[i] = static_cast<int32_t>(i);
+  CloudScratch<T> scratch;
+  Edge<T>* const forest = scratch.edges.at_least(in.n);
+  int64_t found = 0;
+  for (const Edge<T>& e : edges) {
+    if (found == in.n - 1) break;
+    if (unite(parent.data(), e.lo, e.hi)) forest[found++] = e;
+  }
+  std::fill(forest + found, forest + in.n - 1, Edge<T>{std::numeric_limits<T>::infinity(), -1, -1});
+  write_forest(forest, in.n, in.n - 1, false, 0, out.deaths, out.edges, scratch);
 }
 
 template void lines_r_f(const Lines<float>&, float*, int);
@@ -529,5 +583,7 @@ template void clouds_h0(const Clouds<float>&, const Forest<float>&, Algorithm, i
 template void clouds_h0(const Clouds<double>&, const Forest<double>&, Algorithm, int);
 template void matrices_h0(const Matrices<float>&, const Forest<float>&, int);
 template void matrices_h0(const Matrices<double>&, const Forest<double>&, int);
+template void graph_h0(const Graph<float>&, const Forest<float>&);
+template void graph_h0(const Graph<double>&, const Forest<double>&);
 
 }  // namespace ph0

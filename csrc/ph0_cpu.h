@@ -9,7 +9,12 @@
 //           Range<T>, the coordinates are first multiplied by 2^-e and the deaths by 2^e after.
 //   d  = 1  |x - y|. Squaring orders nothing differently: sqrt(fl(g * g)) == g unless g * g
 //           overflows or underflows, and the length itself does neither.
-//   matrix  the entry; +inf is no edge.
+//   manhattan, chebyshev  (d >= 2) the sum, one addition after the other in coordinate order, or
+//           the maximum of |x_k - y_k|, in T, scaled as above; the death is the weight.
+//   minkowski  (d >= 2) t (sum (|x_k - y_k| / t)^p)^(1 / p), t the largest |x_k - y_k|: differences
+//           in T, the rest in double by std::pow, rounded to T; scaled as above.
+//   matrix, graph  the entry; +inf is no edge.
+// sqeuclidean has euclidean's weights; its death is the weight itself, scaled back.
 // A cloud that holds a NaN or an infinity answers NaN everywhere and -1 in edges.
 #pragma once
 
@@ -32,8 +37,9 @@ struct Range<double> {
 
 template <class T>
 struct Lines {
-  const T* values;         // [B, n], rows row_stride values apart
-  int64_t row_stride;      // in values
+  const T* values;         // [B, n]
+  int64_t row_stride;      // in values, of any sign, as the next
+  int64_t value_stride;    // when it is not 1, rows are copied to scratch in groups
   int64_t B, n;            // n >= 1
   const int64_t* lengths;  // [B], 1 <= length <= n, or null: all n
 };
@@ -42,14 +48,27 @@ template <class T>
 struct Clouds {
   const T* points;  // [B, n, d] contiguous
   int64_t B, n, d;
-  const int64_t* lengths;  // as above
+  const int64_t* lengths;              // as above
+  Metric metric = Metric::kEuclidean;  // kManhattan, kChebyshev and kMinkowski: d >= 2 and kPrim
+  double p = 0;                        // of kMinkowski, >= 1
 };
 
 template <class T>
 struct Matrices {
-  const T* entries;  // [B, n, n] contiguous, symmetric
+  const T* entries;  // [B, n, n] contiguous, symmetric, or condensed: [n (n - 1) / 2], B = 1
   int64_t B, n;
   const int64_t* lengths;  // as above
+  bool condensed = false;
+};
+
+// Edges {ends_a[e], ends_b[e]} of weight weights[e], e < m, of a graph on n vertices. Loops, and
+// weights that are NaN or +inf, are no edges; of parallel edges the least counts.
+template <class T>
+struct Graph {
+  const int32_t* ends_a;
+  const int32_t* ends_b;
+  const T* weights;
+  int64_t m, n;
 };
 
 template <class T>
@@ -73,6 +92,10 @@ void clouds_h0(const Clouds<T>& in, const Forest<T>& out, Algorithm algorithm, i
 
 template <class T>
 void matrices_h0(const Matrices<T>& in, const Forest<T>& out, int threads);
+
+// Spanning forest of one graph by Kruskal: O(m + n) memory.
+template <class T>
+void graph_h0(const Graph<T>& in, const Forest<T>& out);
 
 // "avx512", "avx2" or "portable": the widest level this processor has, or the one OBCE_SIMD names.
 // Throws std::invalid_argument when OBCE_SIMD names a level that is unknown or not there.

@@ -6,6 +6,7 @@
 // Rounding: only subtraction, fused(), comparison and |.| touch a weight, each correctly rounded in
 // every lane, so all levels give the same bits.
 
+#include <cmath>
 #include <limits>
 
 namespace ph0::PH0_LEVEL {
@@ -77,15 +78,46 @@ PH0_INLINE T least_lane(V<T> v) {
   return r;
 }
 
+template <class T>
+PH0_INLINE V<T> magnitude(V<T> v) {
+  return v < V<T>{} ? -v : v;
+}
+
+// One lane of kMinkowski: the greatest difference times the p-norm of the differences divided by
+// it, in double, so that no power overflows and the largest term is 1. x is the point's coordinate
+// 0, its coordinates kBlock apart.
+template <class T>
+PH0_TARGET T minkowski(const T* x, int64_t d, const T* c, double p) {
+  T top = 0;
+  for (int64_t k = 0; k < d; ++k) {
+    const T diff = std::fabs(x[k * kBlock] - c[k]);
+    top = diff > top ? diff : top;
+  }
+  if (top == 0) return 0;
+  double sum = 0;
+  for (int64_t k = 0; k < d; ++k) {
+    const double diff = std::fabs(x[k * kBlock] - c[k]);
+    sum += std::pow(diff / static_cast<double>(top), p);
+  }
+  return static_cast<T>(static_cast<double>(top) * std::pow(sum, 1 / p));
+}
+
 // Weights of U vectors of points (x at the first one's coordinate 0, inside its block of kStride)
-// against one point c [d]. D is d when known at compile time, 0 otherwise.
-template <class T, int D, int U, int64_t kStride = kBlock>
-PH0_INLINE void weights(const T* x, int64_t d, const T* c, V<T>* w) {
+// against one point c [d]. D is d when known at compile time, 0 otherwise; p belongs to kMinkowski,
+// whose blocks are of kBlock.
+template <class T, int D, int U, int64_t kStride = kBlock, Metric kMetric = Metric::kEuclidean>
+PH0_INLINE void weights(const T* x, int64_t d, const T* c, V<T>* w, double p = 0) {
+  if constexpr (kMetric == Metric::kMinkowski) {
+    constexpr int lanes = Vec<T>::W;
+    for (int u = 0; u < U; ++u) {
+      for (int i = 0; i < lanes; ++i) w[u][i] = minkowski<T>(x + u * lanes + i, d, c, p);
+    }
+    return;
+  }
   constexpr int W = Vec<T>::W;
   if constexpr (D == 1) {
     for (int u = 0; u < U; ++u) {
-      const V<T> v = load<T>(x + u * W) - splat<T>(c[0]);
-      w[u] = v < V<T>{} ? -v : v;
+      w[u] = magnitude<T>(load<T>(x + u * W) - splat<T>(c[0]));
     }
     return;
   }
@@ -94,7 +126,13 @@ PH0_INLINE void weights(const T* x, int64_t d, const T* c, V<T>* w) {
     const V<T> ck = splat<T>(c[k]);
     for (int u = 0; u < U; ++u) {
       const V<T> diff = load<T>(x + k * kStride + u * W) - ck;
-      w[u] = fused(diff, diff, w[u]);
+      if constexpr (kMetric == Metric::kManhattan) {
+        w[u] = w[u] + magnitude<T>(diff);
+      } else if constexpr (kMetric == Metric::kChebyshev) {
+        w[u] = w[u] < magnitude<T>(diff) ? magnitude<T>(diff) : w[u];
+      } else {
+        w[u] = fused(diff, diff, w[u]);
+      }
     }
   }
 }
@@ -396,8 +434,9 @@ PH0_TARGET int64_t least_position(const T* key, const Index<T>* other, const int
 
 // Prim. Live points stand at positions [0, m): the one that joins the tree is replaced by the last,
 // so step s costs n - s weights. Positions >= m hold key NaN, which no comparison prefers.
-template <class T, int D>
-PH0_TARGET void prim_points_d(const PrimState<T>& s, int64_t n, int64_t d, Edge<T>* edges) {
+template <class T, int D, Metric kMetric = Metric::kEuclidean>
+PH0_TARGET void prim_points_d(const PrimState<T>& s, int64_t n, int64_t d, Edge<T>* edges,
+                              double norm = 0) {
   constexpr int U = 4;
   constexpr int W = Vec<T>::W;
   constexpr int64_t span = U * W;
@@ -425,7 +464,7 @@ PH0_TARGET void prim_points_d(const PrimState<T>& s, int64_t n, int64_t d, Edge<
     V<T> low = splat<T>(kInf<T>);
     for (int64_t g = 0; g < groups; ++g) {
       V<T> w[U];
-      weights<T, D, U>(s.x + place(g * span, 0, d), d, s.current, w);
+      weights<T, D, U, kBlock, kMetric>(s.x + place(g * span, 0, d), d, s.current, w, norm);
       const V<T> group_low = offer<T, U>(w, current_lanes, s.key + g * span, s.other + g * span);
       store(s.group_min + g * W, group_low);
       low = least<T>(group_low, low);
@@ -449,8 +488,35 @@ PH0_TARGET void prim_points(const PrimState<T>& s, int64_t n, int64_t d, Edge<T>
   }
 }
 
+// Prim by a metric whose weight is no squared length.
+template <class T>
+PH0_TARGET void prim_metric(const PrimState<T>& s, int64_t n, int64_t d, Metric metric, double p,
+                            Edge<T>* edges) {
+  switch (metric) {
+    case Metric::kManhattan:
+      return prim_points_d<T, 0, Metric::kManhattan>(s, n, d, edges);
+    case Metric::kChebyshev:
+      return prim_points_d<T, 0, Metric::kChebyshev>(s, n, d, edges);
+    case Metric::kMinkowski:
+      return prim_points_d<T, 0, Metric::kMinkowski>(s, n, d, edges, p);
+    default:
+      return prim_points<T>(s, n, d, edges);
+  }
+}
+
+// Row i of a condensed matrix (the upper triangle, row by row) into row [n]; the diagonal is 0.
+template <class T>
+PH0_TARGET void condensed_row(const T* a, int64_t n, int64_t i, T* row) {
+  int64_t at = i - 1;  // of the entry {p, i}; {p + 1, i} stands n - p - 2 further on
+  for (int64_t p = 0; p < i; at += n - p - 2, ++p) row[p] = a[at];
+  row[i] = 0;
+  const T* const right = a + i * n - i * (i + 1) / 2 - i - 1;
+  for (int64_t p = i + 1; p < n; ++p) row[p] = right[p];
+}
+
 // Prim on a given matrix: each row is read once, when its vertex joins the tree. A vertex in the
-// tree has key NaN. When nothing is reachable a new tree starts at the smallest vertex left.
+// tree has key NaN. When nothing is reachable a new tree starts at the smallest vertex left. A
+// stride of 0 says that the matrix is condensed; its rows are gathered in s.x [n].
 template <class T>
 PH0_TARGET void prim_matrix(const T* a, int64_t stride, int64_t n, const PrimState<T>& s,
                             Edge<T>* edges) {
@@ -467,6 +533,10 @@ PH0_TARGET void prim_matrix(const T* a, int64_t stride, int64_t n, const PrimSta
   for (int64_t step = 1; step < n; ++step) {
     s.key[current] = kNan<T>;
     const T* row = a + current * stride;
+    if (stride == 0) {
+      condensed_row(a, n, current, s.x);
+      row = s.x;
+    }
     V<T> low = splat<T>(kInf<T>);
     for (int64_t g = 0; g < groups; ++g) {
       const T* from = row + g * span;
@@ -588,8 +658,8 @@ PH0_TARGET void nearest_foreign(const Scene<T>& scene, const int32_t* rows, int6
 #include "ph0_cpu_tree_kernels.h"
 
 template <class T>
-constexpr Kernels<T> kTable = {largest_gap<T>, prim_points<T>, prim_matrix<T>, nearest_foreign<T>,
-                               search_leaf<T>};
+constexpr Kernels<T> kTable = {largest_gap<T>, prim_points<T>,     prim_metric<T>,
+                               prim_matrix<T>, nearest_foreign<T>, search_leaf<T>};
 
 #undef PH0_INLINE
 

@@ -27,8 +27,8 @@ inline int64_t place(int64_t p, int64_t k, int64_t d) {
 // Prim's working arrays for one cloud.
 template <class T>
 struct PrimState {
-  T* x;                            // [padded(n) / kBlock, d, kBlock], for prim_points only
-  T* key;                          // [padded(n)] weight of the best edge into the tree
+  T* x;    // [padded(n) / kBlock, d, kBlock], not for prim_matrix on square matrices
+  T* key;  // [padded(n)] weight of the best edge into the tree
   typename Lane<T>::Index* other;  // [padded(n)] its end in the tree
   int32_t* id;                     // [padded(n)] index of the point standing at this position
   T* group_min;                    // [padded(n)]
@@ -85,7 +85,11 @@ struct Kernels {
   GapStatus (*largest_gap)(const T* v, int64_t n, T* bucket_min, T* bucket_max, T* gap);
   // Spanning tree of the n points in `state`, n - 1 edges in the order they were found.
   void (*prim_points)(const PrimState<T>& state, int64_t n, int64_t d, Edge<T>* edges);
-  // Spanning forest of an n x n matrix with rows `stride` apart; key and other as in PrimState.
+  // The same by any metric; p is kMinkowski's.
+  void (*prim_metric)(const PrimState<T>& state, int64_t n, int64_t d, Metric metric, double p,
+                      Edge<T>* edges);
+  // Spanning forest of an n x n matrix with rows `stride` apart (0: condensed, and state.x holds n
+  // items); key and other as in PrimState.
   void (*prim_matrix)(const T* a, int64_t stride, int64_t n, const PrimState<T>& state,
                       Edge<T>* edges);
   // For each of `count` rows (at most kBlock) its nearest point of another component, least under

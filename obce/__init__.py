@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from obce.prune import prune as prune
     from obce.scores import Scores as Scores
     from obce.scores import score as score
+    from obce.transformer import H0Transformer as H0Transformer
 
 _PUBLIC = {
     "Corpus": "obce.corpus",
     "H0": "obce.h0",
+    "H0Transformer": "obce.transformer",
     "Plan": "obce.plan",
     "Scores": "obce.scores",
     "h0": "obce.h0",

@@ -2,26 +2,50 @@
 
 def simd_level() -> str: ...
 def lines_r_f_float32(
-    values: int, row_stride: int, B: int, n: int, lengths: int, out: int, threads: int, /
+    values: int, row_stride: int, value_stride: int, B: int, n: int, lengths: int, out: int, threads: int, /
 ) -> None: ...
 def lines_r_f_float64(
-    values: int, row_stride: int, B: int, n: int, lengths: int, out: int, threads: int, /
+    values: int, row_stride: int, value_stride: int, B: int, n: int, lengths: int, out: int, threads: int, /
 ) -> None: ...
 def lines_deaths_float32(
-    values: int, row_stride: int, B: int, n: int, lengths: int, deaths: int, threads: int, /
+    values: int, row_stride: int, value_stride: int, B: int, n: int, lengths: int, deaths: int, threads: int, /
 ) -> None: ...
 def lines_deaths_float64(
-    values: int, row_stride: int, B: int, n: int, lengths: int, deaths: int, threads: int, /
+    values: int, row_stride: int, value_stride: int, B: int, n: int, lengths: int, deaths: int, threads: int, /
 ) -> None: ...
 def clouds_h0_float32(
-    points: int, B: int, n: int, d: int, lengths: int, deaths: int, edges: int, algorithm: int, threads: int, /
+    points: int,
+    B: int,
+    n: int,
+    d: int,
+    lengths: int,
+    metric: int,
+    p: float,
+    deaths: int,
+    edges: int,
+    algorithm: int,
+    threads: int,
+    /,
 ) -> None: ...
 def clouds_h0_float64(
-    points: int, B: int, n: int, d: int, lengths: int, deaths: int, edges: int, algorithm: int, threads: int, /
+    points: int,
+    B: int,
+    n: int,
+    d: int,
+    lengths: int,
+    metric: int,
+    p: float,
+    deaths: int,
+    edges: int,
+    algorithm: int,
+    threads: int,
+    /,
 ) -> None: ...
 def matrices_h0_float32(
-    entries: int, B: int, n: int, lengths: int, deaths: int, edges: int, threads: int, /
+    entries: int, B: int, n: int, lengths: int, condensed: bool, deaths: int, edges: int, threads: int, /
 ) -> None: ...
 def matrices_h0_float64(
-    entries: int, B: int, n: int, lengths: int, deaths: int, edges: int, threads: int, /
+    entries: int, B: int, n: int, lengths: int, condensed: bool, deaths: int, edges: int, threads: int, /
 ) -> None: ...
+def graph_h0_float32(ends_a: int, ends_b: int, weights: int, m: int, n: int, deaths: int, edges: int, /) -> None: ...
+def graph_h0_float64(ends_a: int, ends_b: int, weights: int, m: int, n: int, deaths: int, edges: int, /) -> None: ...

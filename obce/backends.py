@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     import torch
 
 Array = reference.Array
-Kind = Literal["line", "cloud", "matrix"]
+Kind = Literal["line", "cloud", "matrix", "condensed", "graph"]
 Want = Literal["r_f", "deaths", "edges"]
 
-ALGORITHMS = ("auto", "sort", "prim", "boruvka", "kdtree")
+ALGORITHMS = ("auto", "sort", "prim", "boruvka", "kdtree", "kruskal")
+SQUARED = ("euclidean", "sqeuclidean")  # metrics with one tree: their weight is the squared length
 
 _log = logging.getLogger("obce")
 _told: set[str] = set()
@@ -38,13 +39,15 @@ class Job:
     """One checked call.
 
     Attributes:
-        kind: "line" (clouds of scalars), "cloud" or "matrix".
-        data: values [B, n], points [B, n, d] or entries [B, n, n]; float32 or float64; numpy, or a torch tensor
-            when it lies on an accelerator.
+        kind: "line" (clouds of scalars), "cloud", "matrix", "condensed" (one matrix) or "graph" (one).
+        data: values [B, n], points [B, n, d], entries [B, n, n] or [1, n (n - 1) / 2], or a reference.Graph;
+            float32 or float64; numpy, or a torch tensor when it lies on an accelerator.
         lengths: [B] int64 on the host, or None for n everywhere.
         want: "r_f" ([B], line only), "deaths" or "edges" (deaths and edges).
         algorithm: one of ALGORITHMS.
         threads: number of host threads, at least 1.
+        metric: of a cloud, one of reference.METRICS; "euclidean" for every other kind.
+        p: exponent of minkowski.
     """
 
     kind: Kind
@@ -53,11 +56,26 @@ class Job:
     want: Want
     algorithm: str
     threads: int
+    metric: str = "euclidean"
+    p: float = 0.0
+
+    @property
+    def _is_host(self) -> bool:
+        return isinstance(self.data, np.ndarray | reference.Graph)
 
     @property
     def device(self) -> str:
         """Type of the device the data lies on, "cpu" for numpy."""
-        return "cpu" if isinstance(self.data, np.ndarray) else str(self.data.device.type)
+        return "cpu" if self._is_host else str(self.data.device.type)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """B and n."""
+        if self.kind == "graph":
+            return 1, self.data.n
+        if self.kind == "condensed":
+            return 1, reference.condensed_points(self.data.shape[1]) or 0
+        return self.data.shape[0], self.data.shape[1]
 
     @property
     def sorts(self) -> bool:
@@ -66,7 +84,7 @@ class Job:
 
     def on_host(self) -> Job:
         """The same job with numpy data."""
-        return self if isinstance(self.data, np.ndarray) else replace(self, data=self.data.cpu().numpy())
+        return self if self._is_host else replace(self, data=self.data.cpu().numpy())
 
     def as_cloud(self) -> Job:
         """A line seen as a cloud with one coordinate."""
@@ -141,8 +159,11 @@ class CpuBackend(Backend):
 
     def refuses(self, job: Job) -> str | None:
         """See `Backend.refuses`."""
-        if job.kind == "matrix" and job.algorithm in ("boruvka", "kdtree"):
-            return "it does given matrices by prim only"
+        if job.kind != "line" and job.algorithm in ("boruvka", "kdtree"):
+            if job.kind != "cloud":
+                return "it does given matrices by prim only"
+            if job.metric not in SQUARED:
+                return f"it does the metric {job.metric} by prim only"
         return None
 
     def run(self, job: Job) -> Answer:
@@ -151,29 +172,38 @@ class CpuBackend(Backend):
 
         job = job.on_host()
         data, lengths, threads = job.data, job.lengths, job.threads
-        suffix = data.dtype.name
-        B, n = data.shape[:2]
+        B, n = job.size
+        dtype = data.weights.dtype if isinstance(data, reference.Graph) else data.dtype
+        suffix = dtype.name
         if job.sorts:
-            if data.strides[1] != data.itemsize or data.strides[0] % data.itemsize or not data.dtype.isnative:
-                data = np.ascontiguousarray(data)
-            stride = data.strides[0] // data.itemsize
-            out = np.empty(B if job.want == "r_f" else (B, n - 1), data.dtype)
+            strides = [stride // data.itemsize for stride in data.strides]
+            out = np.empty(B if job.want == "r_f" else (B, n - 1), dtype)
             call = getattr(_cpu, ("lines_r_f_" if job.want == "r_f" else "lines_deaths_") + suffix)
-            call(_address(data), stride, B, n, _address(lengths), _address(out), threads)
+            call(_address(data), *strides, B, n, _address(lengths), _address(out), threads)
             return Answer(out, None, self.name, "buckets" if job.want == "r_f" else "sort")
 
-        data = np.ascontiguousarray(job.as_cloud().data)
-        deaths = np.empty((B, n - 1), data.dtype)
+        deaths = np.empty((B, n - 1), dtype)
         edges = np.empty((B, n - 1, 2), np.int64) if job.want == "edges" else None
-        if job.kind == "matrix":
+        if isinstance(data, reference.Graph):
+            a, b, weights = (np.ascontiguousarray(part) for part in (data.ends_a, data.ends_b, data.weights))
+            call = getattr(_cpu, "graph_h0_" + suffix)
+            call(_address(a), _address(b), _address(weights), len(weights), n, _address(deaths), _address(edges))
+            return Answer(deaths, edges, self.name, "kruskal")
+        data = np.ascontiguousarray(job.as_cloud().data)
+        if job.kind in ("matrix", "condensed"):
             call = getattr(_cpu, "matrices_h0_" + suffix)
-            call(_address(data), B, n, _address(lengths), _address(deaths), _address(edges), threads)
+            condensed = job.kind == "condensed"
+            call(_address(data), B, n, _address(lengths), condensed, _address(deaths), _address(edges), threads)
             return Answer(deaths, edges, self.name, "prim")
         d = data.shape[2]
-        algorithm = self._choose(n, d, data.itemsize) if job.algorithm == "auto" else job.algorithm
+        algorithm = job.algorithm
+        if algorithm == "auto":
+            algorithm = self._choose(n, d, data.itemsize) if job.metric in SQUARED else "prim"
         call = getattr(_cpu, "clouds_h0_" + suffix)
+        sizes = B, n, d, _address(lengths)
+        metric = reference.METRICS.index(job.metric), job.p
         which = self.TREES.index(algorithm)
-        call(_address(data), B, n, d, _address(lengths), _address(deaths), _address(edges), which, threads)
+        call(_address(data), *sizes, *metric, _address(deaths), _address(edges), which, threads)
         return Answer(deaths, edges, self.name, algorithm)
 
     def _choose(self, n: int, d: int, itemsize: int) -> str:
@@ -207,9 +237,15 @@ class ReferenceBackend(Backend):
             torch_line = reference.torch_lines_r_f if job.want == "r_f" else reference.torch_lines_deaths
             return Answer(torch_line(job.data, _beside(job.data, job.lengths)), None, self.name, "sort")
         job = job.on_host().as_cloud()
-        do = reference.matrices_h0 if job.kind == "matrix" else reference.clouds_h0
-        deaths, edges = do(job.data, job.lengths, job.algorithm)
-        kruskal = job.algorithm == "auto" and job.data.shape[1] <= reference.KRUSKAL_POINTS
+        if job.kind == "graph":
+            deaths, edges = reference.graph_h0(job.data)
+        elif job.kind == "condensed":
+            deaths, edges = reference.condensed_h0(job.data, job.algorithm)
+        elif job.kind == "matrix":
+            deaths, edges = reference.matrices_h0(job.data, job.lengths, job.algorithm)
+        else:
+            deaths, edges = reference.clouds_h0(job.data, job.lengths, job.algorithm, job.metric, job.p)
+        kruskal = job.kind == "graph" or (job.algorithm == "auto" and job.size[1] <= reference.KRUSKAL_POINTS)
         return Answer(deaths, edges if job.want == "edges" else None, self.name, "kruskal" if kruskal else "prim")
 
 
@@ -234,8 +270,10 @@ class TritonBackend(Backend):
 
     def refuses(self, job: Job) -> str | None:
         """See `Backend.refuses`."""
-        if job.kind == "matrix":
+        if job.kind not in ("line", "cloud"):
             return "it has no kernel for given matrices"
+        if job.metric != "euclidean":
+            return f"it has no kernel for the metric {job.metric}"
         if job.algorithm in ("sort", "prim", "kdtree"):
             return "it has the algorithm boruvka"
         return None

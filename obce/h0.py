@@ -7,17 +7,18 @@ largest of them. Exactness and the order of ties: obce/reference.py.
 
 from __future__ import annotations
 
+import importlib
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from obce import backends
+from obce import backends, reference
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,12 @@ Input: TypeAlias = "ArrayLike | torch.Tensor"
 
 MAX_POINTS = 1 << 30
 
+METRICS = ("euclidean", "sqeuclidean", "cosine", "correlation", "manhattan", "chebyshev", "minkowski")
+
+_DLPACK_HOST = 1  # kDLCPU
+_EXACT_INTEGER = 1 << 53
+_ROWS = 1 << 16  # numbers of a cloud normalised at a time
+_SQUARES = ("sqeuclidean", "cosine", "correlation")  # their engine's weight is a squared length
 _TILE = 128  # a matrix is checked in square tiles, so that both a tile and its mirror stay in the cache
 
 
@@ -40,8 +47,32 @@ def _namespace(x: Any) -> ModuleType:
 
 
 def _to_numpy(x: Any) -> NDArray[Any]:
-    array: NDArray[Any] = x.cpu().numpy() if _is_torch(x) else x
+    array: NDArray[Any] = x.detach().cpu().numpy() if _is_torch(x) else x
     return array
+
+
+@dataclass(frozen=True, eq=False)
+class MergeTree:
+    """The merges of one cloud in their order, each naming its two components by their smallest members.
+
+    All points are born at scale 0, so which component survives a merge is a convention: the one with the smaller
+    smallest member (the elder) lives on under its name, the other one (the younger) ends. Every point except the
+    smallest of each final component is the younger of exactly one merge.
+
+    Attributes:
+        elder: [m] int64, smallest member of the component that lives on; m = n - 1 for a connected cloud.
+        younger: [m] int64, smallest member of the component that ends; larger than elder.
+        deaths: [m] scale of the merge, an edge length, ascending.
+        sizes: [m] int64, number of points of the component after the merge.
+    """
+
+    elder: NDArray[np.int64]
+    younger: NDArray[np.int64]
+    deaths: NDArray[Any]
+    sizes: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.elder)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,12 +165,105 @@ class H0:
         Raises:
             ValueError: r is NaN.
         """
-        if math.isnan(r):
-            raise ValueError("r is NaN, expected a number.")
-        deaths: Any = self.deaths
         lengths: Any = self.lengths
-        wide = deaths.astype(np.float64) if _namespace(deaths) is np else deaths.double()
-        return lengths - (wide <= r).sum(1)
+        return lengths - self._merged(_take_scale(r)).sum(1)
+
+    def _merged(self, r: float) -> Any:
+        """[B, n - 1] which merges have happened at scale r; compared without rounding r to the dtype of deaths."""
+        deaths: Any = self.deaths
+        if _namespace(deaths) is np:
+            return (deaths.astype(np.float64) <= r) & np.isfinite(deaths)
+        return (deaths.detach().double() <= r) & deaths.detach().isfinite()
+
+    def betti_curve(self, scales: ArrayLike | torch.Tensor) -> Any:
+        """`betti` at many scales: the number of components as a function of the scale.
+
+        Args:
+            scales: [s] scales, edge lengths, in any order.
+
+        Returns:
+            [B, s] int64.
+
+        Raises:
+            ValueError: scales is not one row of numbers, or holds NaN.
+        """
+        at = np.asarray(_to_numpy(scales), np.float64)
+        if at.ndim != 1 or np.isnan(at).any():
+            raise ValueError(f"scales has shape {_shape(at)} or holds NaN, expected [s], a row of numbers.")
+        deaths, lengths = _to_numpy(self.deaths).astype(np.float64), _to_numpy(self.lengths)
+        curve = np.empty((len(deaths), len(at)), np.int64)
+        for row, out, length in zip(deaths, curve, lengths, strict=True):
+            out[:] = length - np.searchsorted(row[np.isfinite(row)], at, "right")
+        return _give(curve, self.deaths)
+
+    def labels(self, r: float, i: int | None = None) -> Any:
+        """The cluster of every point at scale r: single linkage, edges of length <= r are in.
+
+        Args:
+            r: scale, an edge length.
+            i: one cloud alone; default: all.
+
+        Returns:
+            [B, n] int64, or [lengths[i]] with i. Clusters of a cloud are numbered from 0 in the order of their smallest
+            members; -1 is padding, and the whole row of a cloud that is not finite.
+
+        Raises:
+            ValueError: edges were not asked for, or r is NaN.
+            IndexError: there is no cloud i.
+        """
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        r = _take_scale(r)
+        if i is not None:
+            i = self._cloud(i)
+            only = slice(i, i + 1)
+            one = H0(self.deaths[only], self._needed(only), self.lengths[only], self.backend, self.algorithm)
+            return one.labels(r)[0, : int(self.lengths[i])]
+        edges, lengths = _to_numpy(self._needed(slice(None))), _to_numpy(self.lengths)
+        B, n = len(edges), edges.shape[1] + 1
+        merged = _to_numpy(self._merged(r)) & (edges[:, :, 0] >= 0)
+        ends = (edges + n * np.arange(B)[:, None, None])[merged]
+        graph = coo_array((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), shape=(B * n, B * n))
+        component = connected_components(graph, directed=False)[1].astype(np.int64)
+        smallest = np.empty(B * n, np.int64)
+        smallest[component[::-1]] = np.arange(B * n)[::-1]  # the last write stays: the first member
+        is_first = (smallest[component] == np.arange(B * n)).reshape(B, n)
+        number = is_first.cumsum(1) - 1
+        out = number.reshape(-1)[smallest[component]].reshape(B, n)
+        undefined = (lengths > 1) & np.isnan(_to_numpy(self.deaths)[:, :1]).any(1)
+        out[(np.arange(n) >= lengths[:, None]) | undefined[:, None]] = -1
+        return _give(out, self.deaths)
+
+    def merge_tree(self, i: int) -> MergeTree:
+        """The merges of cloud i as components named by their smallest members.
+
+        Args:
+            i: index of the cloud.
+
+        Returns:
+            MergeTree, numpy arrays. Merges that never happen are left out.
+
+        Raises:
+            ValueError: edges were not asked for.
+            IndexError: there is no cloud i.
+        """
+        i = self._cloud(i)
+        n = int(self.lengths[i])
+        edges = _to_numpy(self._needed(slice(i, i + 1)))[0, : n - 1]
+        real = edges[:, 0] >= 0
+        elder, younger, sizes = _merges(edges[real], n)
+        return MergeTree(elder, younger, _to_numpy(self.deaths)[i, : n - 1][real], sizes)
+
+    def _cloud(self, i: int) -> int:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"i is {i}, expected a cloud from 0 to {len(self) - 1}.")
+        return i % len(self)
+
+    def _needed(self, clouds: slice) -> Any:
+        if self.edges is None:
+            raise ValueError("edges is None and this needs them; call again with edges=True.")
+        return self.edges[clouds]
 
     def diagrams(self) -> list[NDArray[Any]]:
         """The persistence diagrams in ripser's layout.
@@ -170,30 +294,64 @@ class H0:
             ValueError: edges were not asked for, or the cloud is not connected.
             IndexError: there is no cloud i.
         """
-        if self.edges is None:
-            raise ValueError("edges is None and a linkage needs them; call again with edges=True.")
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"i is {i}, expected a cloud from 0 to {len(self) - 1}.")
+        i = self._cloud(i)
         n = int(self.lengths[i])
-        deaths, edges = _to_numpy(self.deaths[i])[: n - 1], _to_numpy(self.edges[i])[: n - 1]
+        edges = _to_numpy(self._needed(slice(i, i + 1)))[0, : n - 1]
+        deaths = _to_numpy(self.deaths)[i, : n - 1]
         if not np.isfinite(deaths).all():
             raise ValueError(f"cloud {i} is not connected, and scipy's linkage needs one tree; raise max_edge.")
-        parent, cluster, size = list(range(n)), list(range(n)), [1] * n
-
-        def root(x: int) -> int:
-            while parent[x] != x:
-                parent[x] = parent[parent[x]]
-                x = parent[x]
-            return x
-
+        elder, younger, sizes = _merges(edges, n)
+        cluster = list(range(n))  # number of the cluster that the component of each smallest member has become
         z = np.empty((n - 1, 4))
-        for step, (a, b) in enumerate(edges.tolist()):
-            left, right = root(a), root(b)
-            parent[right] = left
-            size[left] += size[right]
-            z[step] = *sorted((cluster[left], cluster[right])), deaths[step], size[left]
-            cluster[left] = n + step
+        for step, (a, b) in enumerate(zip(elder.tolist(), younger.tolist(), strict=True)):
+            z[step] = *sorted((cluster[a], cluster[b])), deaths[step], sizes[step]
+            cluster[a] = n + step
         return z
+
+
+def _merges(edges: NDArray[np.int64], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """(elder, younger, size) of each merge along edges [m, 2] of a forest on n points (MergeTree)."""
+    parent, size = list(range(n)), [1] * n
+
+    def root(x: int) -> int:
+        while parent[x] != x:
+            parent[x] = parent[parent[x]]
+            x = parent[x]
+        return x
+
+    out = np.empty((3, len(edges)), np.int64)
+    for step, (a, b) in enumerate(edges.tolist()):
+        elder, younger = sorted((root(a), root(b)))
+        parent[younger] = elder
+        size[elder] += size[younger]
+        out[:, step] = elder, younger, size[elder]
+    return out[0], out[1], out[2]
+
+
+def _take_scale(r: float) -> float:
+    if math.isnan(r):
+        raise ValueError("r is NaN, expected a number.")
+    return float(r)
+
+
+def _open(x: Any) -> Any:
+    """What speaks only DLPack, as numpy when it lies on the host and as torch elsewhere; the rest as it is.
+
+    Nothing is copied, and the result comes back as the kind that was opened here.
+    """
+    if isinstance(x, np.ndarray) or _is_torch(x) or not hasattr(x, "__dlpack_device__"):
+        return x
+    if int(x.__dlpack_device__()[0]) == _DLPACK_HOST:
+        try:
+            return np.from_dlpack(x)
+        except (BufferError, RuntimeError, TypeError):  # a type numpy lacks, as bfloat16
+            pass
+    return importlib.import_module("torch").from_dlpack(x)
+
+
+def _is_sparse(x: object) -> bool:
+    sparse = sys.modules.get("scipy.sparse")
+    return sparse is not None and bool(sparse.issparse(x))
 
 
 def _take(x: Input, name: str) -> Any:
@@ -209,9 +367,13 @@ def _take(x: Input, name: str) -> Any:
         elif tensor.dtype not in (torch.float32, torch.float64):
             if tensor.is_complex() or tensor.is_floating_point() or tensor.dtype == torch.bool:
                 raise TypeError(_dtype_sentence(name, tensor.dtype))
+            if tensor.dtype.itemsize == 8 and tensor.numel():
+                _check_integers(name, int(tensor.min()), int(tensor.max()))
             tensor = tensor.double()
         tensor = tensor.detach()
         return tensor.numpy() if tensor.device.type == "cpu" else tensor
+    if _is_sparse(x):
+        raise TypeError(f"{name} is a sparse matrix, expected a dense array; call .toarray() first.")
     try:
         array = np.asarray(x)
     except ValueError as error:
@@ -219,10 +381,21 @@ def _take(x: Input, name: str) -> Any:
             f"{name} is a ragged sequence ({error}); pad the clouds to one size and pass their sizes as lengths."
         ) from None
     if array.dtype.kind == "f" and array.dtype.itemsize <= 8:
-        return array.astype(np.float64 if array.dtype.itemsize == 8 else np.float32, copy=False)
+        array = array.astype(np.float64 if array.dtype.itemsize == 8 else np.float32, copy=False)
+        return array if array.flags.aligned else array.copy()
     if array.dtype.kind in "iu":
+        if array.dtype.itemsize == 8 and array.size:
+            _check_integers(name, int(array.min()), int(array.max()))
         return array.astype(np.float64)
     raise TypeError(_dtype_sentence(name, array.dtype))
+
+
+def _check_integers(name: str, low: int, high: int) -> None:
+    if max(-low, high) > _EXACT_INTEGER:
+        raise ValueError(
+            f"{name} holds the integer {high if high > _EXACT_INTEGER else low}, expected magnitudes up to 2^53, which "
+            "float64 holds exactly; convert it to float64 yourself if rounding is meant."
+        )
 
 
 def _dtype_sentence(name: str, dtype: object) -> str:
@@ -326,6 +499,108 @@ def _check_matrices(entries: NDArray[Any], lengths: NDArray[np.int64] | None) ->
             )
 
 
+def _check_condensed(entries: NDArray[Any], n: int) -> None:
+    """Raises on the first NaN or negative entry of a condensed matrix [n (n - 1) / 2]."""
+    if not entries.size or entries.min() >= 0:
+        return
+    at = int(np.flatnonzero(~(entries >= 0))[0])
+    i = next(i for i in range(n) if at < (i + 1) * n - (i + 1) * (i + 2) // 2)
+    j = at - (i * n - i * (i + 1) // 2) + i + 1
+    what = "a distance or inf for no edge" if np.isnan(entries[at]) else "distances >= 0"
+    raise ValueError(f"matrix 0 has {entries[at]} at [{i}, {j}] (entry {at}), expected {what}.")
+
+
+def _take_graph(matrix: Any, check: bool) -> reference.Graph:
+    """A scipy sparse matrix as its edges: every pair once when both triangles are stored and checked."""
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"matrix has shape {_shape(matrix)}, expected [n, n]; for points use obce.h0.")
+    n = matrix.shape[0]
+    _sizes("matrix", n)
+    coo = matrix.tocoo()
+    if matrix.format == "coo" and not coo.has_canonical_format:
+        coo = matrix.tocsr().tocoo()  # repeated entries are summed, as everywhere in scipy
+    weights = _take(coo.data, "matrix")
+    rows, cols = coo.row, coo.col
+    if check:
+        for wrong, what in (
+            (np.isnan(weights), "a distance or inf for no edge"),
+            (weights < 0, "distances >= 0"),
+            ((rows == cols) & (weights != 0), "0 on the diagonal"),
+        ):
+            if wrong.any():
+                e = int(wrong.argmax())
+                raise ValueError(f"matrix 0 has {weights[e]} at [{rows[e]}, {cols[e]}], expected {what}.")
+        if (rows < cols).any() and (rows > cols).any():
+            lo, hi = np.minimum(rows, cols).astype(np.int64), np.maximum(rows, cols).astype(np.int64)
+            order = np.argsort(lo * n + hi, kind="stable")
+            lo, hi, weights = lo[order], hi[order], weights[order]
+            again = (lo[1:] == lo[:-1]) & (hi[1:] == hi[:-1])
+            differs = again & (weights[1:] != weights[:-1])
+            if differs.any():
+                e = int(differs.argmax())
+                upper, lower = (e, e + 1) if rows[order[e]] == lo[e] else (e + 1, e)
+                raise ValueError(
+                    f"matrix 0 is not symmetric: {weights[upper]} at [{lo[e]}, {hi[e]}] but {weights[lower]} at "
+                    f"[{hi[e]}, {lo[e]}]; "
+                    "store one triangle only, or equal entries in both."
+                )
+            once = np.concatenate([[True], ~again])
+            rows, cols, weights = lo[once], hi[once], weights[once]
+    return reference.Graph(rows.astype(np.int32, copy=False), cols.astype(np.int32, copy=False), weights, n)
+
+
+def _take_metric(metric: str, p: float | None) -> tuple[str, float]:
+    """The metric's one name, and minkowski's p (0 for the others); p of 1, 2 and inf are other metrics."""
+    if metric == "precomputed":
+        raise ValueError("metric is 'precomputed', expected the metric of points; pass a matrix to obce.h0_distances.")
+    name = "manhattan" if metric == "cityblock" else metric
+    if name not in METRICS:
+        raise ValueError(
+            f"metric is {metric!r}, expected one of {', '.join(METRICS)}; compute other distances yourself and pass "
+            "the matrix to obce.h0_distances."
+        )
+    if name != "minkowski":
+        if p is not None:
+            raise ValueError(f"p is {p} with metric {metric!r}, expected None; only 'minkowski' takes p.")
+        return name, 0.0
+    if p is None or not p >= 1:
+        raise ValueError(f"p is {p}, expected a number >= 1, the exponent of metric 'minkowski'.")
+    special = {1.0: "manhattan", 2.0: "euclidean", math.inf: "chebyshev"}.get(float(p))
+    return (special, 0.0) if special else (name, float(p))
+
+
+def _normalised(data: NDArray[Any], lengths: NDArray[np.int64] | None, metric: str, check: bool) -> NDArray[Any]:
+    """Rows of length 1 [B, n, d], for "correlation" after their mean is taken off.
+
+    In float64, sums as one chain of additions in coordinate order, then rounded to the dtype of the data. A row is
+    first multiplied by the power of two that brings its largest magnitude into [1/2, 1).
+    """
+    B, n, d = data.shape
+    out = np.empty(data.shape, data.dtype)
+    step = max(1, _ROWS // d)
+    with np.errstate(all="ignore"):
+        for b in range(B):
+            m = n if lengths is None else int(lengths[b])
+            out[b, m:] = 0
+            for rows in (slice(at, min(at + step, m)) for at in range(0, m, step)):
+                x = np.ascontiguousarray(data[b, rows], np.float64)
+                x = np.ldexp(x, -np.frexp(np.abs(x).max(1, keepdims=True))[1])
+                empty = (x == 0).all(1) if metric == "cosine" else (x == x[:, :1]).all(1)
+                if check and empty.any():
+                    raise ValueError(
+                        f"points: cloud {b}, point {rows.start + int(empty.argmax())} is "
+                        f"{'zero' if metric == 'cosine' else 'constant'}, which has no direction, and metric "
+                        f"{metric!r} needs one; drop that point or mark it as padding with lengths."
+                    )
+                if metric == "correlation":
+                    x = x - x.cumsum(1)[:, -1:] / d
+                    x = np.ldexp(x, -np.frexp(np.abs(x).max(1, keepdims=True))[1])
+                x /= np.sqrt(np.square(x).cumsum(1)[:, -1:])
+                x[empty] = np.nan  # only unchecked: such a cloud answers NaN, as one that is not finite
+                out[b, rows] = x
+    return out
+
+
 def _take_threads(threads: int | None) -> int:
     if threads is None:
         return backends.default_threads()
@@ -352,8 +627,12 @@ def _take_algorithm(algorithm: str, kind: backends.Kind, edges: bool) -> str:
             "algorithm is 'sort', which finds lengths but not the edges that the order of ties asks for; "
             "use 'auto' or 'prim' with edges=True."
         )
-    if algorithm in ("boruvka", "kdtree") and kind == "matrix":
+    if algorithm in ("boruvka", "kdtree") and kind in ("matrix", "condensed"):
         raise ValueError(f"algorithm is {algorithm!r}, which needs points; use 'auto' or 'prim' for matrices.")
+    if algorithm == "kruskal" and kind != "graph":
+        raise ValueError("algorithm is 'kruskal', which needs a sparse matrix; use 'auto' here.")
+    if kind == "graph" and algorithm not in ("auto", "kruskal"):
+        raise ValueError(f"algorithm is {algorithm!r}, and a sparse matrix is done by 'kruskal'; use that or 'auto'.")
     return algorithm
 
 
@@ -362,42 +641,58 @@ def _beyond(values: Any, max_edge: float) -> Any:
     return (values.astype(np.float64) if _namespace(values) is np else values.double()) > max_edge
 
 
+def _wants_grad(x: Any) -> bool:
+    return _is_torch(x) and bool(x.requires_grad) and bool(sys.modules["torch"].is_grad_enabled())
+
+
 def _h0(
     like: Input,
-    data: Any,
-    kind: backends.Kind,
-    lengths: NDArray[np.int64] | None,
+    job: backends.Job,
     max_edge: float | None,
     edges: bool,
-    algorithm: str,
     backend: str | None,
-    threads: int | None,
+    metric: str = "euclidean",
 ) -> H0:
-    job = backends.Job(
-        kind,
-        data,
-        lengths,
-        "edges" if edges else "deaths",
-        _take_algorithm(algorithm, kind, edges),
-        _take_threads(threads),
-    )
+    """Runs the job and finishes its deaths.
+
+    metric is the one that was asked for: on a line a squared one leaves the weights |x - y|, and the engine
+    answers "cosine" and "correlation" with squared lengths.
+    """
     limit = _take_max_edge(max_edge)
+    grad = _wants_grad(like)
+    if grad and job.kind != "line":
+        job = replace(job, want="edges")
     answer = backends.run(job, backend)
     deaths, ends = answer.lengths, answer.edges
+    if job.kind == "line" and metric in _SQUARES:
+        with np.errstate(over="ignore", under="ignore"):
+            deaths = deaths * deaths
+    if metric in ("cosine", "correlation"):
+        deaths = deaths * 0.5
     if limit is not None:
         beyond = _beyond(deaths, limit)
         deaths[beyond] = math.inf
         if ends is not None:
             ends[beyond] = -1
-    B, n = data.shape[:2]
-    counts = np.full(B, n, np.int64) if lengths is None else lengths
-    return H0(
-        _give(deaths, like),
-        None if ends is None else _give(ends, like),
-        _give(counts, like),
-        answer.backend,
-        answer.algorithm,
-    )
+    B, n = job.size
+    counts = np.full(B, n, np.int64) if job.lengths is None else job.lengths
+    deaths, ends, lengths = _give(deaths, like), None if ends is None else _give(ends, like), _give(counts, like)
+    if grad:
+        deaths = _with_gradient(like, job, deaths, ends, lengths, metric)
+    return H0(deaths, ends if edges else None, lengths, answer.backend, answer.algorithm)
+
+
+def _with_gradient(like: Any, job: backends.Job, deaths: Any, ends: Any, lengths: Any, metric: str) -> Any:
+    gradients = importlib.import_module("obce.gradients")
+    source = like.to(deaths.dtype)
+    if job.kind == "line":
+        source = source.reshape(job.size)
+        if ends is None:
+            ends = gradients.line_edges(source.detach(), lengths)
+        source = source[:, :, None]
+    elif source.ndim < job.data.ndim:
+        source = source[None]
+    return gradients.attach(source, deaths, ends, metric, job.p)
 
 
 def h0(
@@ -405,6 +700,7 @@ def h0(
     *,
     lengths: Sequence[int] | Array | None = None,
     metric: str = "euclidean",
+    p: float | None = None,
     max_edge: float | None = None,
     edges: bool = False,
     algorithm: str = "auto",
@@ -415,11 +711,16 @@ def h0(
     """Exact 0-dimensional Vietoris-Rips persistence of one cloud or a batch of clouds.
 
     Args:
-        points: [n, d], one cloud, or [B, n, d], a batch; numpy, torch or nested sequences. float32 and float64 are
-            computed as they are, float16 and bfloat16 in float32, integers in float64. No gradient is recorded.
+        points: [n, d], one cloud, or [B, n, d], a batch; numpy, torch, nested sequences, or anything with __dlpack__
+            or __array__. float32 and float64 are computed as they are, float16 and bfloat16 in float32, integers in
+            float64. A torch tensor that requires grad gets the gradient of each death through its edge (once; a
+            second derivative raises).
         lengths: [B] number of points of each cloud; what lies beyond is padding and is never read. Default: n.
-        metric: "euclidean".
-        max_edge: longest edge allowed; deaths beyond it become +inf and their edges -1.
+        metric: "euclidean"; "sqeuclidean", its square; "cosine" and "correlation", 1 - cosine of the rows (minus their
+            mean), whose rows must not be zero (constant); "manhattan" ("cityblock"); "chebyshev"; "minkowski".
+        p: exponent of "minkowski", at least 1.
+        max_edge: longest edge allowed, ripser's `thresh`, in the unit of the deaths; deaths beyond it become +inf and
+            their edges -1.
         edges: also return the edge behind each death.
         algorithm: "auto", "sort" (d = 1, without edges), "prim", "boruvka" or "kdtree" (for many points with few
                 coordinates).
@@ -436,11 +737,8 @@ def h0(
         ValueError: a shape, length, name or value that is refused; the sentence says which.
         RuntimeError: the named backend cannot run on this machine.
     """
-    if metric != "euclidean":
-        raise ValueError(
-            f"metric is {metric!r}, expected 'euclidean'; compute other distances yourself and pass the matrix to "
-            "obce.h0_distances."
-        )
+    metric, exponent = _take_metric(metric, p)
+    points = _open(points)
     data = _take(points, "points")
     if data.ndim == 1:
         raise ValueError(
@@ -456,8 +754,20 @@ def h0(
     counts = _take_lengths(lengths, B, n)
     if check:
         _check_finite(data, counts, "points")
+    if metric in ("cosine", "correlation"):
+        data = _normalised(_to_numpy(data), counts, metric, check)
     kind: backends.Kind = "line" if d == 1 else "cloud"
-    return _h0(points, data[:, :, 0] if d == 1 else data, kind, counts, max_edge, edges, algorithm, backend, threads)
+    job = backends.Job(
+        kind,
+        data[:, :, 0] if d == 1 else data,
+        counts,
+        "edges" if edges else "deaths",
+        _take_algorithm(algorithm, kind, edges),
+        _take_threads(threads),
+        "euclidean" if d == 1 else "sqeuclidean" if metric in _SQUARES else metric,
+        exponent,
+    )
+    return _h0(points, job, max_edge, edges, backend, metric)
 
 
 def _take_line(values: Input) -> Any:
@@ -487,7 +797,8 @@ def h0_line(
     """`h0` of clouds of scalars: the deaths are the gaps between sorted neighbours.
 
     Args:
-        values: [n], one cloud, or [B, n], a batch. Dtypes as in `h0`.
+        values: [n], one cloud, or [B, n], a batch. Kinds and dtypes as in `h0`; a gradient without edges=True is that
+            of the sorted neighbours. Values a stride apart (a transposed batch) are read where they lie.
         lengths: as in `h0`.
         max_edge: as in `h0`.
         edges: as in `h0`. Ties can make an edge join points that are no sorted neighbours.
@@ -504,11 +815,28 @@ def h0_line(
         ValueError: as `h0`.
         RuntimeError: as `h0`.
     """
-    data = _take_line(values)
+    values = _open(values)
+    return _line(values, _take_line(values), lengths, max_edge, edges, algorithm, backend, check, threads)
+
+
+def _line(
+    values: Input,
+    data: Any,
+    lengths: Any,
+    max_edge: float | None,
+    edges: bool,
+    algorithm: str,
+    backend: str | None,
+    check: bool,
+    threads: int | None,
+) -> H0:
     counts = _take_lengths(lengths, *data.shape)
     if check:
         _check_finite(data, counts, "values")
-    return _h0(values, data, "line", counts, max_edge, edges, algorithm, backend, threads)
+    algorithm = _take_algorithm(algorithm, "line", edges)
+    want: backends.Want = "edges" if edges else "deaths"
+    job = backends.Job("line", data, counts, want, algorithm, _take_threads(threads))
+    return _h0(values, job, max_edge, edges, backend)
 
 
 def h0_distances(
@@ -525,13 +853,18 @@ def h0_distances(
     """0-dimensional persistence of given distances (any metric, or any symmetric weights >= 0).
 
     Args:
-        matrix: [n, n], or [B, n, n], a batch: exactly symmetric, 0 on the diagonal, >= 0; +inf is no edge.
-        lengths: [B], the leading block of each matrix that counts.
+        matrix: [n, n], or [B, n, n], a batch: exactly symmetric, 0 on the diagonal, >= 0; +inf is no edge. Or [m] with
+            m = n (n - 1) / 2, the upper triangle row by row as scipy's pdist gives it. Or one scipy sparse matrix
+            [n, n]: what is not stored is no edge, a stored 0 is an edge of length 0, and of each pair either triangle
+            may be stored, or both with equal entries. A square torch matrix gets half of each gradient at [i, j] and
+            half at [j, i]; a condensed one gets it whole.
+        lengths: [B], the leading block of each matrix that counts; only for square matrices.
         max_edge: as in `h0`.
         edges: as in `h0`.
-        algorithm: "auto" or "prim".
+        algorithm: "auto" or "prim"; "auto" or "kruskal" for a sparse matrix.
         backend: as in `h0`.
-        check: refuse what is not such a matrix. Without it NaN counts as no edge and asymmetry goes unseen.
+        check: refuse what is not such a matrix. Without it NaN counts as no edge and asymmetry goes unseen (sparse: of
+            two different entries the smaller counts).
         threads: as in `h0`.
 
     Returns:
@@ -542,16 +875,41 @@ def h0_distances(
         ValueError: as `h0`; the sentence names the matrix and the entry.
         RuntimeError: as `h0`.
     """
-    data = _take(matrix, "matrix")
-    if data.ndim not in (2, 3) or data.shape[-1] != data.shape[-2]:
-        raise ValueError(f"matrix has shape {_shape(data)}, expected [n, n] or [B, n, n]; for points use obce.h0.")
-    if data.ndim == 2:
+    matrix = _open(matrix)
+    kind: backends.Kind = "matrix"
+    counts = None
+    data: Any
+    if _is_sparse(matrix):
+        kind = "graph"
+        data = _take_graph(matrix, check)
+    else:
+        data = _take(matrix, "matrix")
+        kind = "condensed" if data.ndim == 1 else "matrix"
+    if lengths is not None and kind != "matrix":
+        raise ValueError("lengths is given with one condensed or sparse matrix, expected None; cut the matrix instead.")
+    if kind == "condensed":
+        n = reference.condensed_points(len(data))
+        if n is None:
+            raise ValueError(
+                f"matrix has shape {_shape(data)}, expected [n, n], [B, n, n] or, condensed, [n (n - 1) / 2], and "
+                f"{len(data)} is no such number; for scalars use obce.h0_line."
+            )
+        _sizes("matrix", n)
+        if check:
+            _check_condensed(_to_numpy(data), n)
         data = data[None]
-    _sizes("matrix", data.shape[1])
-    counts = _take_lengths(lengths, *data.shape[:2])
-    if check:
-        _check_matrices(_to_numpy(data), counts)
-    return _h0(matrix, data, "matrix", counts, max_edge, edges, algorithm, backend, threads)
+    elif kind == "matrix":
+        if data.ndim not in (2, 3) or data.shape[-1] != data.shape[-2]:
+            raise ValueError(f"matrix has shape {_shape(data)}, expected [n, n] or [B, n, n]; for points use obce.h0.")
+        if data.ndim == 2:
+            data = data[None]
+        _sizes("matrix", data.shape[1])
+        counts = _take_lengths(lengths, *data.shape[:2])
+        if check:
+            _check_matrices(_to_numpy(data), counts)
+    algorithm = _take_algorithm(algorithm, kind, edges)
+    job = backends.Job(kind, data, counts, "edges" if edges else "deaths", algorithm, _take_threads(threads))
+    return _h0(matrix, job, max_edge, edges, backend, "precomputed")
 
 
 def r_f(
@@ -568,7 +926,8 @@ def r_f(
     The importance of a neuron in OBCE (arXiv 2312.10702) with `values` its outputs at [CLS].
 
     Args:
-        values: [n], one cloud, or [B, n], a batch. Dtypes as in `h0`.
+        values: [n], one cloud, or [B, n], a batch. Kinds and dtypes as in `h0`; with a gradient all gaps are sorted.
+            A transposed batch (sample-major, `x.T`) is read where it lies.
         lengths: as in `h0`.
         max_edge: a larger gap becomes +inf.
         backend: as in `h0`.
@@ -583,7 +942,10 @@ def r_f(
         ValueError: as `h0`.
         RuntimeError: as `h0`.
     """
+    values = _open(values)
     data = _take_line(values)
+    if _wants_grad(values):
+        return _line(values, data, lengths, max_edge, False, "auto", backend, check, threads).r_f
     counts = _take_lengths(lengths, *data.shape)
     limit = _take_max_edge(max_edge)
     answer = backends.run(backends.Job("line", data, counts, "r_f", "auto", _take_threads(threads)), backend)

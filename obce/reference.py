@@ -7,9 +7,18 @@ Rules (shared with csrc/ph0_cpu.h; every backend must give the same bits):
   When the exponent e of the cloud's largest magnitude m (2^(e-1) <= m < 2^e) lies outside [-30, 40] (float32)
   or [-200, 400] (float64), coordinates are first multiplied by 2^-e and deaths by 2^e at the end.
 * d = 1: the weight is `|x - y|`. It orders edges as the square does, since `sqrt(fl(g * g)) == g`.
-* a given matrix: the weight is the entry, `+inf` is no edge.
+* sqeuclidean: the same weights, so the same tree; the death is the weight times 2^(2e) (d = 1: `fl(g * g)`).
+* cosine, correlation: rows are normalised once (obce/h0.py), then sqeuclidean; the death is half the weight.
+* manhattan, d >= 2: one chain of additions in coordinate order in the input's precision, `w = w + |x_k - y_k|`,
+  without fma; chebyshev, d >= 2: `w = max(w, |x_k - y_k|)`. Scaled as above; the death is the weight times 2^e.
+* minkowski, d >= 2: `w = t * pow(s, 1 / p)` with t the largest |x_k - y_k| and s the chain of additions of
+  `pow(|x_k - y_k| / t, p)`: differences in the input's precision, the rest in float64, rounded to the input's
+  precision; 0 when t is 0. Scaled as above. `pow` is the C library's, which is not correctly rounded: within one
+  process every backend gives the same bits, between platforms the last bit of a weight may differ.
+* d = 1: manhattan, chebyshev and minkowski are `|x - y|`.
+* a given matrix, condensed or square, or a graph: the weight is the entry, `+inf` is no edge.
 * Edges are ordered by (weight, smaller index, larger index): a strict total order, so the minimum spanning
-  forest is unique. Deaths are the weights of its edges (d >= 2: their correctly rounded roots), ascending.
+  forest is unique. Deaths are the weights of its edges (euclidean, d >= 2: their correctly rounded roots), ascending.
 * A cloud with a NaN or infinite coordinate has NaN deaths and edges -1. Padding is NaN and -1 too, and so is an
   edge that does not exist (its death is +inf).
 
@@ -18,7 +27,9 @@ Axes: B clouds, n points, d coordinates. float32 or float64 in, the same out; ed
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -32,12 +43,31 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Row = Callable[[int], Array]  # i -> weights of the edges {i, j}, j = 0..n-1
 
+METRICS = ("euclidean", "sqeuclidean", "manhattan", "chebyshev", "minkowski")  # csrc/ph0_core.h numbers them alike
+
 SAFE_EXPONENTS = {np.dtype(np.float32): (-30, 40), np.dtype(np.float64): (-200, 400)}
 
 # Kruskal holds all n (n - 1) / 2 pairs; above this many points the reference grows the tree by Prim instead.
 KRUSKAL_POINTS = 1024
 
 _LINE_CHUNK = 1 << 16  # values sorted at a time: they stay in the cache
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Edges of one graph; loops and edges of weight NaN or +inf do not count, of parallel edges the least does.
+
+    Attributes:
+        ends_a: [m] int32, one end of each edge.
+        ends_b: [m] int32, the other.
+        weights: [m] float32 or float64.
+        n: number of vertices.
+    """
+
+    ends_a: Array
+    ends_b: Array
+    weights: Array
+    n: int
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
@@ -88,21 +118,43 @@ def _square_add(diff: Array, acc: Array) -> Array:
     return result
 
 
-def weights(points: Array, i: int) -> Array:
+def _minkowski(differences: Array, p: float) -> float:
+    """Weight of one edge from the magnitudes [d] of its coordinate differences; math.pow is the C library's."""
+    top = float(differences.max())
+    if top == 0:
+        return 0.0
+    total = 0.0
+    for difference in differences.tolist():
+        total += math.pow(difference / top, p)
+    return top * math.pow(total, 1 / p)
+
+
+def weights(points: Array, i: int, metric: str = "euclidean", p: float = 0.0) -> Array:
     """Weights of the edges from point i of a (scaled) cloud.
 
     Args:
         points: [n, d], float32 or float64.
         i: index of a point.
+        metric: one of METRICS.
+        p: exponent of minkowski.
 
     Returns:
-        [n]: squared lengths for d >= 2, lengths for d = 1.
+        [n]: for d = 1, manhattan, chebyshev and minkowski lengths, else squared lengths.
     """
     difference = points - points[i]
     if points.shape[1] == 1:
         length: Array = np.abs(difference[:, 0])
         return length
+    if metric == "minkowski":
+        return np.array([_minkowski(row, p) for row in np.abs(difference)]).astype(points.dtype)
+    if metric == "chebyshev":
+        longest: Array = np.abs(difference).max(1)
+        return longest
     acc = np.zeros(len(points), points.dtype)
+    if metric == "manhattan":
+        for k in range(points.shape[1]):
+            acc += np.abs(difference[:, k])
+        return acc
     for k in range(points.shape[1]):
         acc = _square_add(difference[:, k].copy(), acc)
     return acc
@@ -120,19 +172,21 @@ def scaled(points: Array) -> tuple[Array, int]:
     return np.ldexp(points + 0, -exponent), exponent
 
 
-def kruskal(row: Row, n: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+def kruskal(row: Row, n: int) -> tuple[Array, Array]:
     """Minimum spanning forest by looking at every pair in the strict order.
 
     Args:
         row: weights of the edges from one vertex.
         n: number of vertices.
-        dtype: of the weights.
 
     Returns:
         (weights [n - 1], edges [n - 1, 2]) in the strict order; missing edges are (+inf, -1, -1).
     """
     lo, hi = np.triu_indices(n, 1)
-    weight = np.concatenate([row(i)[i + 1 :] for i in range(n)])
+    return _kruskal_of_pairs(np.concatenate([row(i)[i + 1 :] for i in range(n)]), lo, hi, n)
+
+
+def _kruskal_of_pairs(weight: Array, lo: Array, hi: Array, n: int) -> tuple[Array, Array]:
     parent = list(range(n))
 
     def root(x: int) -> int:
@@ -140,7 +194,7 @@ def kruskal(row: Row, n: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
             x = parent[x]
         return x
 
-    out_weight = np.full(n - 1, np.inf, dtype)
+    out_weight = np.full(n - 1, np.inf, weight.dtype)
     out_edges = np.full((n - 1, 2), -1, np.int64)
     found = 0
     for at in np.lexsort((hi, lo, weight)):
@@ -186,20 +240,28 @@ def prim(row: Row, n: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
 def _forest(row: Row, n: int, dtype: np.dtype[Any], algorithm: str) -> tuple[Array, Array]:
     if algorithm == "prim" or n > KRUSKAL_POINTS:
         return prim(row, n, dtype)
-    return kruskal(row, n, dtype)
+    return kruskal(row, n)
 
 
 def _padded(B: int, n: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
     return np.full((B, n - 1), np.nan, dtype), np.full((B, n - 1, 2), -1, np.int64)
 
 
-def clouds_h0(points: Array, lengths: Array | None = None, algorithm: str = "auto") -> tuple[Array, Array]:
+def clouds_h0(
+    points: Array,
+    lengths: Array | None = None,
+    algorithm: str = "auto",
+    metric: str = "euclidean",
+    p: float = 0.0,
+) -> tuple[Array, Array]:
     """Deaths and edges of clouds, by definition.
 
     Args:
         points: [B, n, d], float32 or float64.
         lengths: [B] points of each cloud, or None for n everywhere.
         algorithm: "auto" (Kruskal over all pairs up to KRUSKAL_POINTS points) or "prim".
+        metric: one of METRICS; for d = 1 "euclidean".
+        p: exponent of minkowski.
 
     Returns:
         (deaths [B, n - 1], edges [B, n - 1, 2]).
@@ -212,9 +274,9 @@ def clouds_h0(points: Array, lengths: Array | None = None, algorithm: str = "aut
             continue
         cloud, exponent = scaled(points[b, :m])
         with np.errstate(over="ignore", under="ignore"):
-            weight, edges[b, : m - 1] = _forest(partial(weights, cloud), m, points.dtype, algorithm)
-            length = weight if cloud.shape[1] == 1 else np.sqrt(weight)
-            deaths[b, : m - 1] = np.ldexp(length, exponent)
+            weight, edges[b, : m - 1] = _forest(partial(weights, cloud, metric=metric, p=p), m, points.dtype, algorithm)
+            length = np.sqrt(weight) if metric == "euclidean" and cloud.shape[1] > 1 else weight
+            deaths[b, : m - 1] = np.ldexp(length, 2 * exponent if metric == "sqeuclidean" else exponent)
     return deaths, edges
 
 
@@ -236,6 +298,38 @@ def matrices_h0(entries: Array, lengths: Array | None = None, algorithm: str = "
         weight, ends = _forest(row, m, entries.dtype, algorithm)
         deaths[b, : m - 1], edges[b, : m - 1] = weight, ends
     return deaths, edges
+
+
+def condensed_points(m: int) -> int | None:
+    """The n with n (n - 1) / 2 = m, or None; 1 for m = 0."""
+    n = (1 + math.isqrt(1 + 8 * m)) // 2
+    return n if n * (n - 1) // 2 == m else None
+
+
+def _condensed_row(entries: Array, n: int, i: int) -> Array:
+    """Row i [n] of the square matrix, NaN where there is no edge."""
+    before = np.arange(i)
+    at = before * n - before * (before + 1) // 2 + i - before - 1
+    start = i * n - i * (i + 1) // 2
+    row = np.concatenate([entries[at], np.zeros(1, entries.dtype), entries[start : start + n - i - 1]])
+    return np.where(row < np.inf, row, np.nan)
+
+
+def condensed_h0(entries: Array, algorithm: str = "auto") -> tuple[Array, Array]:
+    """`matrices_h0` of one matrix given as its upper triangle row by row, [1, n (n - 1) / 2]."""
+    n = condensed_points(entries.shape[1])
+    assert n is not None  # noqa: S101  (checked at the door)
+    deaths, edges = _padded(1, n, entries.dtype)
+    deaths[0], edges[0] = _forest(partial(_condensed_row, entries[0] + 0, n), n, entries.dtype, algorithm)
+    return deaths, edges
+
+
+def graph_h0(graph: Graph) -> tuple[Array, Array]:
+    """Deaths [1, n - 1] and edges [1, n - 1, 2] of a graph by Kruskal."""
+    real = (graph.ends_a != graph.ends_b) & (graph.weights < np.inf)
+    a, b = graph.ends_a[real].astype(np.int64), graph.ends_b[real].astype(np.int64)
+    weight, edges = _kruskal_of_pairs(graph.weights[real] + 0, np.minimum(a, b), np.maximum(a, b), graph.n)
+    return weight[None], edges[None]
 
 
 def _sorted_gaps(values: Array, lengths: Array | None) -> Array:

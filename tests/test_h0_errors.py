@@ -111,12 +111,26 @@ def test_lengths(lengths: Any, error: type[Exception], sentence: str) -> None:
 @pytest.mark.parametrize(
     ("keywords", "error", "sentence"),
     [
-        ({"metric": "cosine"}, ValueError, "metric is 'cosine', expected 'euclidean'.*obce.h0_distances"),
         (
-            {"algorithm": "kruskal"},
+            {"metric": "hamming"},
             ValueError,
-            "algorithm is 'kruskal', expected one of auto, sort, prim, boruvka, kdtree",
+            "metric is 'hamming', expected one of euclidean, sqeuclidean, cosine, correlation, manhattan, chebyshev, "
+            "minkowski.*obce.h0_distances",
         ),
+        ({"metric": "precomputed"}, ValueError, "metric is 'precomputed'.*pass a matrix to obce.h0_distances"),
+        ({"metric": "minkowski"}, ValueError, "p is None, expected a number >= 1"),
+        ({"metric": "minkowski", "p": 0.5}, ValueError, "p is 0.5, expected a number >= 1"),
+        ({"metric": "minkowski", "p": NAN}, ValueError, "p is nan, expected a number >= 1"),
+        ({"p": 2}, ValueError, "p is 2 with metric 'euclidean', expected None"),
+        ({"metric": "cosine"}, ValueError, "points: cloud 0, point 0 is zero.*metric 'cosine' needs one"),
+        ({"metric": "correlation"}, ValueError, "points: cloud 0, point 0 is constant"),
+        (
+            {"algorithm": "dijkstra"},
+            ValueError,
+            "algorithm is 'dijkstra', expected one of auto, sort, prim, boruvka",
+        ),
+        ({"algorithm": "kruskal"}, ValueError, "algorithm is 'kruskal', which needs a sparse matrix"),
+        ({"algorithm": "boruvka", "metric": "manhattan"}, ValueError, "manhattan by prim only"),
         ({"algorithm": "sort"}, ValueError, "algorithm is 'sort', which needs points with 1 coordinate"),
         ({"backend": "tpu"}, ValueError, "backend is 'tpu', expected one of"),
         ({"max_edge": -1.0}, ValueError, "max_edge is -1.0, expected a length >= 0"),

@@ -220,7 +220,7 @@ def test_dtypes_and_kinds_come_back() -> None:
         assert result.entropy()[1] == 0
         assert isinstance(result.diagrams()[0], np.ndarray)
     grown = torch.tensor(rows, dtype=torch.float32, requires_grad=True)
-    assert not r_f(grown).requires_grad
+    assert r_f(grown).requires_grad and not r_f(grown.detach()).requires_grad
     assert r_f(rows).tolist() == [2.0, 7.0]  # nested sequences
 
 

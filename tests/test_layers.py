@@ -13,8 +13,9 @@ PACKAGE = Path(__file__).parents[1] / "obce"
 FLOW = (
     ("kernels", "_cpu"),
     ("reference",),
-    ("backends",),
+    ("backends", "gradients"),
     ("h0",),
+    ("transformer",),
     ("sites", "corpus"),
     ("capture",),
     ("scores",),

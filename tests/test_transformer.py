@@ -1,0 +1,122 @@
+"""H0Transformer: scikit-learn's contract, and the diagrams of obce.h0."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import obce
+import pytest
+import torch
+from obce.h0 import h0, h0_distances
+from scipy.spatial.distance import pdist, squareform
+
+sklearn_base = pytest.importorskip("sklearn.base", reason="scikit-learn is not installed")
+
+from sklearn.exceptions import NotFittedError  # noqa: E402
+from sklearn.pipeline import make_pipeline  # noqa: E402
+from sklearn.preprocessing import FunctionTransformer  # noqa: E402
+
+
+def ragged() -> list[np.ndarray]:
+    g = np.random.default_rng(0)
+    return [g.standard_normal((n, 3)) for n in (5, 9, 5, 1, 9, 20)]
+
+
+def same(a: list[np.ndarray], b: list[np.ndarray]) -> None:
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [{}, {"metric": "manhattan"}, {"metric": "minkowski", "p": 3}, {"max_edge": 0.5}, {"backend": "reference"}],
+)
+def test_diagrams_are_those_of_h0(keywords: dict[str, Any]) -> None:
+    clouds = ragged()
+    expected = [h0(cloud, **keywords).diagrams()[0] for cloud in clouds]
+    same(obce.H0Transformer(**keywords).fit_transform(clouds), expected)
+    batch = np.stack([clouds[0], clouds[2]])
+    same(obce.H0Transformer(**keywords).fit(clouds).transform(batch), [expected[0], expected[2]])
+    same(obce.H0Transformer(**keywords).fit_transform([torch.as_tensor(c) for c in clouds]), expected)
+    same(obce.H0Transformer(**keywords).fit_transform([c.tolist() for c in clouds]), expected)
+
+
+def test_precomputed_takes_matrices() -> None:
+    matrices = [squareform(pdist(cloud)) for cloud in ragged() if len(cloud) > 1]
+    expected = [h0_distances(matrix).diagrams()[0] for matrix in matrices]
+    transformer = obce.H0Transformer(metric="precomputed")
+    same(transformer.fit_transform(matrices), expected)
+    assert not hasattr(transformer, "n_features_in_")
+
+
+def test_it_is_an_estimator() -> None:
+    transformer = obce.H0Transformer("chebyshev", max_edge=2.0, threads=1)
+    parameters = {"metric": "chebyshev", "p": None, "max_edge": 2.0, "backend": None, "threads": 1}
+    assert transformer.get_params() == parameters
+    twin = sklearn_base.clone(transformer.fit(ragged()))
+    assert twin is not transformer and twin.get_params() == parameters
+    with pytest.raises(NotFittedError):
+        twin.transform(ragged())
+    assert twin.set_params(max_edge=None, metric="euclidean").get_params()["max_edge"] is None
+    assert "H0Transformer(max_edge=2.0" in repr(obce.H0Transformer(max_edge=2.0))
+    assert sklearn_base.is_classifier(transformer) is False
+
+
+def test_it_works_in_a_pipeline() -> None:
+    largest = FunctionTransformer(lambda diagrams: np.array([[d[:-1, 1].max(initial=0)] for d in diagrams]))
+    pipeline = make_pipeline(obce.H0Transformer(), largest)
+    clouds = ragged()
+    values = pipeline.fit_transform(clouds)
+    assert values[:, 0].tolist() == [float(h0(cloud).r_f[0]) for cloud in clouds]
+    pipeline.set_params(h0transformer__metric="manhattan")
+    assert pipeline.fit(clouds).transform(clouds)[1, 0] == h0(clouds[1], metric="manhattan").r_f[0]
+
+
+def test_empty_input_after_fit() -> None:
+    assert obce.H0Transformer().fit(ragged()).transform([]) == []
+
+
+@pytest.mark.parametrize(
+    ("X", "error", "sentence"),
+    [
+        ([], ValueError, "X holds no cloud, expected at least one"),
+        (np.zeros((4, 3)), TypeError, r"X has 2 dimensions, expected \[B, n, d\].*wrap one cloud in a list"),
+        ({1, 2}, TypeError, "X is a set, expected"),
+        ([np.zeros(3)], ValueError, r"X\[0\] has 1 dimensions, expected \[n, d\]"),
+        ([np.zeros((2, 3)), np.zeros((2, 2))], ValueError, r"X\[1\] has 2 coordinates, expected 3 as in fit"),
+        ([np.zeros((2, 3)), np.full((4, 3), np.nan)], ValueError, r"X\[1\]: points: cloud 0, point 0 holds nan"),
+        (
+            np.stack([np.zeros((2, 3)), np.full((2, 3), np.inf)]),
+            ValueError,
+            r"X\[1\]: points: cloud 0, point 0 holds inf",
+        ),
+        ([np.zeros((0, 3))], ValueError, r"X\[0\]: points has clouds of 0 points"),
+        ([np.array([["a"]])], TypeError, r"X\[0\]: points has dtype <U1"),
+    ],
+)
+def test_what_is_refused(X: Any, error: type[Exception], sentence: str) -> None:
+    with pytest.raises(error, match=sentence):
+        obce.H0Transformer().fit_transform(X)
+
+
+def test_parameters_are_checked_when_they_are_used() -> None:
+    for keywords, sentence in (({"metric": "x"}, "metric is 'x'"), ({"max_edge": -1}, "max_edge is -1")):
+        with pytest.raises(ValueError, match=sentence):
+            obce.H0Transformer(**keywords).fit_transform(ragged())
+
+
+def test_without_sklearn_there_is_a_sentence() -> None:
+    code = (
+        "import sys; sys.modules['sklearn'] = None; sys.modules['sklearn.base'] = None\n"
+        "from obce import *\n"
+        "try:\n H0Transformer()\n"
+        "except ImportError as error: assert 'H0Transformer needs scikit-learn' in str(error), error\n"
+        "else: raise SystemExit('no error')\n"
+    )
+    paths = f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}\n"
+    done = subprocess.run([sys.executable, "-c", paths + code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
