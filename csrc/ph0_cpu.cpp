@@ -441,6 +441,7 @@ void for_rows(const Lines<T>& in, int threads, int64_t cost, const Row& row) {
                      [&](int64_t i, int worker) { row(i, in.values + i * in.row_stride, worker); });
   }
   constexpr int64_t kGroup = 64 / sizeof(T);
+  constexpr int64_t kAhead = 32;
   // One more line than the row needs: rows a power of two apart would share few cache sets.
   const int64_t pitch = (in.n + kGroup - 1) / kGroup * kGroup + kGroup;
   std::vector<Buffer<T>> copies(std::max(threads, 1));
@@ -452,7 +453,12 @@ void for_rows(const Lines<T>& in, int threads, int64_t cost, const Row& row) {
     T* const copy = copies[worker].at_least(rows * pitch);
     for (int64_t j = 0; j < in.n; ++j) {
       const T* const column = from + j * in.value_stride;
-      for (int64_t r = 0; r < rows; ++r) copy[r * pitch + j] = column[r * in.row_stride];
+      if (rows == kGroup && in.row_stride == 1) {  // a whole line; far jumps are not foreseen
+        __builtin_prefetch(from + std::min(j + kAhead, in.n - 1) * in.value_stride);
+        for (int64_t r = 0; r < kGroup; ++r) copy[r * pitch + j] = column[r];
+      } else {
+        for (int64_t r = 0; r < rows; ++r) copy[r * pitch + j] = column[r * in.row_stride];
+      }
     }
     for (int64_t r = 0; r < rows; ++r) row(first + r, copy + r * pitch, worker);
   });

@@ -97,7 +97,7 @@ PH0_TARGET T minkowski(const T* x, int64_t d, const T* c, double p) {
   double sum = 0;
   for (int64_t k = 0; k < d; ++k) {
     const double diff = std::fabs(x[k * kBlock] - c[k]);
-    sum += std::pow(diff / static_cast<double>(top), p);
+    sum += diff == top ? 1 : std::pow(diff / static_cast<double>(top), p);  // pow(1, p) == 1
   }
   return static_cast<T>(static_cast<double>(top) * std::pow(sum, 1 / p));
 }

@@ -516,9 +516,11 @@ def _take_graph(matrix: Any, check: bool) -> reference.Graph:
         raise ValueError(f"matrix has shape {_shape(matrix)}, expected [n, n]; for points use obce.h0.")
     n = matrix.shape[0]
     _sizes("matrix", n)
-    coo = matrix.tocoo()
-    if matrix.format == "coo" and not coo.has_canonical_format:
-        coo = matrix.tocsr().tocoo()  # repeated entries are summed, as everywhere in scipy
+    csr = matrix.tocsr()
+    if not csr.has_canonical_format:  # repeated entries are summed, as everywhere in scipy
+        csr = csr.copy()
+        csr.sum_duplicates()
+    coo = csr.tocoo(copy=False)
     weights = _take(coo.data, "matrix")
     rows, cols = coo.row, coo.col
     if check:

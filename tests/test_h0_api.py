@@ -112,6 +112,19 @@ def test_names_of_one_metric_give_one_answer() -> None:
     same(h0(cloud, metric="sqeuclidean", edges=True, algorithm="boruvka"), squared)
 
 
+@pytest.mark.parametrize(("metric", "p"), METRICS)
+def test_a_batch_by_any_metric_is_its_clouds(metric: str, p: float | None) -> None:
+    points = np.random.default_rng(15).standard_normal((4, 25, 5)).astype(np.float32)
+    lengths = [25, 1, 2, 13]
+    for layout in (points, np.asfortranarray(points), points[:, :, ::-1].copy()[:, :, ::-1]):
+        together = h0(layout, metric=metric, p=p, edges=True, lengths=lengths)
+        for i, m in enumerate(lengths):
+            alone = h0(points[i, :m], metric=metric, p=p, edges=True)
+            np.testing.assert_array_equal(together.deaths[i, : m - 1], alone.deaths[0])
+            np.testing.assert_array_equal(together.edges[i, : m - 1], alone.edges[0])
+            assert np.isnan(together.deaths[i, m - 1 :]).all()
+
+
 def test_on_a_line_all_lengths_are_one() -> None:
     values = np.random.default_rng(4).standard_normal((2, 30))
     plain = h0_line(values, edges=True)
@@ -241,6 +254,9 @@ def test_sparse_entries_mean_what_they_say() -> None:
     assert result.edges.tolist() == [[[0, 1], [1, 2], [-1, -1]]]
     twice = sp.coo_array(([1.0, 2.0], ([0, 0], [1, 1])), shape=(2, 2))
     assert h0_distances(twice).deaths.tolist() == [[3.0]]  # scipy's rule: repeated entries are summed
+    rowwise = sp.csr_array((np.array([1.0, 2.0]), np.array([1, 1]), np.array([0, 2, 2])), shape=(2, 2))
+    assert h0_distances(rowwise).deaths.tolist() == [[3.0]]
+    assert rowwise.nnz == 2  # the caller's matrix is untouched
     mixed = sp.coo_array(([1.0, 1.0, 5.0], ([0, 1, 2], [1, 0, 0])), shape=(3, 3))
     assert h0_distances(mixed, edges=True).edges.tolist() == [[[0, 1], [0, 2]]]
     assert h0_distances(sp.csr_array((3, 3))).deaths.tolist() == [[INF, INF]]
@@ -265,6 +281,15 @@ def test_sparse_by_thresh_is_ripsers(backend: str) -> None:
         for given_distances in (distances, sparse):
             ours = h0_distances(given_distances, max_edge=thresh, backend=backend).diagrams()[0]
             np.testing.assert_array_equal(ours[:, 1], theirs)
+
+
+def test_thresh_itself_is_kept_as_ripser_keeps_it() -> None:
+    distances = tied_matrix(np.random.default_rng(14), 30, 0.9, np.float32) + 1 - np.eye(30, dtype=np.float32)
+    theirs = np.sort(
+        ripser(np.where(np.isinf(distances), 99, distances), thresh=2, maxdim=0, distance_matrix=True)["dgms"][0][:, 1]
+    )
+    assert (theirs == 2).any()
+    np.testing.assert_array_equal(h0_distances(distances, max_edge=2).diagrams()[0][:, 1], theirs)
 
 
 @pytest.mark.parametrize(
