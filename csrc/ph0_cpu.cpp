@@ -442,8 +442,9 @@ void for_rows(const Lines<T>& in, int threads, int64_t cost, const Row& row) {
   }
   constexpr int64_t kGroup = 64 / sizeof(T);
   constexpr int64_t kAhead = 32;
-  // One more line than the row needs: rows a power of two apart would share few cache sets.
-  const int64_t pitch = (in.n + kGroup - 1) / kGroup * kGroup + kGroup;
+  // An odd number of lines a row: the rows of a group then lie in cache sets of their own, which
+  // rows a power of two apart would share.
+  const int64_t pitch = ((in.n + kGroup - 1) / kGroup | 1) * kGroup;
   std::vector<Buffer<T>> copies(std::max(threads, 1));
   const int64_t groups = (in.B + kGroup - 1) / kGroup;
   for_tasks(groups, threads, grain_for(kGroup * cost), [&](int64_t group, int worker) {
