@@ -94,28 +94,46 @@ def _pull(
     x: torch.Tensor, y: torch.Tensor, deaths: torch.Tensor, grad: torch.Tensor, metric: str, p: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients [B, n - 1, d] towards the ends x and y [B, n - 1, d] of each edge."""
-    if metric in ("euclidean", "sqeuclidean"):
-        length = torch.where(deaths > 0, deaths, 1)[:, :, None]
-        slope = (x - y) / length if metric == "euclidean" else 2 * (x - y)
-        return grad[:, :, None] * slope, -grad[:, :, None] * slope
-    with torch.enable_grad():
-        x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
-        lengths = _lengths(x, y, metric, p)
-        lengths = torch.where(grad != 0, lengths, 0)
-    to_x, to_y = torch.autograd.grad(lengths, (x, y), grad)
-    silent = (grad == 0)[:, :, None]  # a padding row has no direction: 0 / 0
+    if metric in ("euclidean", "sqeuclidean", "minkowski"):
+        to_x = grad[:, :, None] * _slope(x - y, deaths, metric, p)
+        to_y = -to_x
+    else:
+        with torch.enable_grad():
+            x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
+            lengths = torch.where(grad != 0, _lengths(x, y, metric), 0)
+        to_x, to_y = torch.autograd.grad(lengths, (x, y), grad)
+    silent = (grad == 0)[:, :, None]  # no edge, or one of infinite length: 0 / 0 and 0 * inf are no gradient
     return torch.where(silent, 0, to_x), torch.where(silent, 0, to_y)
 
 
-def _lengths(x: torch.Tensor, y: torch.Tensor, metric: str, p: float) -> torch.Tensor:
+def _slope(difference: torch.Tensor, deaths: torch.Tensor, metric: str, p: float) -> torch.Tensor:
+    """Derivative of a length by x from the differences x - y [B, n - 1, d]; 0 where x equals y."""
+    if metric == "sqeuclidean":
+        return 2 * difference
+    if metric == "euclidean":
+        return difference / torch.where(deaths > 0, deaths, 1)[:, :, None]
+    # As the weight is computed: shares of the largest difference, whose powers neither overflow nor all vanish.
+    top = difference.abs().amax(2, keepdim=True)
+    share = difference.abs() / torch.where(top > 0, top, 1)
+    total = torch.where(top > 0, share.pow(p).sum(2, keepdim=True), 1)
+    slope: torch.Tensor = difference.sign() * share.pow(p - 1) * total.pow(1 / p - 1)
+    return slope
+
+
+def _tamed(v: torch.Tensor) -> torch.Tensor:
+    """Each row over a power of two, its largest magnitude then in [1, 2): exact, and squares stay in the range."""
+    top = v.detach().abs().amax(2, keepdim=True)
+    return v / (top / (2 * torch.frexp(top).mantissa))
+
+
+def _lengths(x: torch.Tensor, y: torch.Tensor, metric: str) -> torch.Tensor:
     lengths: torch.Tensor
     if metric == "manhattan":
         lengths = (x - y).abs().sum(2)
     elif metric == "chebyshev":
         lengths = (x - y).abs().amax(2)
-    elif metric == "minkowski":
-        lengths = torch.linalg.vector_norm(x - y, p, dim=2)
     else:
+        x, y = _tamed(x), _tamed(y)
         if metric == "correlation":
             x, y = x - x.mean(2, keepdim=True), y - y.mean(2, keepdim=True)
         x, y = (v / torch.linalg.vector_norm(v, dim=2, keepdim=True) for v in (x, y))
