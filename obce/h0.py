@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import operator
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -163,6 +164,7 @@ class H0:
             [B] int64.
 
         Raises:
+            TypeError: r is not a number.
             ValueError: r is NaN.
         """
         lengths: Any = self.lengths
@@ -185,9 +187,13 @@ class H0:
             [B, s] int64.
 
         Raises:
+            TypeError: scales is not made of numbers.
             ValueError: scales is not one row of numbers, or holds NaN.
         """
-        at = np.asarray(_to_numpy(scales), np.float64)
+        try:
+            at = np.asarray(_to_numpy(scales), np.float64)
+        except (TypeError, ValueError):
+            raise TypeError(f"scales is {scales!r}, expected [s], a row of numbers.") from None
         if at.ndim != 1 or np.isnan(at).any():
             raise ValueError(f"scales has shape {_shape(at)} or holds NaN, expected [s], a row of numbers.")
         deaths, lengths = _to_numpy(self.deaths).astype(np.float64), _to_numpy(self.lengths)
@@ -208,6 +214,7 @@ class H0:
             members; -1 is padding, and the whole row of a cloud that is not finite.
 
         Raises:
+            TypeError: r is not a number, or i not a whole one.
             ValueError: edges were not asked for, or r is NaN.
             IndexError: there is no cloud i.
         """
@@ -245,6 +252,7 @@ class H0:
             MergeTree, numpy arrays. Merges that never happen are left out.
 
         Raises:
+            TypeError: i is not a whole number.
             ValueError: edges were not asked for.
             IndexError: there is no cloud i.
         """
@@ -256,6 +264,10 @@ class H0:
         return MergeTree(elder, younger, _to_numpy(self.deaths)[i, : n - 1][real], sizes)
 
     def _cloud(self, i: int) -> int:
+        try:
+            i = operator.index(i)
+        except TypeError:
+            raise TypeError(f"i is {i!r}, expected a whole number, the index of a cloud.") from None
         if not -len(self) <= i < len(self):
             raise IndexError(f"i is {i}, expected a cloud from 0 to {len(self) - 1}.")
         return i % len(self)
@@ -291,6 +303,7 @@ class H0:
             Z [lengths[i] - 1, 4]: the two clusters merged (smaller number first), their distance, the new size.
 
         Raises:
+            TypeError: i is not a whole number.
             ValueError: edges were not asked for, or the cloud is not connected.
             IndexError: there is no cloud i.
         """
@@ -328,10 +341,21 @@ def _merges(edges: NDArray[np.int64], n: int) -> tuple[NDArray[np.int64], NDArra
     return out[0], out[1], out[2]
 
 
+def _take_number(value: Any, name: str, expected: str) -> float:
+    """The value as a float; text and truth values, which float() would take, are no numbers here."""
+    try:
+        if isinstance(value, str | bytes | bool | np.bool_):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # torch raises RuntimeError for more than one element
+        raise TypeError(f"{name} is {value!r}, expected {expected}.") from None
+
+
 def _take_scale(r: float) -> float:
-    if math.isnan(r):
+    scale = _take_number(r, "r", "a number, an edge length")
+    if math.isnan(scale):
         raise ValueError("r is NaN, expected a number.")
-    return float(r)
+    return scale
 
 
 def _open(x: Any) -> Any:
@@ -565,10 +589,12 @@ def _take_metric(metric: str, p: float | None) -> tuple[str, float]:
         if p is not None:
             raise ValueError(f"p is {p} with metric {metric!r}, expected None; only 'minkowski' takes p.")
         return name, 0.0
-    if p is None or not p >= 1:
-        raise ValueError(f"p is {p}, expected a number >= 1, the exponent of metric 'minkowski'.")
-    special = {1.0: "manhattan", 2.0: "euclidean", math.inf: "chebyshev"}.get(float(p))
-    return (special, 0.0) if special else (name, float(p))
+    expected = "a number >= 1, the exponent of metric 'minkowski'"
+    exponent = math.nan if p is None else _take_number(p, "p", expected)
+    if not exponent >= 1:
+        raise ValueError(f"p is {p}, expected {expected}.")
+    special = {1.0: "manhattan", 2.0: "euclidean", math.inf: "chebyshev"}.get(exponent)
+    return (special, 0.0) if special else (name, exponent)
 
 
 def _normalised(data: NDArray[Any], lengths: NDArray[np.int64] | None, metric: str, check: bool) -> NDArray[Any]:
@@ -614,9 +640,12 @@ def _take_threads(threads: int | None) -> int:
 
 
 def _take_max_edge(max_edge: float | None) -> float | None:
-    if max_edge is not None and not max_edge >= 0:
+    if max_edge is None:
+        return None
+    limit = _take_number(max_edge, "max_edge", "a length >= 0 or None")
+    if not limit >= 0:
         raise ValueError(f"max_edge is {max_edge}, expected a length >= 0 or None.")
-    return None if max_edge is None else float(max_edge)
+    return limit
 
 
 def _take_algorithm(algorithm: str, kind: backends.Kind, edges: bool) -> str:

@@ -421,6 +421,16 @@ def test_gains_that_are_refused() -> None:
     for scales in (1.0, [[1.0]], [NAN]):
         with pytest.raises(ValueError, match="scales has shape"):
             full.betti_curve(scales)
+    with pytest.raises(TypeError, match=r"scales is \['a'\], expected \[s\], a row of numbers"):
+        full.betti_curve(["a"])
+    for call in (full.labels, full.betti):
+        for r in ("1", None, True, [1.0, 2.0]):
+            with pytest.raises(TypeError, match=r"r is .*, expected a number, an edge length"):
+                call(r)
+    for call in (full.merge_tree, full.linkage, lambda i: full.labels(1.0, i)):
+        with pytest.raises(TypeError, match=r"i is 0\.5, expected a whole number, the index of a cloud"):
+            call(0.5)
+    assert full.betti(torch.tensor(1.0)).tolist() == full.betti(np.float32(1.0)).tolist() == [1]
 
 
 # Gradients --------------------------------------------------------------------------------------------------------
@@ -513,6 +523,47 @@ def test_gradient_of_half_precision_and_of_summaries() -> None:
     assert result.deaths.dtype == torch.float32
     (result.total_persistence() + result.entropy() + result.r_f).sum().backward()
     assert half.grad.dtype == torch.bfloat16 and torch.isfinite(half.grad).all()
+
+
+@pytest.mark.parametrize(("metric", "p"), [*METRICS, ("minkowski", 1000)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_gradient_knows_no_scale(metric: str, p: float | None, dtype: torch.dtype) -> None:
+    cloud = np.random.default_rng(16).standard_normal((12, 4))
+
+    def gradient(power: int) -> np.ndarray:
+        scaled = np.ldexp(cloud, power).astype(str(dtype).removeprefix("torch."))
+        x = torch.as_tensor(scaled).requires_grad_()
+        h0(x, metric=metric, p=p).deaths.sum().backward()
+        return np.asarray(x.grad, np.float64)
+
+    powers = (-90, 90) if dtype == torch.float32 else (-700, 700)
+    if metric == "sqeuclidean":  # a squared length beyond the range has no gradient
+        powers = (-40, 40)
+    base = gradient(0)
+    assert np.isfinite(base).all() and (base != 0).any()
+    # lengths grow with the cloud, squares with the square, and directions not at all
+    grows = {"sqeuclidean": 1, "cosine": -1, "correlation": -1}.get(metric, 0)
+    for power in powers:
+        assert (gradient(power) == np.ldexp(base, grows * power)).all()
+
+
+def test_gradient_of_minkowski_tends_to_chebyshevs() -> None:
+    cloud = spread(10, 3)
+    gradients = []
+    for metric, p in (("minkowski", 1e5), ("chebyshev", None)):
+        gradients.append(torch.autograd.grad(h0(cloud, metric=metric, p=p).deaths.sum(), cloud)[0])
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-9)
+    equal = torch.ones(3, 2, requires_grad=True)
+    h0(equal, metric="minkowski", p=3).deaths.sum().backward()
+    assert (equal.grad == 0).all()
+
+
+def test_lengths_beyond_the_range_pull_nobody() -> None:
+    x = torch.tensor([[-1.5e308, 0.0], [1.5e308, 0.0]], dtype=torch.float64, requires_grad=True)
+    for metric in ("euclidean", "sqeuclidean", "manhattan", "chebyshev"):
+        result = h0(x, metric=metric)
+        assert torch.isinf(result.deaths).all()
+        assert (torch.autograd.grad(result.deaths.sum(), x)[0] == 0).all()
 
 
 def test_second_derivative_is_refused() -> None:
@@ -627,7 +678,7 @@ def test_every_layout_is_read_alike(backend: str, dtype: type) -> None:
 def test_sample_major_batches_of_every_width(threads: int) -> None:
     g = np.random.default_rng(13)
     for dtype in (np.float32, np.float64):
-        for B, n in ((1, 9), (15, 1), (16, 64), (17, 65), (50, 1000)):
+        for B, n in ((1, 9), (15, 1), (16, 64), (17, 65), (50, 1000), (33, 1024)):
             samples = g.standard_normal((n, B)).astype(dtype)
             rows = np.ascontiguousarray(samples.T)
             assert (r_f(samples.T, threads=threads) == r_f(rows)).all()
