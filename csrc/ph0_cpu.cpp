@@ -6,13 +6,14 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <new>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "ph0_cpu_buffer.h"
 #include "ph0_cpu_levels.h"
+#include "ph0_cpu_products.h"
 #include "ph0_cpu_threads.h"
 #include "ph0_cpu_tree.h"
 
@@ -78,34 +79,6 @@ const Kernels<double>& chosen_kernels<double>() {
 #endif
   return portable::kernels_double();
 }
-
-// Cache-line aligned array that grows and never shrinks. Contents do not survive growth.
-template <class P>
-class Buffer {
- public:
-  Buffer() = default;
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { release(); }
-
-  P* at_least(int64_t count) {
-    if (count > count_) {
-      release();
-      data_ = static_cast<P*>(::operator new(count * sizeof(P), std::align_val_t{64}));
-      count_ = count;
-    }
-    return data_;
-  }
-
- private:
-  void release() {
-    if (data_) ::operator delete(data_, std::align_val_t{64});
-    data_ = nullptr;
-    count_ = 0;
-  }
-  P* data_ = nullptr;
-  int64_t count_ = 0;
-};
 
 template <class T>
 constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
@@ -329,108 +302,6 @@ void write_undefined(int64_t width, T* deaths, int64_t* ends) {
   if (ends) std::fill(ends, ends + 2 * width, int64_t(-1));
 }
 
-// Boruvka by brute force with remembered neighbours. The set of foreign points of a row only
-// shrinks, so its nearest foreign point stays the nearest for as long as it is foreign, and its
-// weight stays a lower bound for ever after. A round therefore searches only rows whose neighbour
-// was swallowed, in order of their bounds, and skips a row whose bound exceeds the best edge its
-// component already has. O(n) memory.
-template <class T>
-class Boruvka {
- public:
-  Boruvka(const Scene<T>& scene, typename Lane<T>::Index* component, const Kernels<T>& kernels,
-          int threads)
-      : scene_(scene),
-        component_(component),
-        kernels_(kernels),
-        threads_(threads),
-        parent_(scene.n),
-        weight_(scene.n),
-        nearest_(scene.n),
-        best_(scene.n),
-        scratch_(static_cast<size_t>(threads) * kBlock * scene.d) {}
-
-  void run(Edge<T>* edges) {
-    const int32_t n = static_cast<int32_t>(scene_.n);
-    for (int32_t i = 0; i < n; ++i) component_[i] = parent_[i] = i;
-    std::vector<int32_t> rows(n);
-    for (int32_t i = 0; i < n; ++i) rows[i] = i;
-    search(rows);
-    for (int64_t left = n - 1; left > 0;) {
-      choose();
-      for (int32_t i = 0; i < n; ++i) {
-        if (component_[i] != i || best_[i].lo < 0) continue;
-        if (unite(parent_.data(), best_[i].lo, best_[i].hi)) {
-          *edges++ = best_[i];
-          --left;
-        }
-      }
-      for (int32_t i = 0; i < n; ++i) component_[i] = find_root(parent_.data(), i);
-    }
-  }
-
- private:
-  void offer(int32_t row) {
-    if (nearest_[row] < 0) return;
-    const Edge<T> e = make_edge(weight_[row], row, nearest_[row]);
-    Edge<T>& best = best_[component_[row]];
-    if (best.lo < 0 || before(e, best)) best = e;
-  }
-
-  // best_[c] = least edge leaving component c, for every root c.
-  void choose() {
-    const int32_t n = static_cast<int32_t>(scene_.n);
-    std::fill(best_.begin(), best_.end(), Edge<T>{0, -1, -1});
-    std::vector<int32_t> stale;
-    for (int32_t i = 0; i < n; ++i) {
-      if (component_[nearest_[i]] == component_[i]) {
-        stale.push_back(i);
-      } else {
-        offer(i);
-      }
-    }
-    std::sort(stale.begin(), stale.end(), [&](int32_t a, int32_t b) {
-      return weight_[a] != weight_[b] ? weight_[a] < weight_[b] : a < b;
-    });
-    const size_t batch = std::max<size_t>(kBlock * threads_, stale.size() / 16);
-    std::vector<int32_t> rows;
-    for (size_t at = 0; at < stale.size();) {
-      rows.clear();
-      for (; at < stale.size() && rows.size() < batch; ++at) {
-        const Edge<T>& best = best_[component_[stale[at]]];
-        if (best.lo < 0 || !(weight_[stale[at]] > best.weight)) rows.push_back(stale[at]);
-      }
-      search(rows);
-      for (const int32_t row : rows) offer(row);
-    }
-  }
-
-  void search(const std::vector<int32_t>& rows) {
-    const int64_t count = static_cast<int64_t>(rows.size());
-    for_tasks((count + kBlock - 1) / kBlock, threads_, 1, [&](int64_t task, int worker) {
-      const int64_t from = task * kBlock;
-      const int64_t some = std::min<int64_t>(kBlock, count - from);
-      T weight[kBlock];
-      int32_t index[kBlock];
-      kernels_.nearest_foreign(scene_, rows.data() + from, some, weight, index,
-                               scratch_.data() + worker * kBlock * scene_.d);
-      for (int64_t r = 0; r < some; ++r) {
-        weight_[rows[from + r]] = weight[r];
-        nearest_[rows[from + r]] = index[r];
-      }
-    });
-  }
-
-  Scene<T> scene_;
-  typename Lane<T>::Index* component_;
-  const Kernels<T>& kernels_;
-  int threads_;
-  std::vector<int32_t> parent_;
-  std::vector<T> weight_;
-  std::vector<int32_t> nearest_;
-  std::vector<Edge<T>> best_;
-  std::vector<T> scratch_;
-};
-
 // Calls row(i, values, worker) for every row i of `in`, its values contiguous. Rows whose values
 // are apart are copied in groups of a cache line's width: a column-major batch is then read in
 // whole lines, and the copy is small enough to be read back from the cache.
@@ -523,17 +394,14 @@ void clouds_h0(const Clouds<T>& in, const Forest<T>& out, Algorithm algorithm, i
     int exponent = 0;
     if (!find_exponent(points, n, in.d, &exponent)) return write_undefined(width, deaths, ends);
     Edge<T>* const edges = s.edges.at_least(n);
-    if (algorithm == Algorithm::kTree) {
-      tree_boruvka(points, n, in.d, exponent, kernels, inner, edges);
-    } else {
+    if (algorithm == Algorithm::kPrim) {
       const PrimState<T> state = s.state(n, in.d);
       lay_out(points, n, in.d, exponent, state.x);
-      if (algorithm == Algorithm::kPrim) {
-        kernels.prim_metric(state, n, in.d, in.metric, in.p, edges);
-      } else if (n > 1) {
-        std::fill(state.other, state.other + padded(n), 0);
-        Boruvka<T>(Scene<T>{state.x, n, in.d, state.other}, state.other, kernels, inner).run(edges);
-      }
+      kernels.prim_metric(state, n, in.d, in.metric, in.p, edges);
+    } else if (algorithm == Algorithm::kTree) {
+      tree_boruvka(points, n, in.d, exponent, kernels, inner, edges);
+    } else {
+      products_boruvka(points, n, in.d, exponent, kernels, inner, edges);
     }
     const bool root = in.d > 1 && in.metric == Metric::kEuclidean;
     if (in.metric == Metric::kSqeuclidean) exponent *= 2;

@@ -77,6 +77,7 @@ struct Forest {
   int64_t* edges;  // [B, n - 1, 2] in the order of `before`, or null
 };
 
+// kBoruvka: on neighbour lists, d >= 2. kTree: Boruvka on a k-d tree.
 enum class Algorithm { kPrim, kBoruvka, kTree };
 
 // r_f of each row, [B]: the largest gap between sorted neighbours, found without sorting.

@@ -14,6 +14,7 @@ PH0_TARGET inline __m256 fused(__m256 a, __m256 b, __m256 c) { return _mm256_fma
 PH0_TARGET inline __m256d fused(__m256d a, __m256d b, __m256d c) {
   return _mm256_fmadd_pd(a, b, c);
 }
+PH0_TARGET inline __m256 product_sum(__m256 a, __m256 b, __m256 c) { return fused(a, b, c); }
 PH0_TARGET inline uint64_t occupied64(const uint8_t* mark) {
   const __m256i* const p = reinterpret_cast<const __m256i*>(mark);
   const uint32_t low = _mm256_movemask_epi8(_mm256_loadu_si256(p));

@@ -14,6 +14,7 @@ PH0_TARGET inline __m512 fused(__m512 a, __m512 b, __m512 c) { return _mm512_fma
 PH0_TARGET inline __m512d fused(__m512d a, __m512d b, __m512d c) {
   return _mm512_fmadd_pd(a, b, c);
 }
+PH0_TARGET inline __m512 product_sum(__m512 a, __m512 b, __m512 c) { return fused(a, b, c); }
 PH0_TARGET inline uint64_t occupied64(const uint8_t* mark) {
   const __m256i* const p = reinterpret_cast<const __m256i*>(mark);
   const uint32_t low = _mm256_movemask_epi8(_mm256_loadu_si256(p));

@@ -1,7 +1,8 @@
 // The kernels of ph0_cpu_levels.h, written once on vectors of PH0_BYTES bytes. Included by each
 // level's file, which defines PH0_LEVEL, PH0_BYTES, PH0_TARGET, fused(a, b, c) = fma in every lane,
-// lane_bits(mask) = one bit a lane, and occupied64(marks) = one bit for each of 64 bytes that are 0
-// or 0xff. All of it is internal to that file: code for one level can never be linked into another.
+// product_sum(a, b, c) = a b + c rounded once or twice, whichever is fast, lane_bits(mask) = one
+// bit a lane, and occupied64(marks) = one bit for each of 64 bytes that are 0 or 0xff. All of it is
+// internal to that file: code for one level can never be linked into another.
 //
 // Rounding: only subtraction, fused(), comparison and |.| touch a weight, each correctly rounded in
 // every lane, so all levels give the same bits.
@@ -563,103 +564,12 @@ PH0_TARGET void prim_matrix(const T* a, int64_t stride, int64_t n, const PrimSta
   }
 }
 
-// Rows four at a time against two vectors of points: eight independent fma chains. Each lane keeps
-// its own best under (weight, index); the lanes meet at the end.
-template <class T, int D>
-PH0_TARGET void nearest_foreign_d(const Scene<T>& scene, const int32_t* rows, int64_t count,
-                                  T* weight, int32_t* index, T* scratch) {
-  constexpr int R = 4;
-  constexpr int U = 2;
-  constexpr int W = Vec<T>::W;
-  constexpr int64_t span = U * W;
-  const int64_t d = D ? D : scene.d;
-  V<T> best[kBlock];
-  M<T> nearest[kBlock];
-  Index<T> own[kBlock];
-  for (int64_t r = 0; r < kBlock; ++r) {  // rows beyond count repeat the last one
-    const int64_t row = rows[r < count ? r : count - 1];
-    for (int64_t k = 0; k < d; ++k) scratch[r * d + k] = scene.x[place(row, k, d)];
-    best[r] = splat<T>(kInf<T>);
-    nearest[r] = splat_index<T>(kNone<T>);
-    own[r] = scene.component[row];
-  }
-  M<T> lane;
-  for (int i = 0; i < W; ++i) lane[i] = i;
-  for (int64_t block = 0; block < scene.n; block += kBlock) {
-    for (int64_t r = 0; r < count; r += R) {
-      const T* const c = scratch + r * d;
-      for (int64_t p = block; p < block + kBlock; p += span) {
-        V<T> w[R][U];
-        for (int q = 0; q < R; ++q) {
-          for (int u = 0; u < U; ++u) w[q][u] = V<T>{};
-        }
-        const T* const x = scene.x + place(p, 0, d);
-        if constexpr (D == 1) {
-          for (int q = 0; q < R; ++q) weights<T, 1, U>(x, 1, c + q, w[q]);
-        } else {
-          for (int64_t k = 0; k < d; ++k) {
-            V<T> xk[U];
-            for (int u = 0; u < U; ++u) xk[u] = load<T>(x + k * kBlock + u * W);
-            for (int q = 0; q < R; ++q) {
-              const V<T> ck = splat<T>(c[q * d + k]);
-              for (int u = 0; u < U; ++u) {
-                const V<T> diff = xk[u] - ck;
-                w[q][u] = fused(diff, diff, w[q][u]);
-              }
-            }
-          }
-        }
-        for (int u = 0; u < U; ++u) {
-          const M<T> at = lane + splat_index<T>(static_cast<Index<T>>(p + u * W));
-          const M<T> component = load_index<T>(scene.component + p + u * W);
-          for (int q = 0; q < R; ++q) {
-            const V<T> b = best[r + q];
-            const M<T> j = nearest[r + q];
-            const M<T> better = ((w[q][u] < b) | ((w[q][u] == b) & (at < j))) &
-                                (component != splat_index<T>(own[r + q]));
-            best[r + q] = better ? w[q][u] : b;
-            nearest[r + q] = better ? at : j;
-          }
-        }
-      }
-    }
-  }
-  for (int64_t r = 0; r < count; ++r) {
-    T w = kInf<T>;
-    Index<T> j = kNone<T>;
-    for (int i = 0; i < W; ++i) {
-      const T wi = best[r][i];
-      const Index<T> ji = nearest[r][i];
-      if (wi < w || (wi == w && ji < j)) {
-        w = wi;
-        j = ji;
-      }
-    }
-    weight[r] = w;
-    index[r] = j == kNone<T> ? -1 : static_cast<int32_t>(j);
-  }
-}
-
-template <class T>
-PH0_TARGET void nearest_foreign(const Scene<T>& scene, const int32_t* rows, int64_t count,
-                                T* weight, int32_t* index, T* scratch) {
-  switch (scene.d) {
-    case 1:
-      return nearest_foreign_d<T, 1>(scene, rows, count, weight, index, scratch);
-    case 2:
-      return nearest_foreign_d<T, 2>(scene, rows, count, weight, index, scratch);
-    case 3:
-      return nearest_foreign_d<T, 3>(scene, rows, count, weight, index, scratch);
-    default:
-      return nearest_foreign_d<T, 0>(scene, rows, count, weight, index, scratch);
-  }
-}
-
+#include "ph0_cpu_products_kernels.h"
 #include "ph0_cpu_tree_kernels.h"
 
 template <class T>
-constexpr Kernels<T> kTable = {largest_gap<T>, prim_points<T>,     prim_metric<T>,
-                               prim_matrix<T>, nearest_foreign<T>, search_leaf<T>};
+constexpr Kernels<T> kTable = {largest_gap<T>, prim_points<T>,  prim_metric<T>, prim_matrix<T>,
+                               close_pairs,    pair_weights<T>, search_leaf<T>};
 
 #undef PH0_INLINE
 

@@ -35,12 +35,22 @@ struct PrimState {
   T* current;                      // [max(d, kBlock)]
 };
 
-// What the row search of Boruvka reads. Positions >= n hold NaN in x, so they are never nearest.
-template <class T>
-struct Scene {
-  const T* x;  // [padded(n) / kBlock, d, kBlock]
-  int64_t n, d;
-  const typename Lane<T>::Index* component;  // [padded(n)]
+// Points to a panel of the matrix-product filter: whole vectors at every level.
+constexpr int64_t kPanel = 16;
+
+// Points for the filter, in float whatever T is, panel after panel. The pair {i, j} is left out
+// unless sum_k x_ik x_jk - (half_i + half_j) >= -max(limit_i, limit_j). A point that looks for
+// nothing has limit -inf; padding has half NaN, so that it is left out always.
+struct Panels {
+  const float* x;      // [panels, d, kPanel]
+  const float* half;   // [panels * kPanel]
+  const float* limit;  // [panels * kPanel]
+};
+
+// Columns of the pairs of one row that are not left out, a bit each.
+struct PanelHit {
+  int32_t row;
+  uint32_t columns;
 };
 
 // Points to a leaf of the k-d tree: whole vectors at every level.
@@ -92,10 +102,13 @@ struct Kernels {
   // items); key and other as in PrimState.
   void (*prim_matrix)(const T* a, int64_t stride, int64_t n, const PrimState<T>& state,
                       Edge<T>* edges);
-  // For each of `count` rows (at most kBlock) its nearest point of another component, least under
-  // (weight, index); weight +inf and index -1 when there is none. scratch holds kBlock * d items.
-  void (*nearest_foreign)(const Scene<T>& scene, const int32_t* rows, int64_t count, T* weight,
-                          int32_t* index, T* scratch);
+  // Rows of `panels` panels of a against the one panel at b: the pairs that are not left out, at
+  // most panels * kPanel hits. Raises closest to the greatest sum - half_i - half_j.
+  int64_t (*close_pairs)(Panels a, int64_t panels, const Panels& b, int64_t d, PanelHit* found,
+                         float* closest);
+  // Weights of pairs of points [., d] in rows, times scale, a power of two.
+  void (*pair_weights)(const T* points, int64_t d, T scale, const int32_t (*pairs)[2],
+                       int64_t count, T* weight);
   // Renews bound and near of those points of a leaf whose nearest foreign point is not known and
   // may lie within reach of their component; lowers reach.
   void (*search_leaf)(const Tree<T>& tree, int64_t leaf);

@@ -14,6 +14,14 @@ inline V fused(V a, V b, V c) {
   for (unsigned i = 0; i < sizeof(V) / sizeof(a[0]); ++i) r[i] = std::fma(a[i], b[i], c[i]);
   return r;
 }
+template <class V>
+inline V product_sum(V a, V b, V c) {
+#if defined(__FP_FAST_FMAF)
+  return fused(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
 
 // Bit b of the answer: byte b is marked (0xff, not 0).
 inline uint64_t occupied64(const uint8_t* mark) {

@@ -137,15 +137,26 @@ class CpuBackend(Backend):
 
     name = "cpu"
 
-    # Prim streams the whole cloud once a step; beyond the caches Boruvka's blocks, which serve many rows with
-    # each load, are faster although they compute more.
-    CACHE_BYTES = 4 << 20
-
-    # d -> points from which the k-d tree beats Prim on Gaussian clouds, where it gains least (docs/engine.md). In
-    # more coordinates its boxes rule out too little.
-    TREE_POINTS: ClassVar[dict[int, int]] = dict(
-        enumerate((2_000, 2_200, 2_500, 3_200, 5_000, 7_000, 11_500, 18_000, 28_000, 60_000), start=1)
-    )
+    # Sizes at which the algorithms meet on Gaussian clouds, where trees and lists gain least (docs/engine.md).
+    # d -> points from which the k-d tree is the fastest, for float32 and float64. In more coordinates its boxes rule
+    # out too little.
+    TREE_POINTS: ClassVar[dict[int, tuple[float, float]]] = {
+        1: (2_000, 2_000),
+        2: (2_200, 2_200),
+        3: (2_500, 2_500),
+        4: (3_200, 3_200),
+        5: (5_000, 5_000),
+        6: (7_000, 7_000),
+        7: (11_500, 11_500),
+        8: (30_000, 90_000),
+        9: (90_000, 200_000),
+        10: (200_000, math.inf),
+    }
+    # Boruvka on lists beats Prim from FACTOR * d^-0.75 points on, not below LEAST, and on clouds of fewer coordinates
+    # the k-d tree comes first. For float32 and float64.
+    LIST_COORDINATES = 8
+    LIST_FACTOR: ClassVar[tuple[int, int]] = (76_000, 27_000)
+    LIST_LEAST: ClassVar[tuple[int, int]] = (1_100, 500)
 
     TREES = ("prim", "boruvka", "kdtree")  # in the order of ph0::Algorithm
 
@@ -199,6 +210,8 @@ class CpuBackend(Backend):
         algorithm = job.algorithm
         if algorithm == "auto":
             algorithm = self._choose(n, d, data.itemsize) if job.metric in SQUARED else "prim"
+        elif algorithm == "boruvka" and d == 1:
+            algorithm = "kdtree"  # the same rounds; the lists are for weights that are squares
         call = getattr(_cpu, "clouds_h0_" + suffix)
         sizes = B, n, d, _address(lengths)
         metric = reference.METRICS.index(job.metric), job.p
@@ -208,9 +221,13 @@ class CpuBackend(Backend):
 
     def _choose(self, n: int, d: int, itemsize: int) -> str:
         """The fastest algorithm for clouds of n points with d coordinates."""
-        if n >= self.TREE_POINTS.get(d, math.inf):
+        double = int(itemsize == 8)
+        if d in self.TREE_POINTS and n >= self.TREE_POINTS[d][double]:
             return "kdtree"
-        return "boruvka" if n * d * itemsize > self.CACHE_BYTES else "prim"
+        lists = max(self.LIST_LEAST[double], self.LIST_FACTOR[double] * d**-0.75)
+        if d >= self.LIST_COORDINATES and n >= lists:
+            return "boruvka"
+        return "prim"
 
 
 class ReferenceBackend(Backend):

@@ -753,8 +753,8 @@ def h0(
         max_edge: longest edge allowed, ripser's `thresh`, in the unit of the deaths; deaths beyond it become +inf and
             their edges -1.
         edges: also return the edge behind each death.
-        algorithm: "auto", "sort" (d = 1, without edges), "prim", "boruvka" or "kdtree" (for many points with few
-                coordinates).
+        algorithm: "auto", "sort" (d = 1, without edges), "prim", "boruvka" (for many points with many coordinates) or
+            "kdtree" (with few).
         backend: name of a backend, which then runs or raises. Default: the environment variable OBCE_BACKEND, else
             the best one for where the data lies.
         check: refuse NaN and infinities. Without it such a cloud answers NaN.

@@ -198,16 +198,68 @@ def test_largest_gap_of_rows_beyond_the_float_limit() -> None:
         same(r_f(values, backend="cpu"), np.diff(np.sort(values), axis=1).max(1))
 
 
+def _heaps(g: np.random.Generator, n: int, d: int, heaps: int, spread: float) -> np.ndarray:
+    return g.standard_normal((heaps, d))[g.integers(0, heaps, n)] + spread * g.standard_normal((n, d))
+
+
+# Clouds that the lists of nearest neighbours do not connect, so that passes for whole components follow.
+LISTLESS: dict[str, Maker] = {
+    "heaps": lambda g, n, d: _heaps(g, n, d, 12, 0.1),
+    "heaps in float's slack": lambda g, n, d: _heaps(g, n, d, 3, 1e-5),  # tiles packed around their own centres
+    "heaps that touch": lambda g, n, d: _heaps(g, n, d, 40, 0.4),
+    "one large heap": lambda g, n, d: (
+        _heaps(g, n, d, 1, 1.0) + 9 * (g.random((n, 1)) < 0.05) * g.integers(0, 3, (n, 1))
+    ),
+    "small heaps": lambda g, n, d: np.repeat(g.standard_normal((n // 10 + 1, d)), 10, 0)[:n] + _heaps(g, n, d, 1, 1e-3),
+    "equal pairs at weight 0": lambda g, n, d: np.where(
+        np.arange(n)[:, None] == 0, 1.0, 1e-200 * g.integers(0, 2, (n, d)).astype(float)
+    ),
+}
+
+
 @needs_cpu
-def test_boruvka_is_prim_on_a_large_cloud() -> None:
-    g = np.random.default_rng(3)
-    centres = 50 * g.standard_normal((20, 3))
-    cloud = (centres[g.integers(0, 20, 3000)] + g.standard_normal((3000, 3))).astype(np.float32)
-    prim = h0(cloud, edges=True, algorithm="prim")
-    for threads in (1, 4):
-        boruvka = h0(cloud, edges=True, algorithm="boruvka", threads=threads)
-        same(boruvka.deaths, prim.deaths)
-        same(boruvka.edges, prim.edges)
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("case", [*CASES, *LISTLESS])
+def test_boruvka_is_prim_on_larger_clouds(monkeypatch: pytest.MonkeyPatch, level: str, dtype: type, case: str) -> None:
+    monkeypatch.setenv("OBCE_SIMD", level)
+    g = np.random.default_rng(13)
+    # One tile and one point more, tiles of 64 (many coordinates) and 256, a last panel of one point.
+    shapes = [(257, 3), (600, 24), (193, 600)]
+    if level != "portable":  # whose fma is a library call on this build
+        shapes += [(2065, 16), (1024, 2), (1500, 50)]
+    for n, d in shapes:
+        cloud = {**CASES, **LISTLESS}[case](g, n, d).astype(dtype)
+        prim = h0(cloud, edges=True, backend="cpu", algorithm="prim")
+        for threads in (1, 3):
+            result = h0(cloud, edges=True, backend="cpu", algorithm="boruvka", threads=threads)
+            assert result.algorithm == "boruvka"
+            same(result.deaths, prim.deaths)
+            same(result.edges, prim.edges)
+
+
+@needs_cpu
+def test_boruvka_without_a_bound() -> None:
+    # So many coordinates that no bound on the rounding of a product is kept: every pair is weighed.
+    cloud = np.random.default_rng(5).standard_normal((12, (1 << 20) + 8)).astype(np.float32)
+    prim = h0(cloud, edges=True, backend="cpu", algorithm="prim")
+    result = h0(cloud, edges=True, backend="cpu", algorithm="boruvka")
+    same(result.deaths, prim.deaths)
+    same(result.edges, prim.edges)
+
+
+@needs_cpu
+def test_boruvka_of_a_million_points_that_repeat() -> None:
+    g = np.random.default_rng(6)
+    few = g.standard_normal((30, 4)).astype(np.float32)
+    which = g.integers(0, 30, 1_000_000)
+    result = h0(few[which], edges=True, backend="cpu", algorithm="boruvka")
+    first = np.array([np.flatnonzero(which == k)[0] for k in range(30)])
+    order = np.argsort(first)
+    tree = h0(few[order], edges=True, backend="reference")
+    assert (result.deaths[0, : len(which) - 30] == 0).all()
+    same(result.deaths[0, len(which) - 30 :], tree.deaths[0])
+    same(result.edges[0, len(which) - 30 :], first[order][tree.edges[0]])
 
 
 @needs_cpu
@@ -259,12 +311,22 @@ def test_automatic_choice_follows_the_cost_model(monkeypatch: pytest.MonkeyPatch
     points = backends.CpuBackend.TREE_POINTS
     g = np.random.default_rng(19)
     for d in (2, 5):
-        for n, expected in ((points[d] - 1, "prim"), (points[d], "kdtree")):
+        for n, expected in ((points[d][0] - 1, "prim"), (points[d][0], "kdtree")):
             assert h0(g.random((n, d), np.float32), backend="cpu").algorithm == expected
-    assert h0(g.random((4000, 40), np.float32), backend="cpu").algorithm == "prim"
-    monkeypatch.setattr(backends.CpuBackend, "CACHE_BYTES", 1000)
-    assert h0(g.random((400, 40), np.float32), backend="cpu").algorithm == "boruvka"
+    for dtype, n, expected in (
+        (np.float32, 1900, "prim"),
+        (np.float32, 2000, "boruvka"),
+        (np.float64, 700, "prim"),
+        (np.float64, 720, "boruvka"),
+    ):
+        assert h0(g.random((n, 128), dtype), backend="cpu").algorithm == expected
+    monkeypatch.setattr(backends.CpuBackend, "LIST_FACTOR", (100, 100))
+    monkeypatch.setattr(backends.CpuBackend, "LIST_LEAST", (100, 400))
+    assert h0(g.random((300, 8), np.float32), backend="cpu").algorithm == "boruvka"
+    assert h0(g.random((300, 8)), backend="cpu").algorithm == "prim"
+    assert h0(g.random((300, 7), np.float32), backend="cpu").algorithm == "prim"
     assert h0(g.random((3000, 2), np.float32), backend="cpu").algorithm == "kdtree"
+    assert h0(g.random((300, 1)), edges=True, backend="cpu", algorithm="boruvka").algorithm == "kdtree"
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
