@@ -1,5 +1,7 @@
 // obce._cpu: addresses and sizes come in as integers, so no numpy or torch header is needed.
 // Contracts: ph0_cpu.h. obce/backends.py is the only caller and checks everything first.
+// Calls come with the GIL; it is given up while the engine runs, and taken again to hear Ctrl-C and
+// to call `progress`, None or a function of the share done.
 #include <pybind11/pybind11.h>
 
 #include "ph0_cpu.h"
@@ -11,60 +13,91 @@ P* at(std::uintptr_t address) {
   return reinterpret_cast<P*>(address);
 }
 
+template <class Call>
+void heard(const pybind11::object& progress, const Call& call) {
+  ph0::Watch watch([&](double share) {
+    const pybind11::gil_scoped_acquire hold;
+    if (PyErr_CheckSignals() != 0) return false;
+    if (progress.is_none()) return true;
+    PyObject* const answer = PyObject_CallFunction(progress.ptr(), "d", share);
+    Py_XDECREF(answer);
+    return answer != nullptr;
+  });
+  try {
+    const pybind11::gil_scoped_release release;
+    call(watch);
+  } catch (const ph0::Stopped&) {
+    throw pybind11::error_already_set();
+  }
+}
+
 template <class T>
 void lines_r_f(std::uintptr_t values, int64_t row_stride, int64_t value_stride, int64_t B,
-               int64_t n, std::uintptr_t lengths, std::uintptr_t out, int threads) {
-  ph0::lines_r_f<T>(
-      {at<const T>(values), row_stride, value_stride, B, n, at<const int64_t>(lengths)}, at<T>(out),
-      threads);
+               int64_t n, std::uintptr_t lengths, std::uintptr_t out, int threads,
+               const pybind11::object& progress) {
+  heard(progress, [&](ph0::Watch& watch) {
+    ph0::lines_r_f<T>(
+        {at<const T>(values), row_stride, value_stride, B, n, at<const int64_t>(lengths)},
+        at<T>(out), threads, watch);
+  });
 }
 
 template <class T>
 void lines_deaths(std::uintptr_t values, int64_t row_stride, int64_t value_stride, int64_t B,
-                  int64_t n, std::uintptr_t lengths, std::uintptr_t deaths, int threads) {
-  ph0::lines_deaths<T>(
-      {at<const T>(values), row_stride, value_stride, B, n, at<const int64_t>(lengths)},
-      at<T>(deaths), threads);
+                  int64_t n, std::uintptr_t lengths, std::uintptr_t deaths, int threads,
+                  const pybind11::object& progress) {
+  heard(progress, [&](ph0::Watch& watch) {
+    ph0::lines_deaths<T>(
+        {at<const T>(values), row_stride, value_stride, B, n, at<const int64_t>(lengths)},
+        at<T>(deaths), threads, watch);
+  });
 }
 
 template <class T>
 void clouds_h0(std::uintptr_t points, int64_t B, int64_t n, int64_t d, std::uintptr_t lengths,
                int metric, double p, std::uintptr_t deaths, std::uintptr_t edges, int algorithm,
-               int threads) {
-  ph0::clouds_h0<T>({at<const T>(points), B, n, d, at<const int64_t>(lengths),
-                     static_cast<ph0::Metric>(metric), p},
-                    {at<T>(deaths), at<int64_t>(edges)}, static_cast<ph0::Algorithm>(algorithm),
-                    threads);
+               int threads, const pybind11::object& progress) {
+  heard(progress, [&](ph0::Watch& watch) {
+    ph0::clouds_h0<T>({at<const T>(points), B, n, d, at<const int64_t>(lengths),
+                       static_cast<ph0::Metric>(metric), p},
+                      {at<T>(deaths), at<int64_t>(edges)}, static_cast<ph0::Algorithm>(algorithm),
+                      threads, watch);
+  });
 }
 
 template <class T>
 void matrices_h0(std::uintptr_t entries, int64_t B, int64_t n, std::uintptr_t lengths,
-                 bool condensed, std::uintptr_t deaths, std::uintptr_t edges, int threads) {
-  ph0::matrices_h0<T>({at<const T>(entries), B, n, at<const int64_t>(lengths), condensed},
-                      {at<T>(deaths), at<int64_t>(edges)}, threads);
+                 bool condensed, std::uintptr_t deaths, std::uintptr_t edges, int threads,
+                 const pybind11::object& progress) {
+  heard(progress, [&](ph0::Watch& watch) {
+    ph0::matrices_h0<T>({at<const T>(entries), B, n, at<const int64_t>(lengths), condensed},
+                        {at<T>(deaths), at<int64_t>(edges)}, threads, watch);
+  });
 }
 
 template <class T>
 void graph_h0(std::uintptr_t ends_a, std::uintptr_t ends_b, std::uintptr_t weights, int64_t m,
-              int64_t n, std::uintptr_t deaths, std::uintptr_t edges) {
-  ph0::graph_h0<T>(
-      {at<const int32_t>(ends_a), at<const int32_t>(ends_b), at<const T>(weights), m, n},
-      {at<T>(deaths), at<int64_t>(edges)});
+              int64_t n, std::uintptr_t deaths, std::uintptr_t edges,
+              const pybind11::object& progress) {
+  heard(progress, [&](ph0::Watch& watch) {
+    ph0::graph_h0<T>(
+        {at<const int32_t>(ends_a), at<const int32_t>(ends_b), at<const T>(weights), m, n},
+        {at<T>(deaths), at<int64_t>(edges)}, watch);
+  });
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
-  using Free = pybind11::call_guard<pybind11::gil_scoped_release>;
   m.def("simd_level", &ph0::simd_level);
-  m.def("lines_r_f_float32", &lines_r_f<float>, Free());
-  m.def("lines_r_f_float64", &lines_r_f<double>, Free());
-  m.def("lines_deaths_float32", &lines_deaths<float>, Free());
-  m.def("lines_deaths_float64", &lines_deaths<double>, Free());
-  m.def("clouds_h0_float32", &clouds_h0<float>, Free());
-  m.def("clouds_h0_float64", &clouds_h0<double>, Free());
-  m.def("matrices_h0_float32", &matrices_h0<float>, Free());
-  m.def("matrices_h0_float64", &matrices_h0<double>, Free());
-  m.def("graph_h0_float32", &graph_h0<float>, Free());
-  m.def("graph_h0_float64", &graph_h0<double>, Free());
+  m.def("lines_r_f_float32", &lines_r_f<float>);
+  m.def("lines_r_f_float64", &lines_r_f<double>);
+  m.def("lines_deaths_float32", &lines_deaths<float>);
+  m.def("lines_deaths_float64", &lines_deaths<double>);
+  m.def("clouds_h0_float32", &clouds_h0<float>);
+  m.def("clouds_h0_float64", &clouds_h0<double>);
+  m.def("matrices_h0_float32", &matrices_h0<float>);
+  m.def("matrices_h0_float64", &matrices_h0<double>);
+  m.def("graph_h0_float32", &graph_h0<float>);
+  m.def("graph_h0_float64", &graph_h0<double>);
 }

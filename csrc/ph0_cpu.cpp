@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -83,6 +84,24 @@ const Kernels<double>& chosen_kernels<double>() {
 template <class T>
 constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
 
+// std::sort in runs, merged pair by pair: a watch is heard in between.
+template <class P, class Less>
+void sort_in_runs(P* first, P* last, const Less& less, Watch& watch) {
+  constexpr int64_t kRun = int64_t(1) << 21;
+  const int64_t count = last - first;
+  for (int64_t from = 0; from < count; from += kRun) {
+    if (count > kRun) watch.tick();
+    std::sort(first + from, first + std::min(from + kRun, count), less);
+  }
+  for (int64_t run = kRun; run < count; run *= 2) {
+    for (int64_t from = 0; from + run < count; from += 2 * run) {
+      watch.tick();
+      std::inplace_merge(first + from, first + from + run, first + std::min(from + 2 * run, count),
+                         less);
+    }
+  }
+}
+
 template <class T>
 struct SortScratch {
   Buffer<T> values;
@@ -159,7 +178,7 @@ bool sort_by_cells(T* v, int64_t n, SortScratch<T>& scratch) {
 
 // Ascending. Values are finite or +inf; -0 must have been turned into +0.
 template <class T>
-void sort_values(T* v, int64_t n, SortScratch<T>& scratch) {
+void sort_values(T* v, int64_t n, SortScratch<T>& scratch, Watch& watch) {
   bool done = false;
   if (n >= 1024) {
     done = sort_by_cells<11>(v, n, scratch);
@@ -168,7 +187,7 @@ void sort_values(T* v, int64_t n, SortScratch<T>& scratch) {
   } else if (n >= 32) {
     done = sort_by_cells<6>(v, n, scratch);
   }
-  if (!done) std::sort(v, v + n);
+  if (!done) sort_in_runs(v, v + n, std::less<T>(), watch);
 }
 
 template <class T>
@@ -180,7 +199,7 @@ struct LineScratch {
 // Gaps between the sorted neighbours of v[0..n) into gaps[0..n-1), in the order of the values;
 // false when a value is not finite.
 template <class T>
-bool neighbour_gaps(const T* v, int64_t n, T* gaps, LineScratch<T>& scratch) {
+bool neighbour_gaps(const T* v, int64_t n, T* gaps, LineScratch<T>& scratch, Watch& watch) {
   T* const sorted = scratch.values.at_least(n);
   T bad = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -188,13 +207,14 @@ bool neighbour_gaps(const T* v, int64_t n, T* gaps, LineScratch<T>& scratch) {
     sorted[i] = v[i] + T(0);  // -0 -> +0
   }
   if (bad != 0) return false;
-  sort_values(sorted, n, scratch.sort);
+  sort_values(sorted, n, scratch.sort, watch);
   for (int64_t i = 0; i + 1 < n; ++i) gaps[i] = sorted[i + 1] - sorted[i];
   return true;
 }
 
 template <class T>
-T line_r_f(const T* v, int64_t n, const Kernels<T>& kernels, LineScratch<T>& scratch) {
+T line_r_f(const T* v, int64_t n, const Kernels<T>& kernels, LineScratch<T>& scratch,
+           Watch& watch) {
   if (n == 1) return 0;
   const int64_t nb = bucket_count(n);
   T* const bucket_min = scratch.bucket_min.at_least(nb);
@@ -208,7 +228,7 @@ T line_r_f(const T* v, int64_t n, const Kernels<T>& kernels, LineScratch<T>& scr
     case GapStatus::kNeedsSort:
       break;
   }
-  neighbour_gaps(v, n, bucket_min, scratch);
+  neighbour_gaps(v, n, bucket_min, scratch, watch);
   return *std::max_element(bucket_min, bucket_min + n - 1);
 }
 
@@ -229,11 +249,15 @@ struct CloudScratch {
   Buffer<Edge<T>> edges;
   SortScratch<T> sort;
 
-  PrimState<T> state(int64_t n, int64_t d) {
+  PrimState<T> state(int64_t n, int64_t d, Watch& watch) {
     const int64_t capacity = padded(n);
-    return PrimState<T>{x.at_least(capacity * d),     key.at_least(capacity),
-                        other.at_least(capacity),     id.at_least(capacity),
-                        group_min.at_least(capacity), current.at_least(std::max(d, kBlock))};
+    return PrimState<T>{x.at_least(capacity * d),
+                        key.at_least(capacity),
+                        other.at_least(capacity),
+                        id.at_least(capacity),
+                        group_min.at_least(capacity),
+                        current.at_least(std::max(d, kBlock)),
+                        &watch};
   }
 };
 
@@ -273,10 +297,10 @@ void lay_out(const T* points, int64_t n, int64_t d, int exponent, T* x) {
 // correctly rounded root of it, times 2^exponent.
 template <class T>
 void write_forest(Edge<T>* edges, int64_t n, int64_t width, bool root, int exponent, T* deaths,
-                  int64_t* ends, CloudScratch<T>& scratch) {
+                  int64_t* ends, CloudScratch<T>& scratch, Watch& watch) {
   const int64_t m = n - 1;
   if (ends) {
-    std::sort(edges, edges + m, [](const Edge<T>& a, const Edge<T>& b) { return before(a, b); });
+    sort_in_runs(edges, edges + m, before<T>, watch);
     for (int64_t i = 0; i < m; ++i) {
       deaths[i] = edges[i].weight;
       ends[2 * i] = edges[i].lo;
@@ -285,7 +309,7 @@ void write_forest(Edge<T>* edges, int64_t n, int64_t width, bool root, int expon
     std::fill(ends + 2 * m, ends + 2 * width, int64_t(-1));
   } else {
     for (int64_t i = 0; i < m; ++i) deaths[i] = edges[i].weight;
-    sort_values(deaths, m, scratch.sort);
+    sort_values(deaths, m, scratch.sort, watch);
   }
   if (root) {
     for (int64_t i = 0; i < m; ++i) deaths[i] = std::sqrt(deaths[i]);
@@ -306,9 +330,9 @@ void write_undefined(int64_t width, T* deaths, int64_t* ends) {
 // are apart are copied in groups of a cache line's width: a column-major batch is then read in
 // whole lines, and the copy is small enough to be read back from the cache.
 template <class T, class Row>
-void for_rows(const Lines<T>& in, int threads, int64_t cost, const Row& row) {
+void for_rows(const Lines<T>& in, int threads, int64_t cost, Watch& watch, const Row& row) {
   if (in.value_stride == 1) {
-    return for_tasks(in.B, threads, grain_for(cost),
+    return for_tasks(in.B, threads, grain_for(cost), watch,
                      [&](int64_t i, int worker) { row(i, in.values + i * in.row_stride, worker); });
   }
   constexpr int64_t kGroup = 64 / sizeof(T);
@@ -318,7 +342,7 @@ void for_rows(const Lines<T>& in, int threads, int64_t cost, const Row& row) {
   const int64_t pitch = ((in.n + kGroup - 1) / kGroup | 1) * kGroup;
   std::vector<Buffer<T>> copies(std::max(threads, 1));
   const int64_t groups = (in.B + kGroup - 1) / kGroup;
-  for_tasks(groups, threads, grain_for(kGroup * cost), [&](int64_t group, int worker) {
+  for_tasks(groups, threads, grain_for(kGroup * cost), watch, [&](int64_t group, int worker) {
     const int64_t first = group * kGroup;
     const int64_t rows = std::min(kGroup, in.B - first);
     const T* const from = in.values + first * in.row_stride;
@@ -354,38 +378,44 @@ const char* simd_level() {
 }
 
 template <class T>
-void lines_r_f(const Lines<T>& in, T* out, int threads) {
+void lines_r_f(const Lines<T>& in, T* out, int threads, Watch& watch) {
   const Kernels<T>& kernels = chosen_kernels<T>();
   std::vector<LineScratch<T>> scratch(std::max(threads, 1));
-  for_rows(in, threads, 4 * in.n, [&](int64_t i, const T* values, int worker) {
-    out[i] = line_r_f(values, length_of(in.lengths, i, in.n), kernels, scratch[worker]);
+  watch.begin(in.B);
+  for_rows(in, threads, 4 * in.n, watch, [&](int64_t i, const T* values, int worker) {
+    out[i] = line_r_f(values, length_of(in.lengths, i, in.n), kernels, scratch[worker], watch);
+    watch.cloud_done();
   });
 }
 
 template <class T>
-void lines_deaths(const Lines<T>& in, T* deaths, int threads) {
+void lines_deaths(const Lines<T>& in, T* deaths, int threads, Watch& watch) {
   std::vector<LineScratch<T>> scratch(std::max(threads, 1));
   const int64_t width = in.n - 1;
-  for_rows(in, threads, 16 * in.n, [&](int64_t i, const T* values, int worker) {
+  watch.begin(in.B);
+  for_rows(in, threads, 16 * in.n, watch, [&](int64_t i, const T* values, int worker) {
     const int64_t n = length_of(in.lengths, i, in.n);
     T* const out = deaths + i * width;
-    if (!neighbour_gaps(values, n, out, scratch[worker])) {
+    watch.cloud_done();
+    if (!neighbour_gaps(values, n, out, scratch[worker], watch)) {
       return write_undefined<T>(width, out, nullptr);
     }
-    sort_values(out, n - 1, scratch[worker].sort);
+    sort_values(out, n - 1, scratch[worker].sort, watch);
     std::fill(out + n - 1, out + width, kNan<T>);
   });
 }
 
 template <class T>
-void clouds_h0(const Clouds<T>& in, const Forest<T>& out, Algorithm algorithm, int threads) {
+void clouds_h0(const Clouds<T>& in, const Forest<T>& out, Algorithm algorithm, int threads,
+               Watch& watch) {
   const Kernels<T>& kernels = chosen_kernels<T>();
   const int64_t width = in.n - 1;
   // Prim is one chain of dependent steps; Boruvka's row searches use the threads B leaves idle.
   const int outer = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, in.B)));
   const int inner = std::max(1, threads / outer);
   std::vector<CloudScratch<T>> scratch(outer);
-  for_tasks(in.B, outer, grain_for(in.n * in.n / 8), [&](int64_t i, int worker) {
+  watch.begin(in.B);
+  for_tasks(in.B, outer, grain_for(in.n * in.n / 8), watch, [&](int64_t i, int worker) {
     CloudScratch<T>& s = scratch[worker];
     const int64_t n = length_of(in.lengths, i, in.n);
     T* const deaths = out.deaths + i * width;
@@ -395,39 +425,42 @@ void clouds_h0(const Clouds<T>& in, const Forest<T>& out, Algorithm algorithm, i
     if (!find_exponent(points, n, in.d, &exponent)) return write_undefined(width, deaths, ends);
     Edge<T>* const edges = s.edges.at_least(n);
     if (algorithm == Algorithm::kPrim) {
-      const PrimState<T> state = s.state(n, in.d);
+      const PrimState<T> state = s.state(n, in.d, watch);
       lay_out(points, n, in.d, exponent, state.x);
       kernels.prim_metric(state, n, in.d, in.metric, in.p, edges);
     } else if (algorithm == Algorithm::kTree) {
-      tree_boruvka(points, n, in.d, exponent, kernels, inner, edges);
+      tree_boruvka(points, n, in.d, exponent, kernels, inner, watch, edges);
     } else {
-      products_boruvka(points, n, in.d, exponent, kernels, inner, edges);
+      products_boruvka(points, n, in.d, exponent, kernels, inner, watch, edges);
     }
     const bool root = in.d > 1 && in.metric == Metric::kEuclidean;
     if (in.metric == Metric::kSqeuclidean) exponent *= 2;
-    write_forest(edges, n, width, root, exponent, deaths, ends, s);
+    write_forest(edges, n, width, root, exponent, deaths, ends, s, watch);
+    watch.cloud_done();
   });
 }
 
 template <class T>
-void matrices_h0(const Matrices<T>& in, const Forest<T>& out, int threads) {
+void matrices_h0(const Matrices<T>& in, const Forest<T>& out, int threads, Watch& watch) {
   const Kernels<T>& kernels = chosen_kernels<T>();
   const int64_t width = in.n - 1;
   std::vector<CloudScratch<T>> scratch(std::max(threads, 1));
-  for_tasks(in.B, threads, grain_for(in.n * in.n / 4), [&](int64_t i, int worker) {
+  watch.begin(in.B);
+  for_tasks(in.B, threads, grain_for(in.n * in.n / 4), watch, [&](int64_t i, int worker) {
     CloudScratch<T>& s = scratch[worker];
     const int64_t n = length_of(in.lengths, i, in.n);
     Edge<T>* const edges = s.edges.at_least(n);
-    const PrimState<T> state = s.state(n, in.condensed ? 1 : 0);
+    const PrimState<T> state = s.state(n, in.condensed ? 1 : 0, watch);
     const T* const entries = in.entries + i * in.n * in.n;
     kernels.prim_matrix(entries, in.condensed ? 0 : in.n, n, state, edges);
     write_forest(edges, n, width, false, 0, out.deaths + i * width,
-                 out.edges ? out.edges + 2 * i * width : nullptr, s);
+                 out.edges ? out.edges + 2 * i * width : nullptr, s, watch);
+    watch.cloud_done();
   });
 }
 
 template <class T>
-void graph_h0(const Graph<T>& in, const Forest<T>& out) {
+void graph_h0(const Graph<T>& in, const Forest<T>& out, Watch& watch) {
   std::vector<Edge<T>> edges;
   edges.reserve(in.m);
   for (int64_t e = 0; e < in.m; ++e) {
@@ -436,7 +469,7 @@ void graph_h0(const Graph<T>& in, const Forest<T>& out) {
       edges.push_back(make_edge(weight, in.ends_a[e], in.ends_b[e]));
     }
   }
-  std::sort(edges.begin(), edges.end(), before<T>);
+  sort_in_runs(edges.data(), edges.data() + edges.size(), before<T>, watch);
   std::vector<int32_t> parent(in.n);
   for (int64_t i = 0; i < in.n; ++i) parent[i] = static_cast<int32_t>(i);
   CloudScratch<T> scratch;
@@ -447,18 +480,18 @@ void graph_h0(const Graph<T>& in, const Forest<T>& out) {
     if (unite(parent.data(), e.lo, e.hi)) forest[found++] = e;
   }
   std::fill(forest + found, forest + in.n - 1, Edge<T>{std::numeric_limits<T>::infinity(), -1, -1});
-  write_forest(forest, in.n, in.n - 1, false, 0, out.deaths, out.edges, scratch);
+  write_forest(forest, in.n, in.n - 1, false, 0, out.deaths, out.edges, scratch, watch);
 }
 
-template void lines_r_f(const Lines<float>&, float*, int);
-template void lines_r_f(const Lines<double>&, double*, int);
-template void lines_deaths(const Lines<float>&, float*, int);
-template void lines_deaths(const Lines<double>&, double*, int);
-template void clouds_h0(const Clouds<float>&, const Forest<float>&, Algorithm, int);
-template void clouds_h0(const Clouds<double>&, const Forest<double>&, Algorithm, int);
-template void matrices_h0(const Matrices<float>&, const Forest<float>&, int);
-template void matrices_h0(const Matrices<double>&, const Forest<double>&, int);
-template void graph_h0(const Graph<float>&, const Forest<float>&);
-template void graph_h0(const Graph<double>&, const Forest<double>&);
+template void lines_r_f(const Lines<float>&, float*, int, Watch&);
+template void lines_r_f(const Lines<double>&, double*, int, Watch&);
+template void lines_deaths(const Lines<float>&, float*, int, Watch&);
+template void lines_deaths(const Lines<double>&, double*, int, Watch&);
+template void clouds_h0(const Clouds<float>&, const Forest<float>&, Algorithm, int, Watch&);
+template void clouds_h0(const Clouds<double>&, const Forest<double>&, Algorithm, int, Watch&);
+template void matrices_h0(const Matrices<float>&, const Forest<float>&, int, Watch&);
+template void matrices_h0(const Matrices<double>&, const Forest<double>&, int, Watch&);
+template void graph_h0(const Graph<float>&, const Forest<float>&, Watch&);
+template void graph_h0(const Graph<double>&, const Forest<double>&, Watch&);
 
 }  // namespace ph0

@@ -16,11 +16,13 @@
 //   matrix, graph  the entry; +inf is no edge.
 // sqeuclidean has euclidean's weights; its death is the weight itself, scaled back.
 // A cloud that holds a NaN or an infinity answers NaN everywhere and -1 in edges.
+// Every call throws Stopped when its watch says so; what it has written by then means nothing.
 #pragma once
 
 #include <cstdint>
 
 #include "ph0_core.h"
+#include "ph0_cpu_watch.h"
 
 namespace ph0 {
 
@@ -82,21 +84,22 @@ enum class Algorithm { kPrim, kBoruvka, kTree };
 
 // r_f of each row, [B]: the largest gap between sorted neighbours, found without sorting.
 template <class T>
-void lines_r_f(const Lines<T>& in, T* out, int threads);
+void lines_r_f(const Lines<T>& in, T* out, int threads, Watch& watch);
 
 // All gaps of each row, ascending: deaths [B, n - 1].
 template <class T>
-void lines_deaths(const Lines<T>& in, T* deaths, int threads);
+void lines_deaths(const Lines<T>& in, T* deaths, int threads, Watch& watch);
 
 template <class T>
-void clouds_h0(const Clouds<T>& in, const Forest<T>& out, Algorithm algorithm, int threads);
+void clouds_h0(const Clouds<T>& in, const Forest<T>& out, Algorithm algorithm, int threads,
+               Watch& watch);
 
 template <class T>
-void matrices_h0(const Matrices<T>& in, const Forest<T>& out, int threads);
+void matrices_h0(const Matrices<T>& in, const Forest<T>& out, int threads, Watch& watch);
 
 // Spanning forest of one graph by Kruskal: O(m + n) memory.
 template <class T>
-void graph_h0(const Graph<T>& in, const Forest<T>& out);
+void graph_h0(const Graph<T>& in, const Forest<T>& out, Watch& watch);
 
 // "avx512", "avx2" or "portable": the widest level this processor has, or the one OBCE_SIMD names.
 // Throws std::invalid_argument when OBCE_SIMD names a level that is unknown or not there.

@@ -448,7 +448,11 @@ PH0_TARGET void prim_points_d(const PrimState<T>& s, int64_t n, int64_t d, Edge<
     s.id[p] = static_cast<int32_t>(p);
   }
   int64_t at = 0;
+  Beat beat(s.watch);
+  const int64_t slowness = kMetric == Metric::kMinkowski ? 32 : 1;  // of a coordinate
   for (int64_t m = n - 1;; --m) {
+    beat(m * d * slowness / 4,
+         [&] { return 1 - static_cast<double>(m) * m / (static_cast<double>(n) * n); });
     const int32_t current = s.id[at];
     for (int64_t k = 0; k < d; ++k) {
       s.current[k] = s.x[place(at, k, d)];
@@ -531,7 +535,9 @@ PH0_TARGET void prim_matrix(const T* a, int64_t stride, int64_t n, const PrimSta
   }
   const int64_t groups = (n + span - 1) / span;
   int64_t current = 0, smallest = 0;
+  Beat beat(s.watch);
   for (int64_t step = 1; step < n; ++step) {
+    beat(stride == 0 ? 2 * n : n / 2, [&] { return static_cast<double>(step) / n; });
     s.key[current] = kNan<T>;
     const T* row = a + current * stride;
     if (stride == 0) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "ph0_core.h"
+#include "ph0_cpu_watch.h"
 
 namespace ph0 {
 
@@ -33,6 +34,7 @@ struct PrimState {
   int32_t* id;                     // [padded(n)] index of the point standing at this position
   T* group_min;                    // [padded(n)]
   T* current;                      // [max(d, kBlock)]
+  Watch* watch;
 };
 
 // Points to a panel of the matrix-product filter: whole vectors at every level.

@@ -69,7 +69,7 @@ template <class T>
 class Products {
  public:
   Products(const T* points, int64_t n, int64_t d, int exponent, const Kernels<T>& kernels,
-           int threads)
+           int threads, Watch& watch)
       : points_(points),
         n_(n),
         d_(d),
@@ -77,7 +77,8 @@ class Products {
         tile_points_(tile_points(d)),
         slack_(d <= (1 << 20) ? (1.1 * d + 16) * std::ldexp(1.0, -24) : 1),
         kernels_(kernels),
-        threads_(std::max(threads, 1)) {
+        threads_(std::max(threads, 1)),
+        watch_(watch) {
     // Where 2^-exponent is no number of T the points are scaled once, else whenever they are read.
     if (-exponent > std::numeric_limits<T>::max_exponent - 1 ||
         -exponent < std::numeric_limits<T>::min_exponent) {
@@ -135,7 +136,9 @@ class Products {
   // as m < b. The path p, m, b rules it out.
   void merge_duplicates(Edge<T>** edges) {
     std::vector<std::pair<uint64_t, int32_t>> keys(n_);
+    Beat beat(&watch_);
     for (int64_t i = 0; i < n_; ++i) {
+      beat(2 * d_, [] { return 0.0; });
       uint64_t hash = 0;
       for (int64_t k = 0; k < d_; ++k) {
         const T v = points_[i * d_ + k] + T(0);  // -0 -> +0
@@ -248,7 +251,9 @@ class Products {
     const T* const a = farthest(sample(0));
     const T* const b = farthest(a);
     for (int64_t k = 0; k < d_; ++k) direction[k] = (static_cast<double>(b[k]) - a[k]) * frame_;
+    Beat beat(&watch_);
     for (int64_t i = 0; i < count; ++i) {
+      beat(d_, [] { return 0.0; });
       const T* const row = points_ + ids[i] * d_;
       double part[4] = {};
       int64_t k = 0;
@@ -381,7 +386,7 @@ class Products {
     half_.at_least(positions());
     limit_.at_least(positions());
     centres_.assign(tiles_.size() * d_, 0.0f);
-    for_tasks(static_cast<int64_t>(tiles_.size()), threads_, 1, [&](int64_t t, int) {
+    for_tasks(static_cast<int64_t>(tiles_.size()), threads_, 1, watch_, [&](int64_t t, int) {
       Tile& tile = tiles_[t];
       float* const x = x_.data() + tile.panel * kPanel * d_;
       pack(tile, centre_.data(), x, half_.data() + tile.panel * kPanel);
@@ -461,7 +466,9 @@ class Products {
     int32_t rounds = 1;
     while (rounds < tiles) rounds *= 2;
     std::vector<std::pair<int32_t, int32_t>> pairs;
+    // Beside the first pass the others are short.
     for (int32_t r = 0; r < rounds; ++r) {
+      watch_.tick(kLists ? 0.9 * r / rounds : 0.9);
       pairs.clear();
       for (int32_t a = 0; a < tiles; ++a) {
         const int32_t b = a ^ r;
@@ -472,9 +479,10 @@ class Products {
         }
         pairs.emplace_back(a, b);
       }
-      for_tasks(static_cast<int64_t>(pairs.size()), threads_, 1, [&](int64_t task, int worker) {
-        meet<kLists>(pairs[task].first, pairs[task].second, scratch[worker]);
-      });
+      for_tasks(static_cast<int64_t>(pairs.size()), threads_, 1, watch_,
+                [&](int64_t task, int worker) {
+                  meet<kLists>(pairs[task].first, pairs[task].second, scratch[worker]);
+                });
     }
   }
 
@@ -867,6 +875,7 @@ class Products {
   double slack_;  // e of the bound above; 1: no bound
   const Kernels<T>& kernels_;
   int threads_;
+  Watch& watch_;
   std::vector<T> scaled_;
   T scale_ = 1;  // power of two that takes the points to where weights are computed
   T frame_ = 1;  // and from there to where float holds them
@@ -896,13 +905,13 @@ class Products {
 
 template <class T>
 void products_boruvka(const T* points, int64_t n, int64_t d, int exponent,
-                      const Kernels<T>& kernels, int threads, Edge<T>* edges) {
-  if (n > 1) Products<T>(points, n, d, exponent, kernels, threads).run(edges);
+                      const Kernels<T>& kernels, int threads, Watch& watch, Edge<T>* edges) {
+  if (n > 1) Products<T>(points, n, d, exponent, kernels, threads, watch).run(edges);
 }
 
 template void products_boruvka(const float*, int64_t, int64_t, int, const Kernels<float>&, int,
-                               Edge<float>*);
+                               Watch&, Edge<float>*);
 template void products_boruvka(const double*, int64_t, int64_t, int, const Kernels<double>&, int,
-                               Edge<double>*);
+                               Watch&, Edge<double>*);
 
 }  // namespace ph0

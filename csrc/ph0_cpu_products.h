@@ -13,6 +13,6 @@ namespace ph0 {
 // order they were found. n >= 1, d >= 2.
 template <class T>
 void products_boruvka(const T* points, int64_t n, int64_t d, int exponent,
-                      const Kernels<T>& kernels, int threads, Edge<T>* edges);
+                      const Kernels<T>& kernels, int threads, Watch& watch, Edge<T>* edges);
 
 }  // namespace ph0

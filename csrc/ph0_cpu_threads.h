@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <exception>
 #include <mutex>
@@ -10,41 +12,78 @@
 #include <thread>
 #include <vector>
 
+#include "ph0_cpu_watch.h"
+
 namespace ph0 {
 
 // work(task, worker) for every task in [0, tasks); workers take the next free run of `grain` tasks.
-// The first exception of any worker is rethrown here, after all have stopped.
+// The first exception of any worker is rethrown here, after all have stopped. The calling thread is
+// worker 0 and goes on listening while it waits for the others.
 template <class Work>
-void for_tasks(int64_t tasks, int threads, int64_t grain, const Work& work) {
+void for_tasks(int64_t tasks, int threads, int64_t grain, Watch& watch, const Work& work) {
   const int workers =
       static_cast<int>(std::min<int64_t>(std::max(threads, 1), (tasks + grain - 1) / grain));
   if (workers <= 1) {
-    for (int64_t t = 0; t < tasks; ++t) work(t, 0);
+    for (int64_t t = 0; t < tasks; ++t) {
+      if (t % grain == 0) watch.tick();
+      work(t, 0);
+    }
     return;
   }
   std::atomic<int64_t> next{0};
   std::exception_ptr failure;
-  std::mutex failure_lock;
+  int running = 0;
+  std::mutex lock;  // of failure and running
+  std::condition_variable left;
+  const auto fail = [&] {
+    next.store(tasks, std::memory_order_relaxed);
+    const std::lock_guard<std::mutex> hold(lock);
+    if (!failure) failure = std::current_exception();
+  };
   const auto loop = [&](int worker) {
     try {
       for (;;) {
         const int64_t from = next.fetch_add(grain, std::memory_order_relaxed);
         if (from >= tasks) return;
+        watch.tick();
         for (int64_t t = from; t < std::min(from + grain, tasks); ++t) work(t, worker);
       }
     } catch (...) {
-      next.store(tasks, std::memory_order_relaxed);
-      const std::lock_guard<std::mutex> hold(failure_lock);
-      if (!failure) failure = std::current_exception();
+      fail();
     }
+  };
+  const auto other = [&](int worker) {
+    loop(worker);
+    const std::lock_guard<std::mutex> hold(lock);
+    --running;
+    left.notify_one();
   };
   std::vector<std::thread> pool;
   try {
-    for (int worker = 1; worker < workers; ++worker) pool.emplace_back(loop, worker);
+    for (int worker = 1; worker < workers; ++worker) {
+      {
+        const std::lock_guard<std::mutex> hold(lock);
+        ++running;
+      }
+      pool.emplace_back(other, worker);
+    }
   } catch (const std::system_error&) {
     // The system gives no more threads: those that run share the tasks.
+    const std::lock_guard<std::mutex> hold(lock);
+    --running;
   }
   loop(0);
+  constexpr std::chrono::milliseconds kListen(50);
+  for (std::unique_lock<std::mutex> hold(lock); running > 0;) {
+    left.wait_for(hold, kListen);
+    hold.unlock();
+    try {
+      watch.tick();
+    } catch (...) {
+      fail();
+    }
+    hold.lock();
+  }
   for (std::thread& thread : pool) thread.join();
   if (failure) std::rethrow_exception(failure);
 }

@@ -87,15 +87,15 @@ class Builder {
         nodes_(nodes),
         id_(id) {}
 
-  void build(int threads) {
+  void build(int threads, Watch& watch) {
     const int64_t leaves = (n_ + kLeaf - 1) / kLeaf;
     std::fill(id_ + n_, id_ + leaves * kLeaf, std::numeric_limits<int32_t>::max());
     for (int64_t i = 0; i < n_; ++i) id_[i] = static_cast<int32_t>(i);
     {
       std::vector<Key<T>> keys(leaves > kLocalLeaves ? n_ : 0);
-      top(Part{0, 0, leaves}, keys.data());
+      top(Part{0, 0, leaves}, keys.data(), watch);
     }
-    for_tasks(static_cast<int64_t>(parts_.size()), threads, 1,
+    for_tasks(static_cast<int64_t>(parts_.size()), threads, 1, watch,
               [&](int64_t task, int) { local(parts_[task]); });
     for (int64_t v = 2 * leaves - 2; v >= 0; --v) {
       TreeNode& node = nodes_[v];
@@ -188,7 +188,8 @@ class Builder {
     return Part{p.node + 2 * some, p.first + some, p.leaves - some};
   }
 
-  void top(const Part& p, Key<T>* keys) {
+  void top(const Part& p, Key<T>* keys, Watch& watch) {
+    watch.tick();
     if (p.leaves <= kLocalLeaves) {
       parts_.push_back(p);
       return;
@@ -201,8 +202,8 @@ class Builder {
     T* const box = box_ + p.node * 2 * d_;
     for (int64_t k = 0; k < 2 * d_; ++k) box[k] = scaled(box[k]);
     split(p, points_, index, m, axis, keys);
-    top(left(p), keys);
-    top(right(p), keys);
+    top(left(p), keys, watch);
+    top(right(p), keys, watch);
   }
 
   struct Local {
@@ -259,8 +260,9 @@ class Builder {
 template <class T>
 class Rounds {
  public:
-  Rounds(int64_t n, int64_t d)
-      : n_(n),
+  Rounds(int64_t n, int64_t d, Watch& watch)
+      : watch_(watch),
+        n_(n),
         leaves_((n + kLeaf - 1) / kLeaf),
         size_(leaves_ * kLeaf),
         d_(d),
@@ -271,7 +273,7 @@ class Rounds {
 
   void run(const T* points, int exponent, const Kernels<T>& kernels, int threads, Edge<T>* edges) {
     Builder<T>(points, n_, d_, exponent, x_.data(), box_.data(), nodes_.data(), id_.data())
-        .build(threads);
+        .build(threads, watch_);
     component_.assign(size_, -1);
     only_.resize(nodes_.size());
     bound_.assign(size_, -1);
@@ -292,8 +294,12 @@ class Rounds {
     for (int64_t left = n_ - 1; left > 0;) {
       find_uniform_nodes();
       recall();
-      for_tasks(leaves_, threads, grain,
-                [&](int64_t leaf, int) { kernels.search_leaf(tree, leaf); });
+      // The first round asks about half of what is ever asked.
+      const double found = static_cast<double>(n_ - 1 - left) / (n_ - 1);
+      for_tasks(leaves_, threads, grain, watch_, [&](int64_t leaf, int) {
+        if (leaf % 64 == 0) watch_.tick(first ? 0.5 * leaf / leaves_ : 0.5 + 0.5 * found);
+        kernels.search_leaf(tree, leaf);
+      });
       choose();
       for (int32_t c = 0; c < n; ++c) {
         const int32_t p = best_[c];
@@ -370,6 +376,7 @@ class Rounds {
     }
   }
 
+  Watch& watch_;
   int64_t n_, leaves_, size_, d_;
   std::vector<T> x_, box_;
   std::vector<TreeNode> nodes_;
@@ -386,13 +393,13 @@ class Rounds {
 
 template <class T>
 void tree_boruvka(const T* points, int64_t n, int64_t d, int exponent, const Kernels<T>& kernels,
-                  int threads, Edge<T>* edges) {
-  if (n > 1) Rounds<T>(n, d).run(points, exponent, kernels, threads, edges);
+                  int threads, Watch& watch, Edge<T>* edges) {
+  if (n > 1) Rounds<T>(n, d, watch).run(points, exponent, kernels, threads, edges);
 }
 
-template void tree_boruvka(const float*, int64_t, int64_t, int, const Kernels<float>&, int,
+template void tree_boruvka(const float*, int64_t, int64_t, int, const Kernels<float>&, int, Watch&,
                            Edge<float>*);
 template void tree_boruvka(const double*, int64_t, int64_t, int, const Kernels<double>&, int,
-                           Edge<double>*);
+                           Watch&, Edge<double>*);
 
 }  // namespace ph0

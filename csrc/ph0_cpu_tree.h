@@ -12,6 +12,6 @@ namespace ph0 {
 // order they were found. n >= 1.
 template <class T>
 void tree_boruvka(const T* points, int64_t n, int64_t d, int exponent, const Kernels<T>& kernels,
-                  int threads, Edge<T>* edges);
+                  int threads, Watch& watch, Edge<T>* edges);
 
 }  // namespace ph0

@@ -1,17 +1,58 @@
 """Compiled engine (csrc/). Addresses are integers; 0 stands for "not given". Contracts: csrc/ph0_cpu.h."""
 
+from collections.abc import Callable
+from typing import Any
+
+_Progress = Callable[[float], Any] | None
+
 def simd_level() -> str: ...
 def lines_r_f_float32(
-    values: int, row_stride: int, value_stride: int, B: int, n: int, lengths: int, out: int, threads: int, /
+    values: int,
+    row_stride: int,
+    value_stride: int,
+    B: int,
+    n: int,
+    lengths: int,
+    out: int,
+    threads: int,
+    progress: _Progress,
+    /,
 ) -> None: ...
 def lines_r_f_float64(
-    values: int, row_stride: int, value_stride: int, B: int, n: int, lengths: int, out: int, threads: int, /
+    values: int,
+    row_stride: int,
+    value_stride: int,
+    B: int,
+    n: int,
+    lengths: int,
+    out: int,
+    threads: int,
+    progress: _Progress,
+    /,
 ) -> None: ...
 def lines_deaths_float32(
-    values: int, row_stride: int, value_stride: int, B: int, n: int, lengths: int, deaths: int, threads: int, /
+    values: int,
+    row_stride: int,
+    value_stride: int,
+    B: int,
+    n: int,
+    lengths: int,
+    deaths: int,
+    threads: int,
+    progress: _Progress,
+    /,
 ) -> None: ...
 def lines_deaths_float64(
-    values: int, row_stride: int, value_stride: int, B: int, n: int, lengths: int, deaths: int, threads: int, /
+    values: int,
+    row_stride: int,
+    value_stride: int,
+    B: int,
+    n: int,
+    lengths: int,
+    deaths: int,
+    threads: int,
+    progress: _Progress,
+    /,
 ) -> None: ...
 def clouds_h0_float32(
     points: int,
@@ -25,6 +66,7 @@ def clouds_h0_float32(
     edges: int,
     algorithm: int,
     threads: int,
+    progress: _Progress,
     /,
 ) -> None: ...
 def clouds_h0_float64(
@@ -39,13 +81,36 @@ def clouds_h0_float64(
     edges: int,
     algorithm: int,
     threads: int,
+    progress: _Progress,
     /,
 ) -> None: ...
 def matrices_h0_float32(
-    entries: int, B: int, n: int, lengths: int, condensed: bool, deaths: int, edges: int, threads: int, /
+    entries: int,
+    B: int,
+    n: int,
+    lengths: int,
+    condensed: bool,
+    deaths: int,
+    edges: int,
+    threads: int,
+    progress: _Progress,
+    /,
 ) -> None: ...
 def matrices_h0_float64(
-    entries: int, B: int, n: int, lengths: int, condensed: bool, deaths: int, edges: int, threads: int, /
+    entries: int,
+    B: int,
+    n: int,
+    lengths: int,
+    condensed: bool,
+    deaths: int,
+    edges: int,
+    threads: int,
+    progress: _Progress,
+    /,
 ) -> None: ...
-def graph_h0_float32(ends_a: int, ends_b: int, weights: int, m: int, n: int, deaths: int, edges: int, /) -> None: ...
-def graph_h0_float64(ends_a: int, ends_b: int, weights: int, m: int, n: int, deaths: int, edges: int, /) -> None: ...
+def graph_h0_float32(
+    ends_a: int, ends_b: int, weights: int, m: int, n: int, deaths: int, edges: int, progress: _Progress, /
+) -> None: ...
+def graph_h0_float64(
+    ends_a: int, ends_b: int, weights: int, m: int, n: int, deaths: int, edges: int, progress: _Progress, /
+) -> None: ...

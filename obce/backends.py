@@ -13,6 +13,7 @@ import logging
 import math
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -48,6 +49,7 @@ class Job:
         threads: number of host threads, at least 1.
         metric: of a cloud, one of reference.METRICS; "euclidean" for every other kind.
         p: exponent of minkowski.
+        progress: is told the share of the work done, about ten times a second, where the backend can.
     """
 
     kind: Kind
@@ -58,6 +60,7 @@ class Job:
     threads: int
     metric: str = "euclidean"
     p: float = 0.0
+    progress: Callable[[float], object] | None = None
 
     @property
     def _is_host(self) -> bool:
@@ -190,7 +193,7 @@ class CpuBackend(Backend):
             strides = [stride // data.itemsize for stride in data.strides]
             out = np.empty(B if job.want == "r_f" else (B, n - 1), dtype)
             call = getattr(_cpu, ("lines_r_f_" if job.want == "r_f" else "lines_deaths_") + suffix)
-            call(_address(data), *strides, B, n, _address(lengths), _address(out), threads)
+            call(_address(data), *strides, B, n, _address(lengths), _address(out), threads, job.progress)
             return Answer(out, None, self.name, "buckets" if job.want == "r_f" else "sort")
 
         deaths = np.empty((B, n - 1), dtype)
@@ -198,13 +201,23 @@ class CpuBackend(Backend):
         if isinstance(data, reference.Graph):
             a, b, weights = (np.ascontiguousarray(part) for part in (data.ends_a, data.ends_b, data.weights))
             call = getattr(_cpu, "graph_h0_" + suffix)
-            call(_address(a), _address(b), _address(weights), len(weights), n, _address(deaths), _address(edges))
+            call(
+                _address(a),
+                _address(b),
+                _address(weights),
+                len(weights),
+                n,
+                _address(deaths),
+                _address(edges),
+                job.progress,
+            )
             return Answer(deaths, edges, self.name, "kruskal")
         data = np.ascontiguousarray(job.as_cloud().data)
         if job.kind in ("matrix", "condensed"):
             call = getattr(_cpu, "matrices_h0_" + suffix)
             condensed = job.kind == "condensed"
-            call(_address(data), B, n, _address(lengths), condensed, _address(deaths), _address(edges), threads)
+            into = _address(deaths), _address(edges)
+            call(_address(data), B, n, _address(lengths), condensed, *into, threads, job.progress)
             return Answer(deaths, edges, self.name, "prim")
         d = data.shape[2]
         algorithm = job.algorithm
@@ -216,7 +229,7 @@ class CpuBackend(Backend):
         sizes = B, n, d, _address(lengths)
         metric = reference.METRICS.index(job.metric), job.p
         which = self.TREES.index(algorithm)
-        call(_address(data), *sizes, *metric, _address(deaths), _address(edges), which, threads)
+        call(_address(data), *sizes, *metric, _address(deaths), _address(edges), which, threads, job.progress)
         return Answer(deaths, edges, self.name, algorithm)
 
     def _choose(self, n: int, d: int, itemsize: int) -> str:

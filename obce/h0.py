@@ -11,7 +11,7 @@ import importlib
 import math
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -639,6 +639,12 @@ def _take_threads(threads: int | None) -> int:
     return min(int(threads), 1024)
 
 
+def _take_progress(progress: Callable[[float], object] | None) -> Callable[[float], object] | None:
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress is {progress!r}, expected a function of the share done, or None.")
+    return progress
+
+
 def _take_max_edge(max_edge: float | None) -> float | None:
     if max_edge is None:
         return None
@@ -694,6 +700,8 @@ def _h0(
     if grad and job.kind != "line":
         job = replace(job, want="edges")
     answer = backends.run(job, backend)
+    if job.progress is not None:
+        job.progress(1.0)
     deaths, ends = answer.lengths, answer.edges
     if job.kind == "line" and metric in _SQUARES:
         with np.errstate(over="ignore", under="ignore"):
@@ -738,6 +746,7 @@ def h0(
     backend: str | None = None,
     check: bool = True,
     threads: int | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> H0:
     """Exact 0-dimensional Vietoris-Rips persistence of one cloud or a batch of clouds.
 
@@ -759,6 +768,8 @@ def h0(
             the best one for where the data lies.
         check: refuse NaN and infinities. Without it such a cloud answers NaN.
         threads: host threads. Default: OMP_NUM_THREADS, else the processors this process may use.
+        progress: called with the share of the work done, 0 to 1 (an estimate inside one cloud), about ten times a
+            second and with 1 at the end, from the calling thread. What it raises ends the call.
 
     Returns:
         H0 with B = 1 for one cloud; arrays of the kind and on the device of `points`, float32 or float64.
@@ -797,6 +808,7 @@ def h0(
         _take_threads(threads),
         "euclidean" if d == 1 else "sqeuclidean" if metric in _SQUARES else metric,
         exponent,
+        _take_progress(progress),
     )
     return _h0(points, job, max_edge, edges, backend, metric)
 
@@ -824,6 +836,7 @@ def h0_line(
     backend: str | None = None,
     check: bool = True,
     threads: int | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> H0:
     """`h0` of clouds of scalars: the deaths are the gaps between sorted neighbours.
 
@@ -837,6 +850,7 @@ def h0_line(
         backend: as in `h0`.
         check: as in `h0`.
         threads: as in `h0`.
+        progress: as in `h0`.
 
     Returns:
         H0, as `h0`.
@@ -847,7 +861,7 @@ def h0_line(
         RuntimeError: as `h0`.
     """
     values = _open(values)
-    return _line(values, _take_line(values), lengths, max_edge, edges, algorithm, backend, check, threads)
+    return _line(values, _take_line(values), lengths, max_edge, edges, algorithm, backend, check, threads, progress)
 
 
 def _line(
@@ -860,13 +874,14 @@ def _line(
     backend: str | None,
     check: bool,
     threads: int | None,
+    progress: Callable[[float], object] | None = None,
 ) -> H0:
     counts = _take_lengths(lengths, *data.shape)
     if check:
         _check_finite(data, counts, "values")
     algorithm = _take_algorithm(algorithm, "line", edges)
     want: backends.Want = "edges" if edges else "deaths"
-    job = backends.Job("line", data, counts, want, algorithm, _take_threads(threads))
+    job = backends.Job("line", data, counts, want, algorithm, _take_threads(threads), progress=_take_progress(progress))
     return _h0(values, job, max_edge, edges, backend)
 
 
@@ -880,6 +895,7 @@ def h0_distances(
     backend: str | None = None,
     check: bool = True,
     threads: int | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> H0:
     """0-dimensional persistence of given distances (any metric, or any symmetric weights >= 0).
 
@@ -897,6 +913,7 @@ def h0_distances(
         check: refuse what is not such a matrix. Without it NaN counts as no edge and asymmetry goes unseen (sparse: of
             two different entries the smaller counts).
         threads: as in `h0`.
+        progress: as in `h0`.
 
     Returns:
         H0, as `h0`; +inf deaths where no edge connects.
@@ -939,7 +956,8 @@ def h0_distances(
         if check:
             _check_matrices(_to_numpy(data), counts)
     algorithm = _take_algorithm(algorithm, kind, edges)
-    job = backends.Job(kind, data, counts, "edges" if edges else "deaths", algorithm, _take_threads(threads))
+    want: backends.Want = "edges" if edges else "deaths"
+    job = backends.Job(kind, data, counts, want, algorithm, _take_threads(threads), progress=_take_progress(progress))
     return _h0(matrix, job, max_edge, edges, backend, "precomputed")
 
 

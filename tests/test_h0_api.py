@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import signal
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -709,3 +711,53 @@ def test_integers_that_float64_cannot_hold() -> None:
     with pytest.raises(TypeError, match="values has dtype object"):
         r_f([0, 2**70])
     assert r_f(np.array([0, 2**53])).tolist() == [2.0**53]
+
+
+LONG: dict[str, Callable[[Callable[[float], object]], object]] = {
+    "prim": lambda p: h0(_zeros(50_000, 64), algorithm="prim", threads=1, progress=p),
+    "minkowski": lambda p: h0(_zeros(50_000, 8), metric="minkowski", p=3, threads=1, progress=p),
+    "boruvka": lambda p: h0(_noise(50_000, 64), algorithm="boruvka", threads=2, progress=p),
+    "kdtree": lambda p: h0(_noise(200_000, 12), algorithm="kdtree", threads=2, progress=p),
+    "batch": lambda p: h0(np.broadcast_to(_noise(2000, 64), (300, 2000, 64)), algorithm="prim", threads=2, progress=p),
+    "matrix": lambda p: h0_distances(np.zeros((2000, 400, 400), np.float32), check=False, threads=1, progress=p),
+}
+
+
+def _zeros(n: int, d: int) -> np.ndarray:
+    return np.zeros((n, d), np.float32)
+
+
+def _noise(n: int, d: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((n, d), np.float32)
+
+
+@needs_cpu
+@pytest.mark.parametrize("case", LONG)
+def test_a_long_call_hears_an_interrupt(case: str) -> None:
+    told = []
+
+    def interrupt(share: float) -> None:
+        told.append(share)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        LONG[case](interrupt)
+    assert len(told) == 1 and 0 <= told[0] < 1
+
+
+@needs_cpu
+def test_progress_rises_and_what_it_raises_ends_the_call() -> None:
+    told: list[float] = []
+    h0(_noise(12_000, 32), algorithm="prim", threads=1, progress=told.append)
+    assert len(told) >= 2 and told == sorted(told) and told[-1] == 1
+    quick: list[float] = []
+    h0_line([1.0, 2.0], progress=quick.append)
+    assert quick == [1]
+
+    def fail(share: float) -> None:
+        raise ValueError(f"no more at {share < 1}")
+
+    with pytest.raises(ValueError, match="no more at True"):
+        LONG["prim"](fail)
+    with pytest.raises(TypeError, match="progress is 5, expected a function"):
+        h0_line([1.0], progress=5)  # type: ignore[arg-type]
