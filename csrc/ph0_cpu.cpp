@@ -2,6 +2,7 @@
 #include "ph0_cpu.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -360,6 +361,29 @@ void for_rows(const Lines<T>& in, int threads, int64_t cost, Watch& watch, const
   });
 }
 
+constexpr int64_t kMostLanes = 16;
+
+template <class T>
+bool fits_columns(const Lines<T>& in, const Kernels<T>& kernels) {
+  return in.n >= 2 && in.B >= kernels.lanes && !in.lengths;
+}
+
+// Calls group(lines, first, worker) for every run of kernels.lanes rows, lines[i] that of row first
+// + i. The last run overlaps the one before it, and is therefore done after all others.
+template <class T, class Group>
+void for_columns(const Lines<T>& in, const Kernels<T>& kernels, int threads, Watch& watch,
+                 const Group& group) {
+  const auto run = [&](int64_t first, int worker) {
+    std::array<const T*, kMostLanes> lines;
+    for (int64_t i = 0; i < kernels.lanes; ++i) lines[i] = in.values + (first + i) * in.row_stride;
+    group(lines.data(), first, worker);
+    for (int64_t i = 0; i < kernels.lanes; ++i) watch.cloud_done();
+  };
+  for_tasks(in.B / kernels.lanes, threads, grain_for(16 * in.n * kernels.lanes), watch,
+            [&](int64_t task, int worker) { run(task * kernels.lanes, worker); });
+  if (in.B % kernels.lanes != 0) run(in.B - kernels.lanes, 0);
+}
+
 int64_t length_of(const int64_t* lengths, int64_t cloud, int64_t n) {
   return lengths ? lengths[cloud] : n;
 }
@@ -382,6 +406,16 @@ void lines_r_f(const Lines<T>& in, T* out, int threads, Watch& watch) {
   const Kernels<T>& kernels = chosen_kernels<T>();
   std::vector<LineScratch<T>> scratch(std::max(threads, 1));
   watch.begin(in.B);
+  constexpr int64_t kShort =
+      sizeof(T) == sizeof(float) ? 384 : 128;  // from there buckets are faster
+  if (in.n < kShort && fits_columns(in, kernels)) {
+    std::vector<Buffer<T>> columns(std::max(threads, 1));
+    return for_columns(
+        in, kernels, threads, watch, [&](const T* const* lines, int64_t first, int worker) {
+          T* const scratch = columns[worker].at_least(column_size(in.n) * kernels.lanes);
+          kernels.column_r_f(lines, in.n, in.value_stride, scratch, out + first);
+        });
+  }
   for_rows(in, threads, 4 * in.n, watch, [&](int64_t i, const T* values, int worker) {
     out[i] = line_r_f(values, length_of(in.lengths, i, in.n), kernels, scratch[worker], watch);
     watch.cloud_done();
@@ -390,9 +424,19 @@ void lines_r_f(const Lines<T>& in, T* out, int threads, Watch& watch) {
 
 template <class T>
 void lines_deaths(const Lines<T>& in, T* deaths, int threads, Watch& watch) {
+  const Kernels<T>& kernels = chosen_kernels<T>();
   std::vector<LineScratch<T>> scratch(std::max(threads, 1));
   const int64_t width = in.n - 1;
   watch.begin(in.B);
+  if (in.n <= kColumnPoints && fits_columns(in, kernels)) {
+    return for_columns(
+        in, kernels, threads, watch, [&](const T* const* lines, int64_t first, int worker) {
+          T* const columns = scratch[worker].values.at_least(column_size(in.n) * kernels.lanes);
+          std::array<T*, kMostLanes> rows;
+          for (int64_t i = 0; i < kernels.lanes; ++i) rows[i] = deaths + (first + i) * width;
+          kernels.column_deaths(lines, in.n, in.value_stride, columns, rows.data());
+        });
+  }
   for_rows(in, threads, 16 * in.n, watch, [&](int64_t i, const T* values, int worker) {
     const int64_t n = length_of(in.lengths, i, in.n);
     T* const out = deaths + i * width;

@@ -66,17 +66,15 @@ template <class T>
 PH0_INLINE V<T> least(V<T> a, V<T> b) {
   return a < b ? a : b;
 }
-template <class T>
-PH0_INLINE bool any(M<T> mask) {
-  Index<T> r = 0;
-  for (int i = 0; i < Vec<T>::W; ++i) r |= mask[i];
-  return r != 0;
-}
+// Of lanes that are numbers. Halves meet halves, so that the chain is short.
 template <class T>
 PH0_INLINE T least_lane(V<T> v) {
-  T r = v[0];
-  for (int i = 1; i < Vec<T>::W; ++i) r = v[i] < r ? v[i] : r;
-  return r;
+  T lane[Vec<T>::W];
+  store(lane, v);
+  for (int half = Vec<T>::W / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lane[i] = lane[i + half] < lane[i] ? lane[i + half] : lane[i];
+  }
+  return lane[0];
 }
 
 template <class T>
@@ -126,7 +124,7 @@ PH0_INLINE void weights(const T* x, int64_t d, const T* c, V<T>* w, double p = 0
   for (int64_t k = 0; k < (D ? D : d); ++k) {
     const V<T> ck = splat<T>(c[k]);
     for (int u = 0; u < U; ++u) {
-      const V<T> diff = load<T>(x + k * kStride + u * W) - ck;
+      const V<T> diff = ck - load<T>(x + k * kStride + u * W);  // its sign does not matter
       if constexpr (kMetric == Metric::kManhattan) {
         w[u] = w[u] + magnitude<T>(diff);
       } else if constexpr (kMetric == Metric::kChebyshev) {
@@ -392,41 +390,61 @@ PH0_TARGET GapStatus largest_gap(const T* v, int64_t n, T* bucket_min, T* bucket
 }
 
 // Offers the edges {current, position} of weight w to the keys at [at, at + U * W) and returns the
-// least key per lane. Under the strict order a tie in weight goes to the smaller end in the tree.
+// least key per lane. Under the strict order a tie in weight goes to the smaller end in the tree;
+// most data have no ties, so they are only noticed here and mended after.
 template <class T, int U>
 PH0_INLINE V<T> offer(const V<T>* w, M<T> current, T* key, Index<T>* other) {
   constexpr int W = Vec<T>::W;
-  V<T> low{};
+  V<T> low = splat<T>(kInf<T>);
+  M<T> ties{};
   for (int u = 0; u < U; ++u) {
-    V<T> k = load<T>(key + u * W);
-    M<T> o = load_index<T>(other + u * W);
-    const M<T> better = (w[u] < k) | ((w[u] == k) & (current < o));
-    k = better ? w[u] : k;
-    o = better ? current : o;
-    store(key + u * W, k);
-    store(other + u * W, o);
-    low = u ? least<T>(k, low) : least<T>(k, splat<T>(kInf<T>));
+    const V<T> k = load<T>(key + u * W);
+    const M<T> better = w[u] < k;
+    ties |= w[u] == k;
+    const V<T> least_key = least<T>(w[u], k);  // k wins when it is NaN
+    store(key + u * W, least_key);
+    store(other + u * W, better ? current : load_index<T>(other + u * W));
+    low = least<T>(least_key, low);
+  }
+  if (__builtin_expect(lane_bits(ties) != 0, 0)) {
+    for (int u = 0; u < U; ++u) {
+      const M<T> o = load_index<T>(other + u * W);
+      const M<T> better = (w[u] == load<T>(key + u * W)) & (current < o);
+      store(other + u * W, better ? current : o);
+    }
   }
   return low;
 }
 
 // Position of the least key under (key, smaller end, larger end), or -1 when no key is a number.
-// Lanes of group_min hold the least keys of kSpan positions each.
-template <class T>
-PH0_TARGET int64_t least_position(const T* key, const Index<T>* other, const int32_t* id,
-                                  const T* group_min, int64_t groups, int64_t span, V<T> low) {
+// Lanes of group_min hold the least keys of U * W positions each.
+template <class T, int U>
+PH0_INLINE int64_t least_position(const T* key, const Index<T>* other, const int32_t* id,
+                                  const T* group_min, int64_t groups, V<T> low) {
   constexpr int W = Vec<T>::W;
-  const T best = least_lane<T>(low);
+  const V<T> best = splat<T>(least_lane<T>(low));
   int64_t at = -1;
   Edge<T> chosen{};
-  for (int64_t g = 0; g < groups; ++g) {
-    if (!any<T>(load<T>(group_min + g * W) == splat<T>(best))) continue;
-    for (int64_t p = g * span; p < (g + 1) * span; ++p) {
-      if (key[p] != best) continue;
-      const Edge<T> e = make_edge<T>(best, id[p], static_cast<int32_t>(other[p]));
-      if (at < 0 || before(e, chosen)) {
-        at = p;
-        chosen = e;
+  for (int64_t first = 0; first < groups; first += 64) {
+    const int64_t some = groups - first < 64 ? groups - first : 64;
+    uint64_t near = 0;  // groups that hold the least key, a bit each
+    for (int64_t g = 0; g < some; ++g) {
+      const bool here = lane_bits(load<T>(group_min + (first + g) * W) == best) != 0;
+      near |= uint64_t(here) << g;
+    }
+    for (; near; near &= near - 1) {
+      const int64_t from = (first + __builtin_ctzll(near)) * U * W;
+      uint64_t hits = 0;
+      for (int u = 0; u < U; ++u) {
+        hits |= uint64_t(lane_bits(load<T>(key + from + u * W) == best)) << (u * W);
+      }
+      for (; hits; hits &= hits - 1) {
+        const int64_t p = from + __builtin_ctzll(hits);
+        const Edge<T> e = make_edge<T>(best[0], id[p], static_cast<int32_t>(other[p]));
+        if (at < 0 || before(e, chosen)) {
+          at = p;
+          chosen = e;
+        }
       }
     }
   }
@@ -442,6 +460,7 @@ PH0_TARGET void prim_points_d(const PrimState<T>& s, int64_t n, int64_t d, Edge<
   constexpr int W = Vec<T>::W;
   constexpr int64_t span = U * W;
   static_assert(kBlock % span == 0, "a group must not cross a block");
+  constexpr bool kPair = kBlock % (2 * span) == 0 && kMetric != Metric::kMinkowski;
   for (int64_t p = 0; p < padded(n); ++p) {
     s.key[p] = p < n ? kInf<T> : kNan<T>;
     s.other[p] = kNone<T>;
@@ -467,14 +486,26 @@ PH0_TARGET void prim_points_d(const PrimState<T>& s, int64_t n, int64_t d, Edge<
     const M<T> current_lanes = splat_index<T>(current);
     const int64_t groups = (m + span - 1) / span;
     V<T> low = splat<T>(kInf<T>);
-    for (int64_t g = 0; g < groups; ++g) {
-      V<T> w[U];
-      weights<T, D, U, kBlock, kMetric>(s.x + place(g * span, 0, d), d, s.current, w, norm);
+    const auto take = [&](int64_t g, const V<T>* w) __attribute__((always_inline)) PH0_TARGET {
       const V<T> group_low = offer<T, U>(w, current_lanes, s.key + g * span, s.other + g * span);
       store(s.group_min + g * W, group_low);
       low = least<T>(group_low, low);
+    };
+    int64_t g = 0;
+    if constexpr (kPair) {  // one chain a vector is too few to hide the latency of fma
+      for (; g + 2 <= groups; g += 2) {
+        V<T> w[2 * U];
+        weights<T, D, 2 * U, kBlock, kMetric>(s.x + place(g * span, 0, d), d, s.current, w, norm);
+        take(g, w);
+        take(g + 1, w + U);
+      }
     }
-    at = least_position<T>(s.key, s.other, s.id, s.group_min, groups, span, low);
+    for (; g < groups; ++g) {
+      V<T> w[U];
+      weights<T, D, U, kBlock, kMetric>(s.x + place(g * span, 0, d), d, s.current, w, norm);
+      take(g, w);
+    }
+    at = least_position<T, U>(s.key, s.other, s.id, s.group_min, groups, low);
     *edges++ = make_edge<T>(s.key[at], s.id[at], static_cast<int32_t>(s.other[at]));
   }
 }
@@ -563,19 +594,21 @@ PH0_TARGET void prim_matrix(const T* a, int64_t stride, int64_t n, const PrimSta
       current = smallest;
       *edges++ = Edge<T>{kInf<T>, -1, -1};
     } else {
-      current = least_position<T>(s.key, s.other, s.id, s.group_min, groups, span, low);
+      current = least_position<T, U>(s.key, s.other, s.id, s.group_min, groups, low);
       *edges++ = make_edge<T>(s.key[current], static_cast<int32_t>(current),
                               static_cast<int32_t>(s.other[current]));
     }
   }
 }
 
+#include "ph0_cpu_columns_kernels.h"
 #include "ph0_cpu_products_kernels.h"
 #include "ph0_cpu_tree_kernels.h"
 
 template <class T>
-constexpr Kernels<T> kTable = {largest_gap<T>, prim_points<T>,  prim_metric<T>, prim_matrix<T>,
-                               close_pairs,    pair_weights<T>, search_leaf<T>};
+constexpr Kernels<T> kTable = {Vec<T>::W,       column_r_f<T>,  column_deaths<T>, largest_gap<T>,
+                               prim_points<T>,  prim_metric<T>, prim_matrix<T>,   close_pairs,
+                               pair_weights<T>, search_leaf<T>};
 
 #undef PH0_INLINE
 

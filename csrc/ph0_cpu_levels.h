@@ -89,10 +89,27 @@ struct Tree {
   T* reach;  // [n] per component: least weight known to leave it; shared by threads, only falls
 };
 
+// Lines that are sorted side by side have at most this many values.
+constexpr int64_t kColumnPoints = 65536;
+
+// Values to a column: a power of two, at least 8.
+inline int64_t column_size(int64_t n) {
+  int64_t size = 8;
+  while (size < n) size *= 2;
+  return size;
+}
+
 enum class GapStatus { kFound, kNotFinite, kNeedsSort };
 
 template <class T>
 struct Kernels {
+  int64_t lanes;  // lines that stand side by side
+  // Largest gap of each of `lanes` lines, 2 <= n <= kColumnPoints, NaN where a line is not finite.
+  // columns holds column_size(n) * lanes items.
+  void (*column_r_f)(const T* const* lines, int64_t n, int64_t value_stride, T* columns, T* r_f);
+  // All gaps of each line, ascending, [n - 1] a line.
+  void (*column_deaths)(const T* const* lines, int64_t n, int64_t value_stride, T* columns,
+                        T* const* deaths);
   // Largest gap of v[0..n), n >= 2. bucket_min and bucket_max hold bucket_count(n) items.
   GapStatus (*largest_gap)(const T* v, int64_t n, T* bucket_min, T* bucket_max, T* gap);
   // Spanning tree of the n points in `state`, n - 1 edges in the order they were found.

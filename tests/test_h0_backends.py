@@ -198,6 +198,33 @@ def test_largest_gap_of_rows_beyond_the_float_limit() -> None:
         same(r_f(values, backend="cpu"), np.diff(np.sort(values), axis=1).max(1))
 
 
+@needs_cpu
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+def test_lines_side_by_side_equal_sorted_lines(monkeypatch: pytest.MonkeyPatch, level: str, dtype: type) -> None:
+    monkeypatch.setenv("OBCE_SIMD", level)
+    g = np.random.default_rng(23)
+    largest = np.finfo(dtype).max
+    sizes = [2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 200, 383, 384, 511, 513, 1000, 1025, 4100]
+    for n in [*sizes, 65536, 65537]:
+        rows = 19 if n < 2000 else 17  # no whole number of vectors
+        values = g.standard_normal((rows, n)).astype(dtype)
+        values[1] = np.round(values[1])
+        values[2] = 0.0
+        values[2, ::2] = -0.0
+        values[3] = np.sort(values[3])[::-1]
+        values[4, 0], values[4, -1] = largest, -largest
+        values[5, n // 2] = np.nan
+        values[6, -1] = np.inf
+        with np.errstate(over="ignore", invalid="ignore"):
+            gaps = np.sort(np.diff(np.sort(values + 0, axis=1), axis=1), axis=1)
+        gaps[5:7] = np.nan
+        for threads in (1, 3):
+            for given in (values, np.asfortranarray(values), values[:7]):
+                same(h0_line(given, check=False, threads=threads, backend="cpu").deaths, gaps[: len(given)])
+                same(r_f(given, check=False, threads=threads, backend="cpu"), gaps[: len(given), -1])
+
+
 def _heaps(g: np.random.Generator, n: int, d: int, heaps: int, spread: float) -> np.ndarray:
     return g.standard_normal((heaps, d))[g.integers(0, heaps, n)] + spread * g.standard_normal((n, d))
 
