@@ -66,13 +66,16 @@ void clouds_h0(std::uintptr_t points, int64_t B, int64_t n, int64_t d, std::uint
 }
 
 template <class T>
-void matrices_h0(std::uintptr_t entries, int64_t B, int64_t n, std::uintptr_t lengths,
-                 bool condensed, std::uintptr_t deaths, std::uintptr_t edges, int threads,
-                 const pybind11::object& progress) {
+int64_t matrices_h0(std::uintptr_t entries, int64_t B, int64_t n, std::uintptr_t lengths,
+                    bool condensed, bool check, std::uintptr_t deaths, std::uintptr_t edges,
+                    int threads, const pybind11::object& progress) {
+  int64_t flawed = -1;
   heard(progress, [&](ph0::Watch& watch) {
-    ph0::matrices_h0<T>({at<const T>(entries), B, n, at<const int64_t>(lengths), condensed},
-                        {at<T>(deaths), at<int64_t>(edges)}, threads, watch);
+    flawed = ph0::matrices_h0<T>(
+        {at<const T>(entries), B, n, at<const int64_t>(lengths), condensed, check},
+        {at<T>(deaths), at<int64_t>(edges)}, threads, watch);
   });
+  return flawed;
 }
 
 template <class T>

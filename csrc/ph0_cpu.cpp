@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -18,6 +19,10 @@
 #include "ph0_cpu_products.h"
 #include "ph0_cpu_threads.h"
 #include "ph0_cpu_tree.h"
+
+#if PH0_X86
+#include <emmintrin.h>
+#endif
 
 namespace ph0 {
 namespace {
@@ -384,6 +389,80 @@ void for_columns(const Lines<T>& in, const Kernels<T>& kernels, int threads, Wat
   if (in.B % kernels.lanes != 0) run(in.B - kernels.lanes, 0);
 }
 
+// to[j, i] = from[i, j] for i < rows, j < columns.
+template <class T>
+void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to,
+               int64_t to_stride) {
+  int64_t i = 0;
+#if PH0_X86
+  if constexpr (sizeof(T) == sizeof(float)) {
+    for (; i + 4 <= rows; i += 4) {
+      const float* const row = from + i * from_stride;
+      int64_t j = 0;
+      for (; j + 4 <= columns; j += 4) {
+        __m128 r0 = _mm_loadu_ps(row + j);
+        __m128 r1 = _mm_loadu_ps(row + from_stride + j);
+        __m128 r2 = _mm_loadu_ps(row + 2 * from_stride + j);
+        __m128 r3 = _mm_loadu_ps(row + 3 * from_stride + j);
+        _MM_TRANSPOSE4_PS(r0, r1, r2, r3);
+        _mm_storeu_ps(to + j * to_stride + i, r0);
+        _mm_storeu_ps(to + (j + 1) * to_stride + i, r1);
+        _mm_storeu_ps(to + (j + 2) * to_stride + i, r2);
+        _mm_storeu_ps(to + (j + 3) * to_stride + i, r3);
+      }
+      for (; j < columns; ++j) {
+        for (int64_t q = 0; q < 4; ++q) to[j * to_stride + i + q] = row[q * from_stride + j];
+      }
+    }
+  } else {
+    for (; i + 2 <= rows; i += 2) {
+      const double* const row = from + i * from_stride;
+      int64_t j = 0;
+      for (; j + 2 <= columns; j += 2) {
+        const __m128d r0 = _mm_loadu_pd(row + j), r1 = _mm_loadu_pd(row + from_stride + j);
+        _mm_storeu_pd(to + j * to_stride + i, _mm_unpacklo_pd(r0, r1));
+        _mm_storeu_pd(to + (j + 1) * to_stride + i, _mm_unpackhi_pd(r0, r1));
+      }
+      for (; j < columns; ++j) {
+        for (int64_t q = 0; q < 2; ++q) to[j * to_stride + i + q] = row[q * from_stride + j];
+      }
+    }
+  }
+#endif
+  for (; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) to[j * to_stride + i] = from[i * from_stride + j];
+  }
+}
+
+// Whether the leading block [m, m] of a matrix with rows `stride` apart is symmetric, >= 0 and 0 on
+// the diagonal. Goes by square tiles, so that a tile and its mirror stay in the cache.
+template <class T>
+bool are_distances(const T* a, int64_t stride, int64_t m, Watch& watch) {
+  constexpr int64_t kTile = 64;
+  T mirror[kTile * kTile];
+  for (int64_t i = 0; i < m; ++i) {
+    if (a[i * stride + i] != 0) return false;
+  }
+  Beat beat(&watch);
+  for (int64_t top = 0; top < m; top += kTile) {
+    const int64_t rows = std::min(kTile, m - top);
+    for (int64_t left = top; left < m; left += kTile) {
+      beat(kTile * kTile, [] { return 0.0; });
+      const int64_t columns = std::min(kTile, m - left);
+      transpose(a + left * stride + top, stride, columns, rows, mirror, kTile);
+      int flaws = 0;
+      for (int64_t i = 0; i < rows; ++i) {
+        const T* const row = a + (top + i) * stride + left;
+        for (int64_t j = 0; j < columns; ++j) {
+          flaws |= static_cast<int>(!(row[j] == mirror[i * kTile + j])) | !(row[j] >= 0);
+        }
+      }
+      if (flaws) return false;
+    }
+  }
+  return true;
+}
+
 int64_t length_of(const int64_t* lengths, int64_t cloud, int64_t n) {
   return lengths ? lengths[cloud] : n;
 }
@@ -485,7 +564,8 @@ void clouds_h0(const Clouds<T>& in, const Forest<T>& out, Algorithm algorithm, i
 }
 
 template <class T>
-void matrices_h0(const Matrices<T>& in, const Forest<T>& out, int threads, Watch& watch) {
+int64_t matrices_h0(const Matrices<T>& in, const Forest<T>& out, int threads, Watch& watch) {
+  std::atomic<int64_t> flawed{in.B};
   const Kernels<T>& kernels = chosen_kernels<T>();
   const int64_t width = in.n - 1;
   std::vector<CloudScratch<T>> scratch(std::max(threads, 1));
@@ -496,11 +576,18 @@ void matrices_h0(const Matrices<T>& in, const Forest<T>& out, int threads, Watch
     Edge<T>* const edges = s.edges.at_least(n);
     const PrimState<T> state = s.state(n, in.condensed ? 1 : 0, watch);
     const T* const entries = in.entries + i * in.n * in.n;
+    if (in.check && !are_distances(entries, in.n, n, watch)) {
+      int64_t known = flawed.load();
+      while (i < known && !flawed.compare_exchange_weak(known, i)) {
+      }
+      return;
+    }
     kernels.prim_matrix(entries, in.condensed ? 0 : in.n, n, state, edges);
     write_forest(edges, n, width, false, 0, out.deaths + i * width,
                  out.edges ? out.edges + 2 * i * width : nullptr, s, watch);
     watch.cloud_done();
   });
+  return flawed.load() < in.B ? flawed.load() : -1;
 }
 
 template <class T>
@@ -533,8 +620,8 @@ template void lines_deaths(const Lines<float>&, float*, int, Watch&);
 template void lines_deaths(const Lines<double>&, double*, int, Watch&);
 template void clouds_h0(const Clouds<float>&, const Forest<float>&, Algorithm, int, Watch&);
 template void clouds_h0(const Clouds<double>&, const Forest<double>&, Algorithm, int, Watch&);
-template void matrices_h0(const Matrices<float>&, const Forest<float>&, int, Watch&);
-template void matrices_h0(const Matrices<double>&, const Forest<double>&, int, Watch&);
+template int64_t matrices_h0(const Matrices<float>&, const Forest<float>&, int, Watch&);
+template int64_t matrices_h0(const Matrices<double>&, const Forest<double>&, int, Watch&);
 template void graph_h0(const Graph<float>&, const Forest<float>&, Watch&);
 template void graph_h0(const Graph<double>&, const Forest<double>&, Watch&);
 

@@ -61,6 +61,7 @@ struct Matrices {
   int64_t B, n;
   const int64_t* lengths;  // as above
   bool condensed = false;
+  bool check = false;  // not of a condensed one
 };
 
 // Edges {ends_a[e], ends_b[e]} of weight weights[e], e < m, of a graph on n vertices. Loops, and
@@ -94,8 +95,10 @@ template <class T>
 void clouds_h0(const Clouds<T>& in, const Forest<T>& out, Algorithm algorithm, int threads,
                Watch& watch);
 
+// With in.check the index of the first matrix whose leading block is not symmetric, >= 0 and 0 on
+// the diagonal, else -1. What is written of such a matrix means nothing.
 template <class T>
-void matrices_h0(const Matrices<T>& in, const Forest<T>& out, int threads, Watch& watch);
+int64_t matrices_h0(const Matrices<T>& in, const Forest<T>& out, int threads, Watch& watch);
 
 // Spanning forest of one graph by Kruskal: O(m + n) memory.
 template <class T>

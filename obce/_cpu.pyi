@@ -90,24 +90,26 @@ def matrices_h0_float32(
     n: int,
     lengths: int,
     condensed: bool,
+    check: bool,
     deaths: int,
     edges: int,
     threads: int,
     progress: _Progress,
     /,
-) -> None: ...
+) -> int: ...
 def matrices_h0_float64(
     entries: int,
     B: int,
     n: int,
     lengths: int,
     condensed: bool,
+    check: bool,
     deaths: int,
     edges: int,
     threads: int,
     progress: _Progress,
     /,
-) -> None: ...
+) -> int: ...
 def graph_h0_float32(
     ends_a: int, ends_b: int, weights: int, m: int, n: int, deaths: int, edges: int, progress: _Progress, /
 ) -> None: ...

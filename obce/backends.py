@@ -49,6 +49,7 @@ class Job:
         threads: number of host threads, at least 1.
         metric: of a cloud, one of reference.METRICS; "euclidean" for every other kind.
         p: exponent of minkowski.
+        check: raises when the square matrices are no distances; None when that is not asked for.
         progress: is told the share of the work done, about ten times a second, where the backend can.
     """
 
@@ -60,6 +61,7 @@ class Job:
     threads: int
     metric: str = "euclidean"
     p: float = 0.0
+    check: Callable[[], None] | None = None
     progress: Callable[[float], object] | None = None
 
     @property
@@ -117,6 +119,9 @@ class Backend(ABC):
     """One engine."""
 
     name: str
+    checks_matrices = (
+        False  # looks for flaws itself, in the pass that reads them, and calls Job.check when it found one
+    )
 
     @abstractmethod
     def why_not(self) -> str | None:
@@ -139,6 +144,7 @@ class CpuBackend(Backend):
     """The compiled engine, csrc/ph0_cpu.cpp."""
 
     name = "cpu"
+    checks_matrices = True
 
     # Sizes at which the algorithms meet on Gaussian clouds, where trees and lists gain least (docs/engine.md).
     # d -> points from which the k-d tree is the fastest, for float32 and float64. In more coordinates its boxes rule
@@ -217,7 +223,11 @@ class CpuBackend(Backend):
             call = getattr(_cpu, "matrices_h0_" + suffix)
             condensed = job.kind == "condensed"
             into = _address(deaths), _address(edges)
-            call(_address(data), B, n, _address(lengths), condensed, *into, threads, job.progress)
+            check = job.check is not None
+            flawed = call(_address(data), B, n, _address(lengths), condensed, check, *into, threads, job.progress)
+            if job.check is not None and flawed >= 0:
+                job.check()
+                raise RuntimeError(f"matrix {flawed} holds no distances.")
             return Answer(deaths, edges, self.name, "prim")
         d = data.shape[2]
         algorithm = job.algorithm
@@ -408,7 +418,7 @@ def run(job: Job, name: str | None) -> Answer:
         reason = backend.refuses(job)
         if reason is not None:
             raise ValueError(f"{source} names {name!r}, which cannot do this: {reason}.")
-        return backend.run(job)
+        return _run(job, backend)
 
     refused: list[str] = []
     for candidate in _order(job):
@@ -416,9 +426,15 @@ def run(job: Job, name: str | None) -> Answer:
         reason = backend.why_not() or backend.refuses(job)
         if reason is None:
             _tell(job, backend, refused)
-            return backend.run(job)
+            return _run(job, backend)
         refused.append(f"{candidate} refused: {reason}")
     raise ValueError(f"algorithm {job.algorithm!r} is not possible here: {'; '.join(refused)}.")
+
+
+def _run(job: Job, backend: Backend) -> Answer:
+    if job.check is not None and not backend.checks_matrices:
+        job.check()
+    return backend.run(job)
 
 
 def _tell(job: Job, backend: Backend, refused: list[str]) -> None:

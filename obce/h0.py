@@ -13,6 +13,7 @@ import operator
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -495,8 +496,9 @@ def _check_finite(data: Any, lengths: NDArray[np.int64] | None, name: str) -> No
         )
 
 
-def _check_matrices(entries: NDArray[Any], lengths: NDArray[np.int64] | None) -> None:
+def _check_matrices(matrices: Array, lengths: NDArray[np.int64] | None) -> None:
     """Raises unless every matrix is symmetric, non-negative and zero on the diagonal."""
+    entries = _to_numpy(matrices)
     B, n, _ = entries.shape
     for b in range(B):
         m = n if lengths is None else int(lengths[b])
@@ -808,7 +810,7 @@ def h0(
         _take_threads(threads),
         "euclidean" if d == 1 else "sqeuclidean" if metric in _SQUARES else metric,
         exponent,
-        _take_progress(progress),
+        progress=_take_progress(progress),
     )
     return _h0(points, job, max_edge, edges, backend, metric)
 
@@ -926,6 +928,7 @@ def h0_distances(
     matrix = _open(matrix)
     kind: backends.Kind = "matrix"
     counts = None
+    look: Callable[[], None] | None = None
     data: Any
     if _is_sparse(matrix):
         kind = "graph"
@@ -954,10 +957,12 @@ def h0_distances(
         _sizes("matrix", data.shape[1])
         counts = _take_lengths(lengths, *data.shape[:2])
         if check:
-            _check_matrices(_to_numpy(data), counts)
+            look = partial(_check_matrices, data, counts)
     algorithm = _take_algorithm(algorithm, kind, edges)
     want: backends.Want = "edges" if edges else "deaths"
-    job = backends.Job(kind, data, counts, want, algorithm, _take_threads(threads), progress=_take_progress(progress))
+    job = backends.Job(
+        kind, data, counts, want, algorithm, _take_threads(threads), check=look, progress=_take_progress(progress)
+    )
     return _h0(matrix, job, max_edge, edges, backend, "precomputed")
 
 

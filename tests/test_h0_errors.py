@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from obce.h0 import h0, h0_distances, h0_line, r_f
 
 NAN, INF = math.nan, math.inf
+built = importlib.util.find_spec("obce._cpu") is not None
+needs_cpu = pytest.mark.skipif(not built, reason="obce._cpu is not built on this machine")
 
 
 @pytest.mark.parametrize(
@@ -221,3 +224,31 @@ def test_r_f_names_what_is_not_finite(bad: float, backend: str) -> None:
                 r_f(values, backend=backend)
             if point:
                 assert np.isfinite(r_f(values, backend=backend, lengths=[n, point, n])).all()
+
+
+@pytest.mark.parametrize("backend", [pytest.param("cpu", marks=needs_cpu), "reference"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+def test_one_wrong_entry_anywhere_in_a_matrix_is_named(backend: str, dtype: type) -> None:
+    g = np.random.default_rng(3)
+    for n in (2, 3, 5, 64, 65, 130):
+        half = np.triu(g.random((4, n, n)), 1).astype(dtype)
+        good = half + half.transpose(0, 2, 1)
+        h0_distances(good, backend=backend)
+        for _ in range(12):
+            m = good.copy()
+            b = int(g.integers(0, 4))
+            i, j = (int(k) for k in g.choice(n, 2, replace=False))
+            wrong, what = [(5.0, "is not symmetric"), (-1.0, "distances >= 0"), (np.nan, "a distance or inf")][
+                int(g.integers(0, 3))
+            ]
+            m[b, i, j] = wrong
+            if wrong != 5.0:
+                m[b, j, i] = wrong
+            with pytest.raises(ValueError, match=f"matrix {b} .*{what}") as error:
+                h0_distances(m, backend=backend, threads=3)
+            assert f"[{min(i, j)}, {max(i, j)}]" in str(error.value)
+            h0_distances(m, backend=backend, lengths=[min(i, j) + 1 if q == b else n for q in range(4)])
+            m = good.copy()
+            m[b, i, i] = 0.5
+            with pytest.raises(ValueError, match=rf"matrix {b} has 0.5 at \[{i}, {i}\]"):
+                h0_distances(m, backend=backend)
