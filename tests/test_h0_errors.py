@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from obce.h0 import h0, h0_distances, h0_line, r_f
 
 NAN, INF = math.nan, math.inf
@@ -221,3 +222,19 @@ def test_r_f_names_what_is_not_finite(bad: float, backend: str) -> None:
                 r_f(values, backend=backend)
             if point:
                 assert np.isfinite(r_f(values, backend=backend, lengths=[n, point, n])).all()
+
+
+@pytest.mark.parametrize("column", [-1, 2, 2**31 - 1])
+@pytest.mark.parametrize("check", [True, False])
+def test_sparse_matrices_with_broken_indices(column: int, check: bool) -> None:
+    """scipy's constructors let them pass, and its conversions would follow them out of their arrays."""
+    parts = (np.ones(2), np.array([1, column]), np.array([0, 1, 2]))
+    coo = sp.coo_array((np.ones(2), ([0, 1], [1, 0])), shape=(2, 2))
+    coo.coords = (coo.coords[0], np.array([1, column]))
+    for matrix in (sp.csr_array(parts, shape=(2, 2)), sp.csc_array(parts, shape=(2, 2)), coo):
+        with pytest.raises(ValueError, match=f"matrix is a broken {matrix.format} matrix .*, expected valid indices"):
+            h0_distances(matrix, check=check)
+    falling = sp.csr_array((np.ones(2), np.array([1, 0]), np.array([0, 1, 2])), shape=(2, 2))
+    falling.indptr = np.array([0, 5, 2])
+    with pytest.raises(ValueError, match="matrix is a broken csr matrix"):
+        h0_distances(falling)
