@@ -6,6 +6,7 @@ compiler the installation succeeds and obce answers with its reference path.
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +22,12 @@ ROOT = Path(__file__).parent
 # -ffp-contract=off: a product and a sum are fused only where the source says fma (csrc/ph0_cpu.h).
 # No -march: the level is chosen at run time, so one wheel serves every processor.
 COMPILE_ARGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"]
+LINK_ARGS = ["-pthread"]
+if sanitizers := os.environ.get("OBCE_SANITIZE"):
+    # -O1 -g: reports name lines. A report ends the process, so a test that meets one cannot pass.
+    SANITIZE = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+    COMPILE_ARGS += [*SANITIZE, "-O1", "-g", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS"]
+    LINK_ARGS += SANITIZE
 PROBE = "typedef float v __attribute__((vector_size(16)));\n#include <thread>\nint main() { return int(v{}[0]); }\n"
 
 
@@ -65,7 +72,7 @@ setup(
             depends=sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/*.h")),
             include_dirs=[pybind11.get_include()],
             extra_compile_args=COMPILE_ARGS,
-            extra_link_args=["-pthread"],
+            extra_link_args=LINK_ARGS,
             language="c++",
         )
     ],

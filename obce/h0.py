@@ -536,12 +536,26 @@ def _check_condensed(entries: NDArray[Any], n: int) -> None:
     raise ValueError(f"matrix 0 has {entries[at]} at [{i}, {j}] (entry {at}), expected {what}.")
 
 
+def _check_indices(matrix: Any, n: int) -> None:
+    """Raises where a sparse matrix [n, n] points outside of itself, which scipy would follow when it converts it."""
+    try:
+        if matrix.format == "coo":
+            outside = [i for i in (matrix.row, matrix.col) if len(i) and not 0 <= i.min() <= i.max() < n]
+            if outside:
+                raise ValueError(f"indices must be >= 0 and < {n}")
+        elif hasattr(matrix, "check_format"):
+            matrix.check_format(full_check=True)
+    except ValueError as error:
+        raise ValueError(f"matrix is a broken {matrix.format} matrix ({error}), expected valid indices.") from None
+
+
 def _take_graph(matrix: Any, check: bool) -> reference.Graph:
     """A scipy sparse matrix as its edges: every pair once when both triangles are stored and checked."""
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"matrix has shape {_shape(matrix)}, expected [n, n]; for points use obce.h0.")
     n = matrix.shape[0]
     _sizes("matrix", n)
+    _check_indices(matrix, n)
     csr = matrix.tocsr()
     if not csr.has_canonical_format:  # repeated entries are summed, as everywhere in scipy
         csr = csr.copy()

@@ -78,8 +78,9 @@ class H0Transformer(TransformerMixin, BaseEstimator):
             self.
 
         Raises:
-            TypeError: X is one array and not three-dimensional.
-            ValueError: there is no cloud, or clouds differ in their number of coordinates.
+            TypeError: X is neither an array nor a sequence, or sparse.
+            ValueError: X is one array and not three-dimensional, there is no cloud, or clouds differ in their number of
+                coordinates.
         """
         clouds = _clouds(X)
         if not clouds:
@@ -158,8 +159,14 @@ class H0Transformer(TransformerMixin, BaseEstimator):
 
 def _clouds(X: Any) -> list[Any]:
     """X as a list of two-dimensional arrays or tensors."""
+    if not hasattr(X, "ndim") and hasattr(X, "__array__"):
+        X = np.asarray(X)
+    if type(X).__module__.startswith("scipy.sparse"):
+        raise TypeError("X is a sparse matrix, expected [B, n, d] or a list of [n, d]; clouds must be dense.")
     if hasattr(X, "ndim") and X.ndim != 3:
-        raise TypeError(f"X has {X.ndim} dimensions, expected [B, n, d] or a list of [n, d]; wrap one cloud in a list.")
+        raise ValueError(
+            f"X has {X.ndim} dimensions, expected [B, n, d] or a list of [n, d]; wrap one cloud in a list."
+        )
     if not hasattr(X, "ndim") and not isinstance(X, Sequence):
         raise TypeError(f"X is a {type(X).__name__}, expected [B, n, d] or a list of [n, d].")
     clouds = [cloud if hasattr(cloud, "ndim") else np.asarray(cloud) for cloud in X]

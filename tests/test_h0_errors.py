@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from obce.h0 import h0, h0_distances, h0_line, r_f
 
 NAN, INF = math.nan, math.inf
@@ -252,3 +253,19 @@ def test_one_wrong_entry_anywhere_in_a_matrix_is_named(backend: str, dtype: type
             m[b, i, i] = 0.5
             with pytest.raises(ValueError, match=rf"matrix {b} has 0.5 at \[{i}, {i}\]"):
                 h0_distances(m, backend=backend)
+
+
+@pytest.mark.parametrize("column", [-1, 2, 2**31 - 1])
+@pytest.mark.parametrize("check", [True, False])
+def test_sparse_matrices_with_broken_indices(column: int, check: bool) -> None:
+    """scipy's constructors let them pass, and its conversions would follow them out of their arrays."""
+    parts = (np.ones(2), np.array([1, column]), np.array([0, 1, 2]))
+    coo = sp.coo_array((np.ones(2), ([0, 1], [1, 0])), shape=(2, 2))
+    coo.coords = (coo.coords[0], np.array([1, column]))
+    for matrix in (sp.csr_array(parts, shape=(2, 2)), sp.csc_array(parts, shape=(2, 2)), coo):
+        with pytest.raises(ValueError, match=f"matrix is a broken {matrix.format} matrix .*, expected valid indices"):
+            h0_distances(matrix, check=check)
+    falling = sp.csr_array((np.ones(2), np.array([1, 0]), np.array([0, 1, 2])), shape=(2, 2))
+    falling.indptr = np.array([0, 5, 2])
+    with pytest.raises(ValueError, match="matrix is a broken csr matrix"):
+        h0_distances(falling)

@@ -301,6 +301,52 @@ def test_a_batch_is_its_clouds(some: list[np.ndarray]) -> None:
         assert (together.edges[i, :m] == alone.edges[0]).all()
 
 
+@settings(max_examples=60, deadline=None)
+@given(clouds(), st.data())
+def test_one_more_copy_of_a_point_adds_one_zero(cloud: np.ndarray, data: st.DataObject) -> None:
+    copied = data.draw(st.integers(0, len(cloud) - 1))
+    at = data.draw(st.integers(0, len(cloud)))
+    more = h0(np.insert(cloud, at, cloud[copied], axis=0)).deaths[0]
+    assert more.tolist() == [0.0, *h0(cloud).deaths[0].tolist()]
+
+
+@settings(max_examples=60, deadline=None)
+@given(clouds(min_n=2), st.data())
+def test_max_edge_takes_the_longer_deaths_and_nothing_else(cloud: np.ndarray, data: st.DataObject) -> None:
+    whole = h0(cloud, edges=True)
+    death = float(data.draw(st.sampled_from(whole.deaths[0].tolist())))
+    limit = max(0.0, data.draw(st.sampled_from([death, np.nextafter(death, 0), np.nextafter(death, math.inf)])))
+    cut = h0(cloud, edges=True, max_edge=limit)
+    kept = whole.deaths[0] <= limit
+    np.testing.assert_array_equal(cut.deaths[0], np.where(kept, whole.deaths[0], np.inf))
+    np.testing.assert_array_equal(cut.edges[0], np.where(kept[:, None], whole.edges[0], -1))
+    assert cut.r_f[0] == (whole.r_f[0] if kept.all() else math.inf)
+    for r in (0.0, limit, math.inf):
+        assert cut.betti(r)[0] == whole.betti(min(r, limit))[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(clouds(min_n=2), st.sampled_from(["sqeuclidean", "manhattan", "chebyshev"]))
+def test_the_matrix_of_weights_has_the_tree_of_the_points(cloud: np.ndarray, metric: str) -> None:
+    matrix = np.stack([reference.weights(cloud, i, metric) for i in range(len(cloud))])
+    if cloud.shape[1] == 1 and metric == "sqeuclidean":  # on a line the weight is the length
+        matrix = matrix * matrix
+    weighted, points = h0_distances(matrix, edges=True), h0(cloud, metric=metric, edges=True)
+    np.testing.assert_array_equal(weighted.deaths, points.deaths)
+    np.testing.assert_array_equal(weighted.edges, points.edges)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 40), st.integers(2, 6))
+def test_permutation_carries_the_edges_where_nothing_ties(seed: int, n: int, d: int) -> None:
+    g = np.random.default_rng(seed)
+    cloud, order = g.standard_normal((n, d)), g.permutation(n)
+    weights = np.concatenate([reference.weights(cloud, i)[i + 1 :] for i in range(n)])
+    assert len(np.unique(weights)) == len(weights)
+    moved = h0(cloud[order], edges=True).edges[0]
+    np.testing.assert_array_equal(np.sort(order[moved], axis=1), h0(cloud, edges=True).edges[0])
+
+
 # The emulated fma -------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import obce
 import pytest
+import scipy.sparse as sp
 import torch
 from obce.h0 import h0, h0_distances
 from scipy.spatial.distance import pdist, squareform
@@ -18,6 +19,7 @@ sklearn_base = pytest.importorskip("sklearn.base", reason="scikit-learn is not i
 from sklearn.exceptions import NotFittedError  # noqa: E402
 from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.preprocessing import FunctionTransformer  # noqa: E402
+from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
 
 
 def ragged() -> list[np.ndarray]:
@@ -84,8 +86,9 @@ def test_empty_input_after_fit() -> None:
     ("X", "error", "sentence"),
     [
         ([], ValueError, "X holds no cloud, expected at least one"),
-        (np.zeros((4, 3)), TypeError, r"X has 2 dimensions, expected \[B, n, d\].*wrap one cloud in a list"),
+        (np.zeros((4, 3)), ValueError, r"X has 2 dimensions, expected \[B, n, d\].*wrap one cloud in a list"),
         ({1, 2}, TypeError, "X is a set, expected"),
+        (sp.csr_array((4, 3)), TypeError, "X is a sparse matrix, expected"),
         ([np.zeros(3)], ValueError, r"X\[0\] has 1 dimensions, expected \[n, d\]"),
         ([np.zeros((2, 3)), np.zeros((2, 2))], ValueError, r"X\[1\] has 2 coordinates, expected 3 as in fit"),
         ([np.zeros((2, 3)), np.full((4, 3), np.nan)], ValueError, r"X\[1\]: points: cloud 0, point 0 holds nan"),
@@ -101,6 +104,62 @@ def test_empty_input_after_fit() -> None:
 def test_what_is_refused(X: Any, error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
         obce.H0Transformer().fit_transform(X)
+
+
+class Norms(obce.H0Transformer):
+    """Rows [B, d], which scikit-learn's checks speak, as clouds of two points, the row and 0; back comes the death.
+
+    Everything else is H0Transformer's: parameters, fitted state, errors.
+    """
+
+    def fit(self, X: Any, y: Any = None) -> Norms:
+        super().fit(self._clouds(X))
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        return np.array([diagram[0, 1:] for diagram in super().transform(self._clouds(X))])
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = True
+        return tags
+
+    @staticmethod
+    def _clouds(X: Any) -> Any:
+        if sp.issparse(X):
+            return X
+        rows = np.asarray(X)
+        return np.stack([rows, np.zeros_like(rows)], 1) if rows.ndim == 2 else X
+
+
+NOT_OURS = {
+    "check_complex_data": "fit reads shapes alone, and transform refuses by TypeError, as obce.h0; the check wants "
+    "fit's ValueError in the words of check_array",
+    "check_dtype_object": "obce.h0 takes no arrays of objects, even where each is a number",
+    "check_estimators_empty_data_messages": "refused by transform in the words of obce.h0, not by fit in check_array's",
+    "check_fit2d_predict1d": "refused, in the words of obce.h0, not of check_array",
+    "check_n_features_in_after_fitting": "refused, in words of its own, not those of validate_data",
+    "check_estimators_nan_inf": "fit reads shapes alone; transform refuses what is not finite, so values are read once",
+}
+
+
+@parametrize_with_checks([Norms()], expected_failed_checks=lambda estimator: NOT_OURS)
+def test_scikit_learns_own_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+@parametrize_with_checks([obce.H0Transformer(), obce.H0Transformer("precomputed", max_edge=1.0)])
+def test_scikit_learns_checks_that_need_no_data(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+def test_anything_with_an_array_is_a_batch() -> None:
+    class Holder:
+        def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+            return batch if dtype is None else batch.astype(dtype)
+
+    batch = np.random.default_rng(1).standard_normal((3, 6, 2))
+    same(obce.H0Transformer().fit_transform(Holder()), obce.H0Transformer().fit_transform(batch))
 
 
 def test_parameters_are_checked_when_they_are_used() -> None:
