@@ -56,15 +56,17 @@ std::vector<T> values(Random& random, int64_t count, int kind) {
 
 template <class T>
 void run(Hash& hash) {
+  ph0::Watch watch([](double) { return true; });
   Random random;
+  constexpr int64_t kLines = 19;  // enough for lines side by side, at every level
   const int64_t sizes[] = {1, 2, 3, 17, 64, 65, 130, 700};
   const int64_t widths[] = {1, 2, 3, 4, 9, 33};
   for (int64_t n : sizes) {
     for (int kind = 0; kind < 4; ++kind) {
-      const std::vector<T> line = values<T>(random, 3 * n, kind);
-      std::vector<T> gap(3), deaths(3 * (n - 1));
-      ph0::lines_r_f<T>({line.data(), n, 1, 3, n, nullptr}, gap.data(), 1);
-      ph0::lines_deaths<T>({line.data(), 1, 3, 3, n, nullptr}, deaths.data(), 2);
+      const std::vector<T> line = values<T>(random, kLines * n, kind);
+      std::vector<T> gap(kLines), deaths(kLines * (n - 1));
+      ph0::lines_r_f<T>({line.data(), n, 1, kLines, n, nullptr}, gap.data(), 1, watch);
+      ph0::lines_deaths<T>({line.data(), 1, kLines, kLines, n, nullptr}, deaths.data(), 2, watch);
       hash.add(gap);
       hash.add(deaths);
       for (int64_t d : widths) {
@@ -73,15 +75,16 @@ void run(Hash& hash) {
         std::vector<int64_t> edges(2 * (n - 1));
         for (auto algorithm :
              {ph0::Algorithm::kPrim, ph0::Algorithm::kBoruvka, ph0::Algorithm::kTree}) {
+          if (d == 1 && algorithm == ph0::Algorithm::kBoruvka) continue;
           ph0::clouds_h0<T>({points.data(), 1, n, d, nullptr}, {death.data(), edges.data()},
-                            algorithm, 2);
+                            algorithm, 2, watch);
           hash.add(death);
           hash.add(edges);
         }
         for (auto metric : {ph0::Metric::kManhattan, ph0::Metric::kChebyshev}) {
           if (d == 1) continue;
           ph0::clouds_h0<T>({points.data(), 1, n, d, nullptr, metric, 0},
-                            {death.data(), edges.data()}, ph0::Algorithm::kPrim, 1);
+                            {death.data(), edges.data()}, ph0::Algorithm::kPrim, 1, watch);
           hash.add(death);
           hash.add(edges);
         }
@@ -94,7 +97,8 @@ void run(Hash& hash) {
           matrix[i * n + j] = matrix[j * n + i] = std::fabs(entries[i * n + j]);
         }
       }
-      ph0::matrices_h0<T>({matrix.data(), 1, n, nullptr, false}, {death.data(), edges.data()}, 1);
+      ph0::matrices_h0<T>({matrix.data(), 1, n, nullptr, false}, {death.data(), edges.data()}, 1,
+                          watch);
       hash.add(death);
       hash.add(edges);
     }
