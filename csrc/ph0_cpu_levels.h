@@ -78,13 +78,13 @@ constexpr int32_t kSwallowed = -2;   // every foreign point is at least as far a
 template <class T>
 struct Tree {
   int64_t n, d, leaves;
-  const T* x;                                // [leaves, d, kLeaf], NaN at positions >= n
-  const T* box;                              // [nodes, 2, d] least and greatest coordinates
-  const TreeNode* nodes;                     // [2 * leaves - 1]
-  const int32_t* id;                         // [size] index of the point
-  const typename Lane<T>::Index* component;  // [size] its component, -1 at positions >= n
-  const typename Lane<T>::Index* only;       // [nodes] the one component of all its points, or -1
-  T* bound;                                  // [size] see near
+  const T* x;                // [leaves, d, kLeaf], NaN at positions >= n
+  const T* box;              // [nodes, 2, d] least and greatest coordinates
+  const TreeNode* nodes;     // [2 * leaves - 1]
+  const int32_t* id;         // [size] index of the point
+  const int32_t* component;  // [size] its component, -1 at positions >= n
+  const int32_t* only;       // [nodes] the one component of all its points, or -1
+  T* bound;                  // [size] see near
   int32_t* near;  // [size] position of the nearest foreign point, at weight bound, or as above
   T* reach;  // [n] per component: least weight known to leave it; shared by threads, only falls
 };

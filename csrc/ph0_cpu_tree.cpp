@@ -278,11 +278,10 @@ class Rounds {
     only_.resize(nodes_.size());
     bound_.assign(size_, -1);
     near_.assign(size_, kNoneWithin);
-    parent_.resize(n_);
     reach_.resize(n_);
     best_.resize(n_);
     const int32_t n = static_cast<int32_t>(n_);
-    for (int32_t p = 0; p < n; ++p) component_[p] = parent_[p] = p;
+    for (int32_t p = 0; p < n; ++p) component_[p] = p;
     const Tree<T> tree{n_,           d_,
                        leaves_,      x_.data(),
                        box_.data(),  nodes_.data(),
@@ -303,11 +302,11 @@ class Rounds {
       choose();
       for (int32_t c = 0; c < n; ++c) {
         const int32_t p = best_[c];
-        if (p < 0 || !unite(parent_.data(), p, near_[p])) continue;
+        if (p < 0 || !unite(component_.data(), p, near_[p])) continue;
         *edges++ = edge_at(p);
         --left;
       }
-      for (int32_t p = 0; p < n; ++p) component_[p] = find_root(parent_.data(), p);
+      for (int32_t p = 0; p < n; ++p) component_[p] = find_root(component_.data(), p);
       if (first) retire_duplicates();
       first = false;
     }
@@ -381,10 +380,10 @@ class Rounds {
   std::vector<T> x_, box_;
   std::vector<TreeNode> nodes_;
   std::vector<int32_t> id_;
-  std::vector<typename Lane<T>::Index> component_, only_;
+  std::vector<int32_t> component_;  // a union-find forest while trees merge, flat otherwise
+  std::vector<int32_t> only_;
   std::vector<T> bound_;
   std::vector<int32_t> near_;
-  std::vector<int32_t> parent_;
   std::vector<T> reach_;
   std::vector<int32_t> best_;
 };

@@ -10,6 +10,13 @@
 // w; hence bound <= weight exactly, roundings included. A box is left out only when bound > reach,
 // or when bound == reach and no index in it is less than that of a point found at that weight.
 
+template <class T>
+PH0_INLINE M<T> load_narrow(const int32_t* p) {
+  typename Vec<T>::N v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, M<T>);
+}
+
 // Bits of the lanes whose points need the node.
 template <class T, int D>
 PH0_INLINE uint32_t lanes_near(const Tree<T>& t, int64_t node, int64_t d, const T* q,
@@ -52,7 +59,7 @@ PH0_TARGET void search_leaf_d(const Tree<T>& t, int64_t leaf) {
   const int64_t d = D ? D : t.d;
   const int64_t base = leaf * kLeaf;
   const T* const q = t.x + base * d;
-  const Index<T>* const own = t.component + base;
+  alignas(64) Index<T> own[kLeaf];  // components
   alignas(64) T reach[kLeaf];       // no edge of greater weight matters; -1: the lane is idle
   alignas(64) Index<T> tie[kLeaf];  // index of the point found at weight reach, or kNone
   T best[kLeaf];
@@ -60,6 +67,7 @@ PH0_TARGET void search_leaf_d(const Tree<T>& t, int64_t leaf) {
   uint32_t active = 0;
   for (int i = 0; i < kLeaf; ++i) {
     const int64_t p = base + i;
+    own[i] = t.component[p];
     reach[i] = -1;
     tie[i] = kNone<T>;
     best[i] = kInf<T>;
@@ -77,7 +85,7 @@ PH0_TARGET void search_leaf_d(const Tree<T>& t, int64_t leaf) {
 
   const auto scan = [&](int64_t other, uint32_t lanes) __attribute__((always_inline)) PH0_TARGET {
     const T* const y = t.x + other * kLeaf * d;
-    const Index<T>* const component = t.component + other * kLeaf;
+    const int32_t* const component = t.component + other * kLeaf;
     for (; lanes; lanes &= lanes - 1) {
       const int i = __builtin_ctz(lanes);
       V<T> w[U];
@@ -98,7 +106,7 @@ PH0_TARGET void search_leaf_d(const Tree<T>& t, int64_t leaf) {
       uint32_t hits = 0;
       for (int u = 0; u < U; ++u) {
         hits |= lane_bits((w[u] <= splat<T>(reach[i])) &
-                          (load_index<T>(component + u * W) != splat_index<T>(own[i])))
+                          (load_narrow<T>(component + u * W) != splat_index<T>(own[i])))
                 << (u * W);
       }
       if (!hits) continue;
