@@ -89,10 +89,17 @@ void graph_h0(std::uintptr_t ends_a, std::uintptr_t ends_b, std::uintptr_t weigh
   });
 }
 
+void forest_merges(std::uintptr_t edges, int64_t m, int64_t n, std::uintptr_t merges) {
+  heard(pybind11::none(), [&](ph0::Watch& watch) {
+    ph0::forest_merges(at<const int64_t>(edges), m, n, at<int64_t>(merges), watch);
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
   m.def("simd_level", &ph0::simd_level);
+  m.def("forest_merges", &forest_merges);
   m.def("lines_r_f_float32", &lines_r_f<float>);
   m.def("lines_r_f_float64", &lines_r_f<double>);
   m.def("lines_deaths_float32", &lines_deaths<float>);

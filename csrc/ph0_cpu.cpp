@@ -614,6 +614,28 @@ void graph_h0(const Graph<T>& in, const Forest<T>& out, Watch& watch) {
   write_forest(forest, in.n, in.n - 1, false, 0, out.deaths, out.edges, scratch, watch);
 }
 
+void forest_merges(const int64_t* edges, int64_t m, int64_t n, int64_t* merges, Watch& watch) {
+  std::vector<int32_t> parent(n);
+  std::vector<int64_t> size(n, 1), cluster(n);  // of the component of each smallest member
+  for (int64_t i = 0; i < n; ++i) cluster[i] = parent[i] = static_cast<int32_t>(i);
+  Beat beat(&watch);
+  for (int64_t i = 0; i < m; ++i) {
+    beat(64, [&] { return static_cast<double>(i) / m; });
+    const int32_t a = find_root(parent.data(), static_cast<int32_t>(edges[2 * i]));
+    const int32_t b = find_root(parent.data(), static_cast<int32_t>(edges[2 * i + 1]));
+    const int32_t elder = std::min(a, b), younger = std::max(a, b);
+    parent[younger] = elder;
+    size[elder] += size[younger];
+    int64_t* const out = merges + 5 * i;
+    out[0] = elder;
+    out[1] = younger;
+    out[2] = size[elder];
+    out[3] = std::min(cluster[a], cluster[b]);
+    out[4] = std::max(cluster[a], cluster[b]);
+    cluster[elder] = n + i;
+  }
+}
+
 template void lines_r_f(const Lines<float>&, float*, int, Watch&);
 template void lines_r_f(const Lines<double>&, double*, int, Watch&);
 template void lines_deaths(const Lines<float>&, float*, int, Watch&);

@@ -104,6 +104,11 @@ int64_t matrices_h0(const Matrices<T>& in, const Forest<T>& out, int threads, Wa
 template <class T>
 void graph_h0(const Graph<T>& in, const Forest<T>& out, Watch& watch);
 
+// Merges along the edges [m, 2] of a forest on n points, in their order: merges [m, 5] of the
+// smallest members of the two components (smaller first), the size after, and the numbers of the
+// two clusters (smaller first), where points are 0 .. n - 1 and merge i makes cluster n + i.
+void forest_merges(const int64_t* edges, int64_t m, int64_t n, int64_t* merges, Watch& watch);
+
 // "avx512", "avx2" or "portable": the widest level this processor has, or the one OBCE_SIMD names.
 // Throws std::invalid_argument when OBCE_SIMD names a level that is unknown or not there.
 const char* simd_level();

@@ -6,6 +6,7 @@ from typing import Any
 _Progress = Callable[[float], Any] | None
 
 def simd_level() -> str: ...
+def forest_merges(edges: int, m: int, n: int, merges: int, /) -> None: ...
 def lines_r_f_float32(
     values: int,
     row_stride: int,

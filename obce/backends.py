@@ -346,6 +346,24 @@ def _beside(data: torch.Tensor, lengths: Array | None) -> Any:
     return None if lengths is None else torch.as_tensor(lengths, device=data.device)
 
 
+def merges(edges: Array, n: int) -> tuple[Array, ...]:
+    """`reference.forest_merges`, by the compiled engine where it is built.
+
+    Raises:
+        ValueError: an end of an edge is no point.
+    """
+    if edges.size and not 0 <= edges.min() <= edges.max() < n:
+        raise ValueError(f"edges has ends from {edges.min()} to {edges.max()}, expected points 0 to {n - 1}.")
+    if BACKENDS["cpu"].why_not() is not None:
+        return reference.forest_merges(edges, n)
+    from obce import _cpu
+
+    edges = np.ascontiguousarray(edges)
+    out = np.empty((len(edges), 5), np.int64)
+    _cpu.forest_merges(_address(edges), len(edges), n, _address(out))
+    return tuple(np.ascontiguousarray(out.T))
+
+
 BACKENDS: dict[str, Backend] = {
     backend.name: backend for backend in (TritonBackend(), CpuBackend(), ReferenceBackend())
 }

@@ -261,7 +261,7 @@ class H0:
         n = int(self.lengths[i])
         edges = _to_numpy(self._needed(slice(i, i + 1)))[0, : n - 1]
         real = edges[:, 0] >= 0
-        elder, younger, sizes = _merges(edges[real], n)
+        elder, younger, sizes, _, _ = backends.merges(edges[real], n)
         return MergeTree(elder, younger, _to_numpy(self.deaths)[i, : n - 1][real], sizes)
 
     def _cloud(self, i: int) -> int:
@@ -314,32 +314,8 @@ class H0:
         deaths = _to_numpy(self.deaths)[i, : n - 1]
         if not np.isfinite(deaths).all():
             raise ValueError(f"cloud {i} is not connected, and scipy's linkage needs one tree; raise max_edge.")
-        elder, younger, sizes = _merges(edges, n)
-        cluster = list(range(n))  # number of the cluster that the component of each smallest member has become
-        z = np.empty((n - 1, 4))
-        for step, (a, b) in enumerate(zip(elder.tolist(), younger.tolist(), strict=True)):
-            z[step] = *sorted((cluster[a], cluster[b])), deaths[step], sizes[step]
-            cluster[a] = n + step
-        return z
-
-
-def _merges(edges: NDArray[np.int64], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """(elder, younger, size) of each merge along edges [m, 2] of a forest on n points (MergeTree)."""
-    parent, size = list(range(n)), [1] * n
-
-    def root(x: int) -> int:
-        while parent[x] != x:
-            parent[x] = parent[parent[x]]
-            x = parent[x]
-        return x
-
-    out = np.empty((3, len(edges)), np.int64)
-    for step, (a, b) in enumerate(edges.tolist()):
-        elder, younger = sorted((root(a), root(b)))
-        parent[younger] = elder
-        size[elder] += size[younger]
-        out[:, step] = elder, younger, size[elder]
-    return out[0], out[1], out[2]
+        _, _, sizes, first, second = backends.merges(edges, n)
+        return np.stack([first, second, deaths, sizes], 1).astype(np.float64)
 
 
 def _take_number(value: Any, name: str, expected: str) -> float:

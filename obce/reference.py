@@ -412,3 +412,34 @@ def torch_lines_r_f(values: torch.Tensor, lengths: torch.Tensor | None = None) -
     if lengths is not None:
         out = torch.where(lengths == 1, torch.zeros_like(out), out)
     return out
+
+
+def forest_merges(edges: Array, n: int) -> tuple[Array, ...]:
+    """The merges along the edges of a forest, in their order.
+
+    Args:
+        edges: [m, 2] int64.
+        n: points.
+
+    Returns:
+        elder, younger (the smallest members of the two components, elder < younger), sizes (after the merge), first,
+        second (the numbers of the two clusters, first < second; points are 0 to n - 1, merge i makes cluster n + i,
+        as in scipy's linkage), each [m] int64.
+    """
+    parent, size, cluster = list(range(n)), [1] * n, list(range(n))
+
+    def root(x: int) -> int:
+        while parent[x] != x:
+            parent[x] = parent[parent[x]]
+            x = parent[x]
+        return x
+
+    out = np.empty((5, len(edges)), np.int64)
+    for step, (a, b) in enumerate(edges.tolist()):
+        elder, younger = sorted((root(a), root(b)))
+        first, second = sorted((cluster[elder], cluster[younger]))
+        parent[younger] = elder
+        size[elder] += size[younger]
+        out[:, step] = elder, younger, size[elder], first, second
+        cluster[elder] = n + step
+    return tuple(out)

@@ -15,9 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from obce import backends, reference
 from obce.h0 import H0, h0, h0_distances, h0_line, r_f
 from ripser import ripser
-from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.cluster.hierarchy import fcluster, is_valid_linkage, linkage
 from scipy.spatial.distance import pdist, squareform
 
 INF, NAN = math.inf, math.nan
@@ -369,6 +370,25 @@ def test_labels_of_ragged_and_broken_clouds() -> None:
     capped = h0_line([0.0, 1.0, 5.0, 7.0], edges=True, max_edge=2.0)
     assert capped.labels(INF).tolist() == [[0, 0, 1, 1]]
     assert capped.betti(INF).tolist() == [2] and capped.betti_curve([INF, 0]).tolist() == [[2, 4]]
+
+
+def test_merges_of_the_engine_are_the_oracles(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = np.random.default_rng(29)
+    for n in (1, 2, 3, 50, 700):
+        cloud = g.integers(0, 9, (n, 2)).astype(float)
+        result = h0(cloud, edges=True)
+        edges = result.edges[0][g.random(n - 1) < 0.9]
+        fast = backends.merges(edges, n)
+        for ours, expected in zip(fast, reference.forest_merges(edges, n), strict=True):
+            assert ours.dtype == np.int64 and ours.tolist() == expected.tolist()
+        z = result.linkage(0) if n > 1 else np.empty((0, 4))
+        with monkeypatch.context() as patch:
+            patch.setattr(backends.CpuBackend, "why_not", lambda self: "it is missing")
+            assert n == 1 or (z == result.linkage(0)).all()
+        if n > 1:
+            assert is_valid_linkage(z)
+    with pytest.raises(ValueError, match="edges has ends from 0 to 5, expected points 0 to 4"):
+        backends.merges(np.array([[0, 5]]), 5)
 
 
 def test_merge_tree_by_hand() -> None:
