@@ -15,6 +15,16 @@ PH0_TARGET inline __m256d fused(__m256d a, __m256d b, __m256d c) {
   return _mm256_fmadd_pd(a, b, c);
 }
 PH0_TARGET inline __m256 product_sum(__m256 a, __m256 b, __m256 c) { return fused(a, b, c); }
+typedef int32_t Four __attribute__((vector_size(16)));
+typedef int32_t Eight __attribute__((vector_size(32)));
+PH0_TARGET inline Four bit_at(Four b) {
+  return reinterpret_cast<Four>(_mm_sllv_epi32(_mm_set1_epi32(1), reinterpret_cast<__m128i>(b)));
+}
+PH0_TARGET inline Eight bit_at(Eight b) {
+  return reinterpret_cast<Eight>(
+      _mm256_sllv_epi32(_mm256_set1_epi32(1), reinterpret_cast<__m256i>(b)));
+}
+constexpr bool kShiftsLanes = true;
 PH0_TARGET inline uint64_t occupied64(const uint8_t* mark) {
   const __m256i* const p = reinterpret_cast<const __m256i*>(mark);
   const uint32_t low = _mm256_movemask_epi8(_mm256_loadu_si256(p));

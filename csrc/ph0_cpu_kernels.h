@@ -1,8 +1,9 @@
 // The kernels of ph0_cpu_levels.h, written once on vectors of PH0_BYTES bytes. Included by each
 // level's file, which defines PH0_LEVEL, PH0_BYTES, PH0_TARGET, fused(a, b, c) = fma in every lane,
 // product_sum(a, b, c) = a b + c rounded once or twice, whichever is fast, lane_bits(mask) = one
-// bit a lane, and occupied64(marks) = one bit for each of 64 bytes that are 0 or 0xff. All of it is
-// internal to that file: code for one level can never be linked into another.
+// bit a lane, occupied64(marks) = one bit for each of 64 bytes that are 0 or 0xff, and bit_at(b) =
+// 1 << b in every int32 lane, 0 where b is not in 0 .. 31 (kShiftsLanes: whether that is fast). All
+// of it is internal to that file: code for one level can never be linked into another.
 //
 // Rounding: only subtraction, fused(), comparison and |.| touch a weight, each correctly rounded in
 // every lane, so all levels give the same bits.
@@ -212,12 +213,14 @@ inline bool has_run(uint64_t z, int32_t length) {
   return z != 0;
 }
 
-// Reads the marks of 64 buckets at a time, so that most are passed over in a few instructions.
-PH0_TARGET inline Runs longest_runs(const uint8_t* mark, int64_t groups) {
+// Reads 64 buckets at a time, occupied(g) a bit each, so that most are passed over in a few
+// instructions.
+template <class Occupied>
+PH0_INLINE Runs longest_runs(int64_t groups, const Occupied& occupied_at) {
   Runs runs;
   int32_t before = 0;  // the last occupied bucket passed; bucket 0 holds the least value
   for (int64_t g = 0; g < groups; ++g) {
-    uint64_t occupied = occupied64(mark + g * 64);
+    uint64_t occupied = occupied_at(g);
     if (occupied == 0) continue;
     const int32_t base = static_cast<int32_t>(g * 64);
     const int32_t low = __builtin_ctzll(occupied), high = 63 - __builtin_clzll(occupied);
@@ -236,12 +239,10 @@ PH0_TARGET inline Runs longest_runs(const uint8_t* mark, int64_t groups) {
   return runs;
 }
 
-// Marks one byte a bucket, 2 n buckets, finds the longest runs of empty ones, and looks at the
-// values beside those runs alone: one store instead of two read-modify-writes a value, and no
-// second array. False when the runs are too short or too many to decide; the caller then keeps a
-// least and a greatest value a bucket. `mark` holds mark_bytes(n).
+// The largest gap, when it lies over one of `runs`: looks at the values beside them. False when the
+// runs are too short or too many to decide. lo and scale are those of the buckets.
 //
-// Why it is exact. With the notation of fill_buckets, M = 2 n buckets of true width w = R / M and
+// Why it is exact. With the notation of fill_buckets, for M buckets of true width w = R / M and
 // t(x) = (x - lo) M / R, the computed argument differs from t(x) by at most D = 4.1 u M, which is
 // below 0.13 for M <= 2^19 in float. The gap over a run of E empty buckets is at least (E - 2 D) w
 // and at most (E + 2 + 2 D) w, one inside a bucket is at most (1 + 2 D) w. Let E* be the longest
@@ -251,25 +252,12 @@ PH0_TARGET inline Runs longest_runs(const uint8_t* mark, int64_t groups) {
 // the same bucket numbers. Rounding is monotone, so the largest rounded difference among them is
 // the rounded largest gap.
 template <class T>
-PH0_TARGET bool gap_by_marks(const T* v, int64_t n, T lo, T scale, uint8_t* mark, T* gap) {
+PH0_INLINE bool gap_over(const Runs& runs, const T* v, int64_t n, T lo, T scale, T* gap) {
   constexpr int W = Vec<T>::W;
   using N = typename Vec<T>::N;
-  using Pairs = typename Vec<T>::Pairs;
-  const int64_t bytes = mark_bytes(n);
-  __builtin_memset(mark, 0, bytes);
-  int64_t i = 0;
-  for (; i + W <= n; i += W) {
-    const Pairs pairs = reinterpret_cast<Pairs>(buckets<T>(v + i, lo, scale));
-    for (int u = 0; u < W / 2; ++u) {
-      mark[static_cast<uint32_t>(pairs[u])] = 0xff;
-      mark[pairs[u] >> 32] = 0xff;
-    }
-  }
-  for (; i < n; ++i) mark[static_cast<int32_t>((v[i] - lo) * scale)] = 0xff;
-
-  const Runs runs = longest_runs(mark, bytes / 64);
   if (!runs.decided || runs.too_many) return false;
 
+  int64_t i;
   T best = 0;
   for (int r = 0; r < runs.count; ++r) {
     const int32_t first = runs.first[r];
@@ -302,6 +290,62 @@ PH0_TARGET bool gap_by_marks(const T* v, int64_t n, T lo, T scale, uint8_t* mark
   }
   *gap = best;
   return true;
+}
+
+// Marks one byte a bucket, 2 n buckets: one store instead of two read-modify-writes a value, and no
+// second array. `mark` holds mark_bytes(n). False as in gap_over; the caller then keeps a least and
+// a greatest value a bucket.
+template <class T>
+PH0_TARGET bool gap_by_marks(const T* v, int64_t n, T lo, T scale, uint8_t* mark, T* gap) {
+  constexpr int W = Vec<T>::W;
+  using Pairs = typename Vec<T>::Pairs;
+  const int64_t bytes = mark_bytes(n);
+  __builtin_memset(mark, 0, bytes);
+  int64_t i = 0;
+  for (; i + W <= n; i += W) {
+    __builtin_prefetch(v + n + i);  // of the next line, most likely
+    const Pairs pairs = reinterpret_cast<Pairs>(buckets<T>(v + i, lo, scale));
+    for (int u = 0; u < W / 2; ++u) {
+      mark[static_cast<uint32_t>(pairs[u])] = 0xff;
+      mark[pairs[u] >> 32] = 0xff;
+    }
+  }
+  for (; i < n; ++i) mark[static_cast<int32_t>((v[i] - lo) * scale)] = 0xff;
+  const auto occupied = [&](int64_t g) __attribute__((always_inline)) PH0_TARGET {
+    return occupied64(mark + g * 64);
+  };
+  return gap_over<T>(longest_runs(bytes / 64, occupied), v, n, lo, scale, gap);
+}
+
+// The same with 128 buckets whose marks are bits of registers: enough where the largest gap is a
+// few hundredths of the range, as in the tails of bell-shaped data. scale takes the range to 127.
+template <class T>
+PH0_TARGET bool gap_by_bits(const T* v, int64_t n, T lo, T scale, T* gap) {
+  constexpr int W = Vec<T>::W;
+  constexpr int kWords = 4;
+  using N = typename Vec<T>::N;
+  N mark[kWords] = {};
+  int64_t i = 0;
+  for (; i + W <= n; i += W) {
+    __builtin_prefetch(v + n + i);
+    const N b = buckets<T>(v + i, lo, scale);
+    for (int q = 0; q < kWords; ++q) mark[q] |= bit_at(b - 32 * q);
+  }
+  uint64_t word[kWords / 2] = {};
+  for (int q = 0; q < kWords; ++q) {
+    int32_t lane[W];
+    store(lane, mark[q]);
+    int32_t all = 0;
+    for (int w = 0; w < W; ++w) all |= lane[w];
+    word[q / 2] |= uint64_t(static_cast<uint32_t>(all)) << (q % 2 * 32);
+  }
+  for (; i < n; ++i) {
+    const int32_t b = static_cast<int32_t>((v[i] - lo) * scale);
+    word[b / 64] |= uint64_t(1) << (b % 64);
+  }
+  const auto occupied = [&](int64_t g)
+                            __attribute__((always_inline)) PH0_TARGET { return word[g]; };
+  return gap_over<T>(longest_runs(kWords / 2, occupied), v, n, lo, scale, gap);
 }
 
 template <class T>
@@ -345,8 +389,14 @@ PH0_TARGET GapStatus largest_gap(const T* v, int64_t n, T* bucket_min, T* bucket
   const T scale = static_cast<T>(nb) / range;
   if (range == kInf<T> || scale == kInf<T>) return GapStatus::kNeedsSort;
 
-  constexpr int64_t kMarked = int64_t(1) << 18;  // values: 2^19 buckets at most
-  constexpr int64_t kFewest = 64;                // below it the runs are short
+  constexpr int64_t kMarked = int64_t(1) << 18;                   // values: 2^19 buckets at most
+  constexpr int64_t kFewest = 64;                                 // below it the runs are short
+  constexpr int64_t kBitsFrom = 768, kBitsTo = int64_t(1) << 16;  // where bits are faster
+  const T bits_scale = 127 / range;
+  if (kShiftsLanes && sizeof(T) == sizeof(float) && n >= kBitsFrom && n <= kBitsTo &&
+      bits_scale != kInf<T> && gap_by_bits<T>(v, n, lo, bits_scale, gap)) {
+    return GapStatus::kFound;
+  }
   const T marks_scale = static_cast<T>(2 * n) / range;
   if (n >= kFewest && n <= kMarked && marks_scale != kInf<T> &&
       gap_by_marks<T>(v, n, lo, marks_scale, reinterpret_cast<uint8_t*>(bucket_min), gap)) {
