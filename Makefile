@@ -65,7 +65,7 @@ gpu:
 	  $(PYTHON) benchmarks/bench_score.py --device cuda --model $$model --texts 1000 --out $(OUT)/score.csv || exit 1; \
 	done
 
-# 8 minutes on one core, 5 with -j2: the builds 1.5, the suite 2 under ASan + UBSan and 4 under TSan, all of it in each.
+# 10 minutes on one core, 6 with -j2: the builds 1.5, the suite 3 under ASan + UBSan and 5 under TSan, all of it in each.
 # Python's own leaks are no findings. Fresh memory is filled with 0xcd, so that reading it before writing shows in the
 # answer. A report needs an uncaptured stderr to be seen. Nothing is suppressed.
 SANITIZED ?= tests/test_h0_*.py tests/test_transformer.py

@@ -450,6 +450,12 @@ def corpus(folder: Path = CORPUS) -> list[Case]:
     return [Case.from_json(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
 
 
+def _tally(seed: int, begin: float, kinds: Counter[str], failures: int) -> str:
+    calls = ", ".join(f"{name} {count}" for name, count in sorted(kinds.items()))
+    seconds = time.monotonic() - begin
+    return f"seed {seed}: {kinds.total()} cases in {seconds:.0f} s ({calls}), {failures} failed"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--seconds", type=float, default=60)
@@ -475,8 +481,9 @@ def main() -> None:
             if failures == 20:
                 break
         number += 1
-    calls = ", ".join(f"{name} {count}" for name, count in sorted(kinds.items()))
-    print(f"seed {seed}: {number} cases in {time.monotonic() - begin:.0f} s ({calls}), {failures} failed")
+        if number % 10_000 == 0:
+            print(_tally(seed, begin, kinds, failures), flush=True)
+    print(_tally(seed, begin, kinds, failures))
     raise SystemExit(failures > 0)
 
 
