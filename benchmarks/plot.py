@@ -150,7 +150,7 @@ def bars(rows: list[Row], folder: Path) -> None:
     count = sum(len(peers) + 1.6 for _, peers in picked)
     height = 0.6 + 0.125 * count
     figure, axes = plt.subplots(figsize=(WIDTH, height))
-    figure.subplots_adjust(left=0.36, right=0.98, bottom=0.45 / height, top=1 - 0.1 / height)
+    figure.subplots_adjust(left=0.36, right=0.92, bottom=0.45 / height, top=1 - 0.1 / height)
     beside = axes.get_yaxis_transform()
     blank = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     y = 0.0
@@ -165,7 +165,7 @@ def bars(rows: list[Row], folder: Path) -> None:
             axes.text(max(ratio, 1) * 1.2, y, f"{ratio:,.3g}" if ratio < 1000 else f"{ratio:,.0f}", va="center")
         y += 1.6
     axes.set_xscale("log")
-    axes.set_xlim(smallest / 1.5, largest * 8)
+    axes.set_xlim(smallest / 1.5, largest * (largest / smallest) ** 0.25)  # room for the longest bar's number
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_ylim(y - 0.8, -0.8)
     axes.xaxis.set_major_locator(mpl.ticker.LogLocator(numticks=4))
