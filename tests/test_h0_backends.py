@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -478,3 +480,40 @@ def test_numpy_path_needs_no_torch(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+MEMORY = """
+import sys
+import numpy as np
+from obce.h0 import h0
+
+def high_water():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) << 10
+
+g = np.random.default_rng(0)
+n, d, algorithm = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+cloud = g.standard_normal((50 if algorithm == "boruvka" else n, d), np.float32)
+if algorithm == "boruvka":
+    cloud = cloud[g.integers(0, 50, n)]
+h0(cloud[:300], algorithm=algorithm)
+with open("/proc/self/clear_refs", "w") as peak:
+    peak.write("5")
+before = high_water()
+h0(cloud, algorithm=algorithm, check=False, threads=1)
+print(high_water() - before, cloud.nbytes + 64 * n + 64_000_000)
+"""
+
+
+@needs_cpu
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory as Linux counts it")
+@pytest.mark.parametrize(
+    ("n", "d", "algorithm"), [(1_500_000, 2, "kdtree"), (1_500_000, 4, "boruvka"), (9000, 200, "prim")]
+)
+def test_memory_is_a_copy_of_the_input_and_little_more(n: int, d: int, algorithm: str) -> None:
+    # Repeated points keep Boruvka short; they do not spare it its arrays.
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", MEMORY, str(n), str(d), algorithm], capture_output=True, text=True, check=True
+    )
+    used, allowed = map(int, done.stdout.split())
+    assert used < allowed
