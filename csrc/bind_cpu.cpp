@@ -3,6 +3,7 @@
 // Calls come with the GIL; it is given up while the engine runs, and taken again to hear Ctrl-C and
 // to call `progress`, None or a function of the share done.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "ph0_cpu.h"
 
@@ -99,6 +100,7 @@ void forest_merges(std::uintptr_t edges, int64_t m, int64_t n, std::uintptr_t me
 
 PYBIND11_MODULE(_cpu, m) {
   m.def("simd_level", &ph0::simd_level);
+  m.def("simd_levels", &ph0::simd_levels);
   m.def("forest_merges", &forest_merges);
   m.def("lines_r_f_float32", &lines_r_f<float>);
   m.def("lines_r_f_float64", &lines_r_f<double>);

@@ -38,22 +38,20 @@ Level widest_level() {
   return Level::kPortable;
 }
 
+constexpr std::array<const char*, 3> kLevels = {"portable", "avx2", "avx512"};  // as Level
+
 Level chosen_level() {
   static const Level widest = widest_level();
   const char* const wish = std::getenv("OBCE_SIMD");
   if (!wish || !*wish) return widest;
-  Level level;
-  if (!std::strcmp(wish, "portable")) {
-    level = Level::kPortable;
-  } else if (!std::strcmp(wish, "avx2")) {
-    level = Level::kAvx2;
-  } else if (!std::strcmp(wish, "avx512")) {
-    level = Level::kAvx512;
-  } else {
+  const auto known = std::find_if(kLevels.begin(), kLevels.end(),
+                                  [&](const char* name) { return !std::strcmp(wish, name); });
+  if (known == kLevels.end()) {
     throw std::invalid_argument(
         "OBCE_SIMD is '" + std::string(wish) +
         "', expected portable, avx2 or avx512; unset it to let obce choose.");
   }
+  const Level level = static_cast<Level>(known - kLevels.begin());
   if (level > widest) {
     throw std::invalid_argument("OBCE_SIMD is '" + std::string(wish) +
                                 "', which this processor does not have; unset it or set it to "
@@ -469,15 +467,10 @@ int64_t length_of(const int64_t* lengths, int64_t cloud, int64_t n) {
 
 }  // namespace
 
-const char* simd_level() {
-  switch (chosen_level()) {
-    case Level::kAvx512:
-      return "avx512";
-    case Level::kAvx2:
-      return "avx2";
-    default:
-      return "portable";
-  }
+const char* simd_level() { return kLevels[static_cast<size_t>(chosen_level())]; }
+
+std::vector<const char*> simd_levels() {
+  return {kLevels.begin(), kLevels.begin() + static_cast<size_t>(widest_level()) + 1};
 }
 
 template <class T>

@@ -20,6 +20,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "ph0_core.h"
 #include "ph0_cpu_watch.h"
@@ -112,5 +113,8 @@ void forest_merges(const int64_t* edges, int64_t m, int64_t n, int64_t* merges, 
 // "avx512", "avx2" or "portable": the widest level this processor has, or the one OBCE_SIMD names.
 // Throws std::invalid_argument when OBCE_SIMD names a level that is unknown or not there.
 const char* simd_level();
+
+// The levels that this processor has, narrowest first, whatever OBCE_SIMD says.
+std::vector<const char*> simd_levels();
 
 }  // namespace ph0

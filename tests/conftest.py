@@ -6,6 +6,7 @@ import importlib.util
 import os
 import random
 import string
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
     from transformers import BertModel, PreTrainedTokenizerBase
 
@@ -191,3 +193,18 @@ def minilm_dir() -> Path:
 @pytest.fixture(scope="session")
 def wikipedia() -> Path:
     return next((Path(__file__).parents[1] / "examples").glob("wikipedia-2500.*"))
+
+
+@pytest.fixture(scope="session")
+def script() -> Callable[[str], ModuleType]:
+    """Loads a script of this folder, one that is run by hand too, as a module."""
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        return module
+
+    return load

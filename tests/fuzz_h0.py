@@ -299,23 +299,6 @@ def _sparse(g: np.random.Generator, n: int, keywords: dict[str, Any]) -> np.ndar
     return numbers
 
 
-def levels() -> list[str]:
-    """The SIMD levels of this processor; none without the compiled engine."""
-    try:
-        from obce import _cpu
-    except ImportError:
-        return [""]
-    before, found = os.environ.get("OBCE_SIMD"), []
-    for level in ("portable", "avx2", "avx512"):
-        os.environ["OBCE_SIMD"] = level
-        try:
-            found.append(_cpu.simd_level())
-        except ValueError:
-            break
-    _restore(before)
-    return found
-
-
 def _restore(level: str | None) -> None:
     if level is None:
         os.environ.pop("OBCE_SIMD", None)
@@ -323,7 +306,12 @@ def _restore(level: str | None) -> None:
         os.environ["OBCE_SIMD"] = level
 
 
-LEVELS = levels()
+try:
+    from obce import _cpu
+
+    LEVELS = _cpu.simd_levels()
+except ImportError:
+    LEVELS = [""]
 
 
 def _input(case: Case) -> Any:

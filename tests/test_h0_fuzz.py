@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -14,38 +12,31 @@ from obce import backends
 pytest.importorskip("obce._cpu", reason="obce._cpu is not built on this machine")
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fuzz_h0", Path(__file__).with_name("fuzz_h0.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fuzz_h0"] = module
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def fuzz(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("fuzz_h0")
 
 
-fuzz = load()
-
-
-def test_kept_cases_pass() -> None:
+def test_kept_cases_pass(fuzz: ModuleType) -> None:
     kept = fuzz.corpus()
     assert len(kept) > 50
     for case in kept:
         assert fuzz.failure(case) is None, case.to_json()
 
 
-def test_new_cases_pass() -> None:
+def test_new_cases_pass(fuzz: ModuleType) -> None:
     for number in range(250):
         assert fuzz.failure(fuzz.draw(2312, number)) is None, f"case {number}"
 
 
-def test_a_case_is_its_line_and_its_number() -> None:
+def test_a_case_is_its_line_and_its_number(fuzz: ModuleType) -> None:
     for number in range(50):
         line = fuzz.draw(1, number).to_json()
         assert fuzz.Case.from_json(line).to_json() == line == fuzz.draw(1, number).to_json()
 
 
 @pytest.mark.parametrize("field", ["lengths", "edges"])
-def test_a_wrong_bit_is_seen_and_shrunk(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+def test_a_wrong_bit_is_seen_and_shrunk(fuzz: ModuleType, monkeypatch: pytest.MonkeyPatch, field: str) -> None:
     right = backends.CpuBackend.run
 
     def wrong(self: backends.CpuBackend, job: backends.Job) -> backends.Answer:
@@ -64,7 +55,7 @@ def test_a_wrong_bit_is_seen_and_shrunk(monkeypatch: pytest.MonkeyPatch, field: 
     assert small.form == "plain" and len(small.numbers) == 2
 
 
-def test_errors_that_are_no_refusals_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_that_are_no_refusals_are_seen(fuzz: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     case = fuzz.Case("r_f", "plain", np.arange(4.0), {}, "")
     assert fuzz.failure(case) is None
 

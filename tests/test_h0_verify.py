@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -14,28 +12,21 @@ from obce.h0 import h0
 pytest.importorskip("obce._cpu", reason="obce._cpu is not built on this machine")
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("verify_h0", Path(__file__).with_name("verify_h0.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["verify_h0"] = module
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def verify(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("verify_h0")
 
 
-verify = load()
-
-
-def test_small_clouds() -> None:
+def test_small_clouds(verify: ModuleType) -> None:
     verify.small(600, seed=1)
 
 
-def test_large_clouds() -> None:
+def test_large_clouds(verify: ModuleType) -> None:
     verify.large(len(verify.KINDS), seed=1, budget=1e6)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
-def test_a_wrong_answer_is_seen(dtype: type) -> None:
+def test_a_wrong_answer_is_seen(verify: ModuleType, dtype: type) -> None:
     cloud = np.random.default_rng(0).standard_normal((20, 3)).astype(dtype)
     result = h0(cloud, edges=True)
     deaths, edges = result.deaths[0], result.edges[0]
