@@ -15,11 +15,7 @@ PH0_TARGET inline __m256d fused(__m256d a, __m256d b, __m256d c) {
   return _mm256_fmadd_pd(a, b, c);
 }
 PH0_TARGET inline __m256 product_sum(__m256 a, __m256 b, __m256 c) { return fused(a, b, c); }
-typedef int32_t Four __attribute__((vector_size(16)));
 typedef int32_t Eight __attribute__((vector_size(32)));
-PH0_TARGET inline Four bit_at(Four b) {
-  return reinterpret_cast<Four>(_mm_sllv_epi32(_mm_set1_epi32(1), reinterpret_cast<__m128i>(b)));
-}
 PH0_TARGET inline Eight bit_at(Eight b) {
   return reinterpret_cast<Eight>(
       _mm256_sllv_epi32(_mm256_set1_epi32(1), reinterpret_cast<__m256i>(b)));

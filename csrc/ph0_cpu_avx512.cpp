@@ -15,12 +15,7 @@ PH0_TARGET inline __m512d fused(__m512d a, __m512d b, __m512d c) {
   return _mm512_fmadd_pd(a, b, c);
 }
 PH0_TARGET inline __m512 product_sum(__m512 a, __m512 b, __m512 c) { return fused(a, b, c); }
-typedef int32_t Eight __attribute__((vector_size(32)));
 typedef int32_t Sixteen __attribute__((vector_size(64)));
-PH0_TARGET inline Eight bit_at(Eight b) {
-  return reinterpret_cast<Eight>(
-      _mm256_sllv_epi32(_mm256_set1_epi32(1), reinterpret_cast<__m256i>(b)));
-}
 PH0_TARGET inline Sixteen bit_at(Sixteen b) {
   return reinterpret_cast<Sixteen>(
       _mm512_maskz_sllv_epi32(0xffff, _mm512_set1_epi32(1), reinterpret_cast<__m512i>(b)));

@@ -1,9 +1,9 @@
 // The kernels of ph0_cpu_levels.h, written once on vectors of PH0_BYTES bytes. Included by each
 // level's file, which defines PH0_LEVEL, PH0_BYTES, PH0_TARGET, fused(a, b, c) = fma in every lane,
 // product_sum(a, b, c) = a b + c rounded once or twice, whichever is fast, lane_bits(mask) = one
-// bit a lane, occupied64(marks) = one bit for each of 64 bytes that are 0 or 0xff, and bit_at(b) =
-// 1 << b in every int32 lane, 0 where b is not in 0 .. 31 (kShiftsLanes: whether that is fast). All
-// of it is internal to that file: code for one level can never be linked into another.
+// bit a lane, occupied64(marks) = one bit for each of 64 bytes that are 0 or 0xff, and where
+// kShiftsLanes, bit_at(b) = 1 << b in every int32 lane of a vector, 0 where b is not in 0 .. 31.
+// All of it is internal to that file: code for one level can never be linked into another.
 //
 // Rounding: only subtraction, fused(), comparison and |.| touch a weight, each correctly rounded in
 // every lane, so all levels give the same bits.
@@ -389,13 +389,16 @@ PH0_TARGET GapStatus largest_gap(const T* v, int64_t n, T* bucket_min, T* bucket
   const T scale = static_cast<T>(nb) / range;
   if (range == kInf<T> || scale == kInf<T>) return GapStatus::kNeedsSort;
 
-  constexpr int64_t kMarked = int64_t(1) << 18;                   // values: 2^19 buckets at most
-  constexpr int64_t kFewest = 64;                                 // below it the runs are short
-  constexpr int64_t kBitsFrom = 768, kBitsTo = int64_t(1) << 16;  // where bits are faster
-  const T bits_scale = 127 / range;
-  if (kShiftsLanes && sizeof(T) == sizeof(float) && n >= kBitsFrom && n <= kBitsTo &&
-      bits_scale != kInf<T> && gap_by_bits<T>(v, n, lo, bits_scale, gap)) {
-    return GapStatus::kFound;
+  constexpr int64_t kMarked = int64_t(1) << 18;  // values: 2^19 buckets at most
+  constexpr int64_t kFewest = 64;                // below it the runs are short
+  [[maybe_unused]] constexpr int64_t kBitsFrom = 768, kBitsTo = int64_t(1)
+                                                                << 16;  // where bits are faster
+  [[maybe_unused]] const T bits_scale = 127 / range;
+  if constexpr (kShiftsLanes && sizeof(T) == sizeof(float)) {
+    if (n >= kBitsFrom && n <= kBitsTo && bits_scale != kInf<T> &&
+        gap_by_bits<T>(v, n, lo, bits_scale, gap)) {
+      return GapStatus::kFound;
+    }
   }
   const T marks_scale = static_cast<T>(2 * n) / range;
   if (n >= kFewest && n <= kMarked && marks_scale != kInf<T> &&

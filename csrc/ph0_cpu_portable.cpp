@@ -23,14 +23,6 @@ inline V product_sum(V a, V b, V c) {
 #endif
 }
 
-template <class N>
-inline N bit_at(N b) {
-  N r;
-  for (unsigned i = 0; i < sizeof(N) / sizeof(b[0]); ++i) {
-    r[i] = static_cast<uint32_t>(b[i]) < 32 ? static_cast<int32_t>(uint32_t(1) << b[i]) : 0;
-  }
-  return r;
-}
 constexpr bool kShiftsLanes = false;
 
 // Bit b of the answer: byte b is marked (0xff, not 0).
