@@ -112,8 +112,8 @@ class Products {
   }
 
  private:
-  static constexpr int64_t kManyPoints = 1000000;  // from here on shorter lists, for their memory
-  static constexpr int64_t kMostFloors = 4096;     // tiles
+  static constexpr int64_t kManyPoints = 500000;  // from here on shorter lists, for their memory
+  static constexpr int64_t kMostFloors = 4096;    // tiles
 
   struct Scratch {
     Buffer<float> x[2], half[2];
