@@ -146,26 +146,27 @@ class CpuBackend(Backend):
     name = "cpu"
     checks_matrices = True
 
-    # Sizes at which the algorithms meet on Gaussian clouds, where trees and lists gain least (docs/engine.md).
+    # Sizes at which the algorithms meet on Gaussian clouds, where trees and lists gain least:
+    # benchmarks/bench_choice.py measures them, docs/engine.md shows them.
     # d -> points from which the k-d tree is the fastest, for float32 and float64. In more coordinates its boxes rule
     # out too little.
     TREE_POINTS: ClassVar[dict[int, tuple[float, float]]] = {
         1: (2_000, 2_000),
-        2: (2_200, 2_200),
-        3: (2_500, 2_500),
-        4: (3_200, 3_200),
-        5: (5_000, 5_000),
-        6: (7_000, 7_000),
-        7: (11_500, 11_500),
-        8: (30_000, 90_000),
-        9: (90_000, 200_000),
+        2: (3_500, 1_950),
+        3: (4_000, 2_150),
+        4: (5_000, 2_800),
+        5: (7_300, 4_400),
+        6: (10_500, 6_000),
+        7: (16_000, 9_000),
+        8: (26_000, 72_000),
+        9: (70_000, 180_000),
         10: (200_000, math.inf),
     }
     # Boruvka on lists beats Prim from FACTOR * d^-0.75 points on, not below LEAST, and on clouds of fewer coordinates
     # the k-d tree comes first. For float32 and float64.
     LIST_COORDINATES = 8
-    LIST_FACTOR: ClassVar[tuple[int, int]] = (76_000, 27_000)
-    LIST_LEAST: ClassVar[tuple[int, int]] = (1_100, 500)
+    LIST_FACTOR: ClassVar[tuple[int, int]] = (135_000, 33_000)
+    LIST_LEAST: ClassVar[tuple[int, int]] = (1_700, 500)
 
     TREES = ("prim", "boruvka", "kdtree")  # in the order of ph0::Algorithm
 

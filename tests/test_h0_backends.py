@@ -338,10 +338,10 @@ def test_automatic_choice_follows_the_cost_model(monkeypatch: pytest.MonkeyPatch
         for n, expected in ((points[d][0] - 1, "prim"), (points[d][0], "kdtree")):
             assert h0(g.random((n, d), np.float32), backend="cpu").algorithm == expected
     for dtype, n, expected in (
-        (np.float32, 1900, "prim"),
-        (np.float32, 2000, "boruvka"),
-        (np.float64, 700, "prim"),
-        (np.float64, 720, "boruvka"),
+        (np.float32, 3500, "prim"),
+        (np.float32, 3600, "boruvka"),
+        (np.float64, 860, "prim"),
+        (np.float64, 870, "boruvka"),
     ):
         assert h0(g.random((n, 128), dtype), backend="cpu").algorithm == expected
     monkeypatch.setattr(backends.CpuBackend, "LIST_FACTOR", (100, 100))
