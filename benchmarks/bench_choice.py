@@ -3,8 +3,8 @@
     python benchmarks/bench_choice.py
 
 Gaussian clouds, one thread. Around each size from which `auto` takes `kdtree` or `boruvka`, the algorithms that meet
-there answer the same cloud; the edges must be equal, then each is timed. A row has the size as a multiple of that border,
-processor seconds of the fastest of 3 calls, and what `auto` took.
+there answer the same cloud; the edges must be equal, then each is timed. A row has the size as a multiple of that
+border, processor seconds of the fastest of 3 calls, and what `auto` took.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from obce.evaluate import count_parameters, embed, fidelity
 from obce.plan import plan
 from obce.prune import prune
 from obce.run import load_model, load_tokenizer
-from obce.scores import score
+from obce.scoring import score
 
 SHARES = (0.95, 0.9, 0.8, 0.65, 0.465)
 CHOICES = (("rf", None), ("std", None), *(("random", seed) for seed in range(3)))

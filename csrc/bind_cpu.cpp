@@ -1,13 +1,20 @@
 // obce._cpu: addresses and sizes come in as integers, so no numpy or torch header is needed.
-// Contracts: ph0_cpu.h. obce/backends.py is the only caller and checks everything first.
-// Calls come with the GIL; it is given up while the engine runs, and taken again to hear Ctrl-C and
-// to call `progress`, None or a function of the share done.
+// Contracts: ph0_cpu.h and ph0_cpu_sketch.h. obce/backends.py and obce/sketch.py are the only
+// callers and check everything first. Calls come with the GIL; it is given up while the engine
+// runs, and taken again to hear Ctrl-C and to call `progress`, None or a function of the share
+// done.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+
 #include "ph0_cpu.h"
+#include "ph0_cpu_sketch.h"
 
 namespace {
+
+// Of level, base, low and high.
+using Addresses = std::array<std::uintptr_t, 4>;
 
 template <class P>
 P* at(std::uintptr_t address) {
@@ -96,6 +103,83 @@ void forest_merges(std::uintptr_t edges, int64_t m, int64_t n, std::uintptr_t me
   });
 }
 
+ph0::GapCells gap_cells(const Addresses& at_, int64_t rows, int64_t cells) {
+  return {at<int32_t>(at_[0]),
+          at<int64_t>(at_[1]),
+          at<int64_t>(at_[2]),
+          at<int64_t>(at_[3]),
+          rows,
+          cells};
+}
+
+void cells_update(std::uintptr_t values, int64_t row_stride, int64_t m, std::uintptr_t texts,
+                  const Addresses& cells, int64_t rows, int64_t n_cells, int threads) {
+  heard(pybind11::none(), [&](ph0::Watch& watch) {
+    ph0::cells_update(at<const float>(values), row_stride, m, at<const uint32_t>(texts),
+                      gap_cells(cells, rows, n_cells), threads, watch);
+  });
+}
+
+void cells_merge(const Addresses& into, const Addresses& from, int64_t rows, int64_t n_cells,
+                 int threads) {
+  heard(pybind11::none(), [&](ph0::Watch& watch) {
+    ph0::cells_merge(gap_cells(into, rows, n_cells), gap_cells(from, rows, n_cells), threads,
+                     watch);
+  });
+}
+
+void cells_regrid(const Addresses& cells, int64_t rows, int64_t n_cells, std::uintptr_t level,
+                  std::uintptr_t base, int threads) {
+  heard(pybind11::none(), [&](ph0::Watch& watch) {
+    ph0::cells_regrid(gap_cells(cells, rows, n_cells), at<const int32_t>(level),
+                      at<const int64_t>(base), threads, watch);
+  });
+}
+
+void cells_grid(std::uintptr_t least, std::uintptr_t greatest, int64_t rows, int64_t cells,
+                std::uintptr_t level, std::uintptr_t base) {
+  ph0::cells_grid(at<const float>(least), at<const float>(greatest), rows, cells,
+                  at<int32_t>(level), at<int64_t>(base));
+}
+
+void cells_gaps(const Addresses& cells, int64_t rows, int64_t n_cells, std::uintptr_t gap,
+                std::uintptr_t bound, std::uintptr_t texts, std::uintptr_t extremes, int threads) {
+  heard(pybind11::none(), [&](ph0::Watch& watch) {
+    ph0::cells_gaps(gap_cells(cells, rows, n_cells),
+                    {at<float>(gap), at<float>(bound), at<int64_t>(texts), at<float>(extremes)},
+                    threads, watch);
+  });
+}
+
+void sums_update(std::uintptr_t values, int64_t row_stride, int64_t m, int64_t rows,
+                 std::uintptr_t positive, std::uintptr_t negative, std::uintptr_t squares,
+                 int threads) {
+  heard(pybind11::none(), [&](ph0::Watch& watch) {
+    ph0::sums_update(at<const float>(values), row_stride, m, rows,
+                     {at<int64_t>(positive), at<int64_t>(negative), at<int64_t>(squares)}, threads,
+                     watch);
+  });
+}
+
+void sums_add(std::uintptr_t values, int64_t m, int64_t rows, std::uintptr_t sums, int digits,
+              int first, int threads) {
+  heard(pybind11::none(), [&](ph0::Watch& watch) {
+    ph0::sums_add(at<const double>(values), m, rows, at<int64_t>(sums), digits, first, threads,
+                  watch);
+  });
+}
+
+void token_sums(std::uintptr_t tokens, int64_t text_stride, int64_t token_stride,
+                std::uintptr_t lengths, int64_t B, int64_t width, std::uintptr_t sums,
+                std::uintptr_t squares, std::uintptr_t least, std::uintptr_t greatest,
+                int threads) {
+  heard(pybind11::none(), [&](ph0::Watch& watch) {
+    ph0::token_sums(at<const float>(tokens), text_stride, token_stride, at<const int64_t>(lengths),
+                    B, width, at<double>(sums), at<double>(squares), at<float>(least),
+                    at<float>(greatest), threads, watch);
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -112,4 +196,12 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("matrices_h0_float64", &matrices_h0<double>);
   m.def("graph_h0_float32", &graph_h0<float>);
   m.def("graph_h0_float64", &graph_h0<double>);
+  m.def("cells_update", &cells_update);
+  m.def("cells_merge", &cells_merge);
+  m.def("cells_regrid", &cells_regrid);
+  m.def("cells_grid", &cells_grid);
+  m.def("cells_gaps", &cells_gaps);
+  m.def("sums_update", &sums_update);
+  m.def("sums_add", &sums_add);
+  m.def("token_sums", &token_sums);
 }

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from obce.plan import plan as plan
     from obce.prune import prune as prune
     from obce.scores import Scores as Scores
-    from obce.scores import score as score
+    from obce.scoring import score as score
     from obce.transformer import H0Transformer as H0Transformer
 
 _PUBLIC = {
@@ -43,7 +43,7 @@ _PUBLIC = {
     "prune": "obce.prune",
     "r_f": "obce.h0",
     "read_corpus": "obce.corpus",
-    "score": "obce.scores",
+    "score": "obce.scoring",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604  (a table, so that the lazy names are written once)

@@ -1,4 +1,4 @@
-"""Outputs of every neuron at [CLS], and the means its reader sees over all tokens, streamed layer by layer.
+"""Outputs of every neuron at [CLS], and what it does over all tokens, layer by layer.
 
 Nothing is copied or patched: forward hooks stand on the Linears of a site inside a context manager and are gone
 when it closes, also after an exception. Each text must arrive exactly once a site; a hook that fires twice
@@ -7,23 +7,28 @@ when it closes, also after an exception. Each text must arrive exactly once a si
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from obce.clouds import CLOUD_KINDS
 from obce.corpus import Batch, TokenBatches
 from obce.sites import Site, base_model
+from obce.sketch import TokenSums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
 Memory = Literal["model", "layer"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 Progress = Callable[[float, float], None]
 
 
@@ -33,37 +38,72 @@ class LayerActivations:
 
     Attributes:
         layer: Layer number, from 0.
-        outputs: Site kind -> float32 [width, n_texts], the Linear's output at [CLS] (before the activation
-            function), columns in corpus order.
-        token_means: Site kind -> float64 [width], mean over all real tokens of all texts of what the site's
-            reader takes in: after the activation for `intermediate`, the attention context for `value`.
+        values: float32 [n_texts, neurons], every Linear's output at [CLS] (before the activation function), the
+            sites of the layer side by side.
+        columns: Site kind -> its columns in `values`.
+        tokens: Site kind -> sums over all real tokens of all texts of what the site's reader takes in (after the
+            activation for `intermediate`, the attention context for `value`), or of the Linear's output where none
+            reads it. Empty when not asked for.
+        clouds: Kind in `CLOUD_KINDS` -> float32 [n_chosen, hidden size], vectors of the chosen texts at [CLS]. Empty
+            when none were chosen.
     """
 
     layer: int
-    outputs: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    token_means: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    values: NDArray[np.float32]
+    columns: dict[str, slice]
+    tokens: dict[str, TokenSums] = field(default_factory=dict)
+    clouds: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> dict[str, NDArray[np.float32]]:
+        """Site kind -> float32 [width, n_texts], a view."""
+        return {kind: self.values[:, columns].T for kind, columns in self.columns.items()}
 
 
 class _Stop(Exception):  # noqa: N818  (a signal, not an error)
-    """Ends a forward pass once the first layer's input is known."""
+    """Ends a forward pass once the input of a layer is known."""
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What is taken beside the outputs: sums over tokens, and vectors of the texts that `chosen` [n_texts] marks."""
+
+    tokens: bool
+    chosen: NDArray[np.bool_]
+
+    def vectors(self, batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows of the batch that are chosen, and their places among the chosen."""
+        rows = np.flatnonzero(self.chosen[batch.indices])
+        return rows, np.cumsum(self.chosen)[batch.indices[rows]] - 1
 
 
 class _Observer:
     """Hooks for some sites; `see(batch)` names the texts that the next forward pass carries."""
 
-    def __init__(self, sites: Sequence[Site], n_texts: int, *, outputs: bool) -> None:
+    def __init__(self, sites: Sequence[Site], n_texts: int, device: torch.device, wish: _Wish) -> None:
         self.sites = sites
         self.n_texts = n_texts
-        self.outputs = {s.name: np.empty((s.width, n_texts), np.float32) for s in sites if outputs}
-        self.sums = {s.name: np.zeros(s.width, np.float64) for s in sites if s.reader is not None}
+        self.device = device
+        self.wish = wish
+        self.values: dict[int, torch.Tensor] = {}
+        self.columns: dict[int, dict[str, slice]] = {}
+        for layer in sorted({site.layer for site in sites}):
+            here = [site for site in sites if site.layer == layer]
+            ends = list(accumulate(site.width for site in here))
+            self.columns[layer] = {s.kind: slice(end - s.width, end) for s, end in zip(here, ends, strict=True)}
+            self.values[layer] = torch.empty((n_texts, ends[-1]), dtype=torch.float32, device=device)
+        self.tokens = {s.name: TokenSums(s.width) for s in sites if wish.tokens}
+        self.clouds: dict[tuple[int, str], torch.Tensor] = {}
         self.seen = {s.name: np.zeros(n_texts, np.int64) for s in sites}
-        self.tokens = dict.fromkeys(self.sums, 0)
         self.batch: Batch | None = None
-        self.mask = torch.empty(0)
+        self.places = torch.empty(0)
+        self.lengths = np.empty(0, np.int64)
 
-    def see(self, batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
-        inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-        self.batch, self.mask = batch, inputs["attention_mask"].to(torch.float32)[:, None]
+    def see(self, batch: Batch) -> dict[str, torch.Tensor]:
+        inputs = {name: tensor.to(self.device) for name, tensor in batch.inputs.items()}
+        self.batch = batch
+        self.places = torch.from_numpy(batch.indices).to(self.device)
+        self.lengths = batch.inputs["attention_mask"].sum(1).numpy()
         return inputs
 
     def _current(self) -> Batch:
@@ -71,46 +111,64 @@ class _Observer:
             raise RuntimeError("the model ran on a batch that was not announced")
         return self.batch
 
+    def _take_tokens(self, site: Site, tokens: torch.Tensor) -> None:
+        if self.wish.tokens:
+            self.tokens[site.name].add(tokens, self.lengths)
+
+    def _take_cloud(self, layer: int, kind: str, tokens: torch.Tensor) -> None:
+        batch = self._current()
+        rows, places = self.wish.vectors(batch)
+        if rows.size:
+            if (layer, kind) not in self.clouds:
+                shape = (int(self.wish.chosen.sum()), tokens.shape[2])
+                self.clouds[layer, kind] = torch.empty(shape, dtype=torch.float32, device=self.device)
+            self.clouds[layer, kind][torch.from_numpy(places)] = tokens[torch.from_numpy(rows), 0].to(torch.float32)
+
     def _on_writer(self, site: Site) -> Callable[..., None]:
+        columns = self.columns[site.layer][site.kind]
+        at = (self.values[site.layer], columns)
+
         def hook(_module: nn.Module, _args: Any, output: torch.Tensor) -> None:
             batch = self._current()
-            at_cls = output[:, 0].to(torch.float32).cpu()
-            if not bool(torch.isfinite(at_cls).all()):
-                text, neuron = (int(i) for i in torch.nonzero(~torch.isfinite(at_cls))[0])
-                raise ValueError(
-                    f"model gives {at_cls[text, neuron].item()} at [CLS] for neuron {site.name}.{neuron} on text "
-                    f"{int(batch.indices[text])}, but every output must be finite: check the weights of "
-                    f"'{site.writer}' and of the layers before it for NaN or overflow"
-                )
-            self.outputs[site.name][:, batch.indices] = at_cls.numpy().T
+            at[0][self.places, at[1]] = output[:, 0].to(torch.float32)
             self.seen[site.name][batch.indices] += 1
+            if site.reader is None:
+                self._take_tokens(site, output)
+            if site.kind in CLOUD_KINDS:
+                self._take_cloud(site.layer, site.kind, output)
 
         return hook
 
     def _on_reader(self, site: Site) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            batch = self._current()
-            # [b, 1, T] x [b, T, width]: padding is left out by the product, each text's sum is over at most T
-            # fp32 terms, and the texts are added up in float64
-            texts = torch.bmm(self.mask, args[0].to(torch.float32))
-            self.sums[site.name] += texts.sum((0, 1), dtype=torch.float64).cpu().numpy()
-            self.tokens[site.name] += int(batch.inputs["attention_mask"].sum())
-            if not self.outputs:
-                self.seen[site.name][batch.indices] += 1
+            self._take_tokens(site, args[0])
+            if site.kind == "value":
+                self._take_cloud(site.layer, "context", args[0])
 
         return hook
+
+    def _on_layer(self, layer: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            self.see_hidden(layer, output[0] if isinstance(output, tuple) else output)
+
+        return hook
+
+    def see_hidden(self, layer: int, hidden: torch.Tensor) -> None:
+        self._take_cloud(layer, "hidden", hidden)
 
     @contextmanager
     def watching(self, body: nn.Module) -> Iterator[None]:
         handles = []
         try:
             for site in self.sites:
-                if self.outputs:
-                    writer = body.get_submodule(site.writer)
-                    handles.append(writer.register_forward_hook(self._on_writer(site)))
-                if site.reader is not None:
+                handles.append(body.get_submodule(site.writer).register_forward_hook(self._on_writer(site)))
+                if site.reader is not None and (self.wish.tokens or site.kind == "value"):
                     reader = body.get_submodule(site.reader)
                     handles.append(reader.register_forward_pre_hook(self._on_reader(site)))
+            if self.wish.chosen.any():
+                for layer in self.columns:
+                    first = next(site for site in self.sites if site.layer == layer)
+                    handles.append(_layer_module(body, first).register_forward_hook(self._on_layer(layer)))
             yield
         finally:
             for handle in handles:
@@ -127,23 +185,34 @@ class _Observer:
                 )
 
     def results(self, layer: int) -> LayerActivations:
-        found = LayerActivations(layer)
-        for site in self.sites:
-            if site.layer != layer:
-                continue
-            if self.outputs:
-                # popped, so that a layer's activations can be freed by the caller before the next is asked for
-                found.outputs[site.kind] = self.outputs.pop(site.name)
-            if site.reader is not None:
-                mean = self.sums[site.name] / self.tokens[site.name]
-                if not np.isfinite(mean).all():
-                    neuron = int(np.flatnonzero(~np.isfinite(mean))[0])
-                    raise ValueError(
-                        f"model gives a mean of {mean[neuron]} over all tokens for neuron {site.name}.{neuron}, but "
-                        f"it must be finite: check the weights of '{site.writer}' for NaN or overflow"
-                    )
-                found.token_means[site.kind] = mean
-        return found
+        # popped, so that a layer's activations can be freed by the caller before the next is asked for
+        values = self.values.pop(layer)
+        here = [site for site in self.sites if site.layer == layer]
+        for site in here:
+            columns = values[:, self.columns[layer][site.kind]]
+            # NaN and infinity both spoil a sum; a finite sum has finite terms
+            if not math.isfinite(float(columns.sum(dtype=torch.float64))):
+                text, neuron = (int(i) for i in torch.nonzero(~torch.isfinite(columns))[0])
+                raise ValueError(
+                    f"model gives {columns[text, neuron].item()} at [CLS] for neuron {site.name}.{neuron} on text "
+                    f"{text}, but every output must be finite: check the weights of '{site.writer}' and of the layers "
+                    "before it for NaN or overflow"
+                )
+        for site in here if self.wish.tokens else ():
+            found = self.tokens[site.name].settle()
+            if not np.isfinite(found.squares).all():
+                neuron = int(np.flatnonzero(~np.isfinite(found.squares))[0])
+                raise ValueError(
+                    f"model gives {found.sums[neuron]} as a sum over all tokens for neuron {site.name}.{neuron}, but "
+                    f"it must be finite: check the weights of '{site.writer}' for NaN or overflow"
+                )
+        return LayerActivations(
+            layer,
+            values.cpu().numpy(),
+            self.columns[layer],
+            {site.kind: self.tokens[site.name] for site in here if self.wish.tokens},
+            {kind: vectors.cpu().numpy() for (at, kind), vectors in self.clouds.items() if at == layer},
+        )
 
 
 @contextmanager
@@ -161,12 +230,20 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(body: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, no autocast."""
+def _evaluating(body: nn.Module, precision: Precision) -> Iterator[None]:
+    """Eval mode, no gradients, products of matrices in the precision asked for whatever the caller has set."""
     device = next(body.parameters()).device
     # no_grad, not inference_mode: hidden states kept between layers may meet code that makes views of them
-    with eval_mode(body), torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield
+    narrow = precision == "bfloat16"
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        if device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        with eval_mode(body), torch.no_grad(), torch.autocast(device.type, torch.bfloat16 if narrow else None, narrow):
+            yield
+    finally:
+        if device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _layer_module(body: nn.Module, site: Site) -> nn.Module:
@@ -181,9 +258,12 @@ def capture(
     sites: Sequence[Site],
     *,
     memory: Memory = "model",
+    tokens: bool = True,
+    chosen: NDArray[np.bool_] | None = None,
+    precision: Precision = "float32",
     progress: Progress | None = None,
 ) -> Iterator[LayerActivations]:
-    """Yields each layer's outputs at [CLS] and token means, layer by layer.
+    """Yields each layer's outputs at [CLS], sums over tokens and vectors of chosen texts, layer by layer.
 
     Args:
         model: The dense model; never changed, its training flags are restored.
@@ -193,19 +273,64 @@ def capture(
             (4 bytes x neurons x texts). `"layer"` takes all texts through layer 0, then all through layer 1,
             and so on: it holds one layer's outputs and the hidden states of all tokens (4 bytes x hidden size
             x tokens), at the same amount of arithmetic and with the same bits.
+        tokens: Sum up what every neuron does over all tokens. Without it the last layer is computed at [CLS] alone,
+            since nothing else of it is read.
+        chosen: [n_texts] texts whose vectors are kept for the clouds of heads and layers (default: none).
+        precision: Of products of matrices. `"tf32"` means something on CUDA alone; `"bfloat16"` runs under autocast.
+            What is captured is float32 always.
         progress: Called with (texts done, texts in all); a layer counts as its share of a text.
 
     Raises:
-        ValueError: `memory` is unknown, or an output is NaN or infinite (names site, neuron and text).
+        ValueError: `memory` or `precision` is unknown, or an output is NaN or infinite (names site, neuron and text).
         RuntimeError: A site did not see every text exactly once.
     """
     if memory not in ("model", "layer"):
         raise ValueError(f"memory is {memory!r}, but must be 'model' or 'layer'")
+    if precision not in ("float32", "tf32", "bfloat16"):
+        raise ValueError(f"precision is {precision!r}, but must be 'float32', 'tf32' or 'bfloat16'")
     body = base_model(model)
     device = next(body.parameters()).device
     layers = sorted({site.layer for site in sites})
+    wish = _Wish(tokens, np.zeros(batches.n_texts, bool) if chosen is None else chosen)
     walk = _through_model if memory == "model" else _layer_by_layer
-    yield from walk(body, device, batches, sites, layers, progress or (lambda done, total: None))
+    yield from walk(body, device, batches, sites, layers, wish, precision, progress or (lambda done, total: None))
+
+
+@contextmanager
+def _stopping_before(block: nn.Module, keep: Callable[[torch.Tensor, tuple[Any, ...], dict[str, Any]], None]) -> Any:
+    """Inside the `with`, forward passes end with `_Stop` where the block would begin, after `keep` saw its input."""
+
+    def stop(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep(args[0], args[1:], kwargs)
+        raise _Stop
+
+    handle = block.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _layer_at_cls(block: nn.Module, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[b, 1, hidden size]: a BERT layer's output at [CLS] alone; keys and values are those of all tokens.
+
+    Every Linear is called as a module, so that its hooks see it.
+    """
+    part = block.get_submodule
+    first = hidden[:, :1]
+    attention: Any = part("attention.self")
+
+    def heads(linear: str, states: torch.Tensor) -> torch.Tensor:
+        split: torch.Tensor = part(f"attention.self.{linear}")(states)
+        return split.view(*states.shape[:2], -1, attention.attention_head_size).transpose(1, 2)
+
+    query, key, value = heads("query", first), heads("key", hidden), heads("value", hidden)
+    context = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask[:, None, None].bool(), scale=attention.scaling
+    )
+    attended = part("attention.output")(context.transpose(1, 2).flatten(2), first)
+    answer: torch.Tensor = part("output")(part("intermediate")(attended), attended)
+    return answer
 
 
 def _through_model(
@@ -214,18 +339,36 @@ def _through_model(
     batches: TokenBatches,
     sites: Sequence[Site],
     layers: list[int],
+    wish: _Wish,
+    precision: Precision,
     progress: Progress,
 ) -> Iterator[LayerActivations]:
-    observer = _Observer(sites, batches.n_texts, outputs=True)
+    observer = _Observer(sites, batches.n_texts, device, wish)
     done = 0
-    with _evaluating(body), observer.watching(body):
+    last = _layer_module(body, next(site for site in sites if site.layer == layers[-1]))
+    held: list[torch.Tensor] = []
+    with _evaluating(body, precision), observer.watching(body):
         for batch in batches:
-            body(**observer.see(batch, device))
+            inputs = observer.see(batch)
+            if wish.tokens:
+                body(**inputs)
+            else:
+                with _stopping_before(last, lambda hidden, _args, _kwargs: held.append(hidden)):
+                    _run_to_stop(body, inputs)
+                observer.see_hidden(layers[-1], _layer_at_cls(last, held.pop(), inputs["attention_mask"]))
             done += len(batch.indices)
             progress(done, batches.n_texts)
     observer.check_counts()
     for layer in layers:
         yield observer.results(layer)
+
+
+def _run_to_stop(body: nn.Module, inputs: dict[str, torch.Tensor]) -> None:
+    try:
+        body(**inputs)
+    except _Stop:
+        return
+    raise RuntimeError("the model ran without calling the layer that was to come: use memory='model', tokens=True")
 
 
 def _layer_by_layer(
@@ -234,38 +377,35 @@ def _layer_by_layer(
     batches: TokenBatches,
     sites: Sequence[Site],
     layers: list[int],
+    wish: _Wish,
+    precision: Precision,
     progress: Progress,
 ) -> Iterator[LayerActivations]:
     held: list[tuple[Batch, torch.Tensor, tuple[Any, ...], dict[str, Any]]] = []
     first = _layer_module(body, next(site for site in sites if site.layer == layers[0]))
+    with _evaluating(body, precision):
+        for batch in batches:
 
-    def stop_before_layers(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        held.append((batch, args[0], args[1:], kwargs))
-        raise _Stop
+            def keep(hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Batch = batch) -> None:
+                held.append((batch, hidden, args, kwargs))
 
-    handle = first.register_forward_pre_hook(stop_before_layers, with_kwargs=True)
-    try:
-        with _evaluating(body):
-            for batch in batches:
-                try:
-                    body(**{name: tensor.to(device) for name, tensor in batch.inputs.items()})
-                except _Stop:
-                    continue
-                raise RuntimeError("the model ran without calling its first layer: use memory='model'")
-    finally:
-        handle.remove()
+            with _stopping_before(first, keep):
+                _run_to_stop(body, {name: tensor.to(device) for name, tensor in batch.inputs.items()})
 
     done = 0.0
     for layer in layers:
         here = [site for site in sites if site.layer == layer]
         block = _layer_module(body, here[0])
-        observer = _Observer(here, batches.n_texts, outputs=True)
+        observer = _Observer(here, batches.n_texts, device, wish)
         # entered anew for every layer: a caller between two layers sees its own gradient mode and training flags
-        with _evaluating(body), observer.watching(body):
+        with _evaluating(body, precision), observer.watching(body):
             for i, (batch, hidden, args, kwargs) in enumerate(held):
-                observer.see(batch, device)
-                output = block(hidden, *args, **kwargs)
-                held[i] = (batch, output[0] if isinstance(output, tuple) else output, args, kwargs)
+                inputs = observer.see(batch)
+                if layer == layers[-1] and not wish.tokens:
+                    observer.see_hidden(layer, _layer_at_cls(block, hidden, inputs["attention_mask"]))
+                else:
+                    output = block(hidden, *args, **kwargs)
+                    held[i] = (batch, output[0] if isinstance(output, tuple) else output, args, kwargs)
                 done += len(batch.indices) / len(layers)
                 progress(done, batches.n_texts)
         observer.check_counts()
@@ -291,20 +431,9 @@ def token_means(
         Site name -> float64 [width]: after the activation function for `intermediate`, the attention context
         for `value`. This is the constant that `repair="mean"` puts in a removed neuron's place.
     """
-    body = base_model(model)
-    device = next(body.parameters()).device
     read = [site for site in sites if site.reader is not None]
-    observer = _Observer(read, batches.n_texts, outputs=False)
-    done = 0
-    with _evaluating(body), observer.watching(body):
-        for batch in batches:
-            body(**observer.see(batch, device))
-            done += len(batch.indices)
-            if progress is not None:
-                progress(done, batches.n_texts)
-    observer.check_counts()
-    found: dict[str, NDArray[np.float64]] = {}
-    for layer in sorted({site.layer for site in read}):
-        for kind, mean in observer.results(layer).token_means.items():
-            found[f"{layer}.{kind}"] = mean
-    return found
+    return {
+        f"{layer.layer}.{kind}": sums.sums / sums.count
+        for layer in capture(model, batches, read, progress=progress)
+        for kind, sums in layer.tokens.items()
+    }

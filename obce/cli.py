@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,10 +32,12 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from obce.capture import Memory
     from obce.capture import Progress as Callback
     from obce.corpus import Corpus
     from obce.plan import Plan
+    from obce.run import Run
+    from obce.scores import Scores
+    from obce.scoring import ShardProgress
 
 # Plain usage errors (one sentence) instead of boxes; rich is used for what a run shows.
 app = typer.Typer(
@@ -90,6 +94,68 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="progress.data.speed")
+
+
+@contextmanager
+def _scoring(as_json: bool) -> Iterator[Callable[[ShardProgress], None]]:
+    """Progress of a scoring: texts and tokens a second, time left, memory; one JSON object a line with --json."""
+
+    def rates(at: ShardProgress) -> dict[str, Any]:
+        passed = at.texts - at.resumed
+        speed = passed / at.seconds if at.seconds > 0 else 0.0
+        return {
+            "texts_per_s": speed,
+            "tokens_per_s": at.tokens / at.seconds if at.seconds > 0 else 0.0,
+            "seconds_left": (at.of - at.texts) / speed if speed else None,
+            "resident_mb": _resident_mb(),
+        }
+
+    def words(at: ShardProgress) -> str:
+        facts = rates(at)
+        memory = f", {facts['resident_mb']:,.0f} MB" if facts["resident_mb"] is not None else ""
+        resumed = f", {at.resumed:,} texts were done" if at.resumed else ""
+        return f"{facts['texts_per_s']:,.0f} texts/s, {facts['tokens_per_s']:,.0f} tokens/s{memory}{resumed}"
+
+    if _err.is_terminal and not as_json:
+        columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, TimeRemainingColumn(), console=_err, transient=True) as bar:
+            task = bar.add_task("", total=None)
+            yield lambda at: bar.update(task, completed=int(at.texts), total=at.of, description=words(at))
+        return
+
+    started = shown = time.monotonic()
+
+    def line(at: ShardProgress) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown < _PLAIN_SECONDS or at.texts >= at.of:
+            return
+        shown = now
+        if as_json:
+            facts = {"step": "scoring", "texts": round(at.texts), "of": at.of, "resumed": at.resumed, **rates(at)}
+            print(json.dumps(facts), file=sys.stderr, flush=True)
+            return
+        left = rates(at)["seconds_left"]
+        print(
+            f"scoring: {at.texts:.0f}/{at.of} texts, {words(at)}, {left or float('inf'):.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    if not as_json:
+        print("scoring ...", file=sys.stderr, flush=True)
+    yield line
+    if not as_json:
+        print(f"scoring: done in {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+
+
+def _resident_mb() -> float | None:
+    """Memory of this process now, where the system tells."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 @contextmanager
@@ -169,10 +235,36 @@ Limit = Annotated[int | None, typer.Option(help="Read the first N distinct texts
 MaxLength = Annotated[
     int | None, typer.Option(help="Tokens a text is cut to (default: 128, or the most the model takes).")
 ]
-BatchSize = Annotated[int, typer.Option(help="Texts a forward pass.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse text that is no UTF-8 instead of replacing it.")]
+BatchTokens = Annotated[
+    int | None, typer.Option(min=1, help="Tokens a forward pass, padding included (default: 2,048; 16,384 on CUDA).")
+]
+ShardTexts = Annotated[
+    int, typer.Option(min=20, help="Texts that are scored as one piece, a multiple of 20: what a crash can cost.")
+]
+Exact = Annotated[
+    bool | None,
+    typer.Option(
+        "--exact/--sketch",
+        help="Keep every value in the run until all are scored, or 10 KB a neuron however many the texts; then r_f is "
+        "exact or an interval (default: every value while they take at most 2 GiB).",
+    ),
+]
+Tokens = Annotated[
+    bool, typer.Option("--tokens/--cls-only", help="Also sum up what every neuron does over all tokens.")
+]
+CloudTexts = Annotated[
+    int, typer.Option(min=0, help="Texts that are points of the heads' and layers' clouds; 0: no clouds.")
+]
+PrecisionOption = Annotated[
+    Literal["float32", "tf32", "bfloat16"],
+    typer.Option(help="Of products of matrices; other than float32, agreement with it is measured and shown."),
+]
+Device = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda, cuda:1 ...")]
+KeepSketch = Annotated[bool, typer.Option("--keep-sketch", help="Keep what `obce merge` takes: 10 KB a neuron.")]
 MemoryOption = Annotated[
     Literal["model", "layer"],
-    typer.Option(help="Activations held at once: the whole model's (one pass a batch) or one layer's."),
+    typer.Option(help="How a shard passes: batch by batch through the model, or as a whole through layer by layer."),
 ]
 Seed = Annotated[int, typer.Option(help="Decides the random score and the halves of the texts.")]
 Threads = Annotated[
@@ -185,7 +277,7 @@ Preset = Annotated[
     typer.Option(help="obce-2023 (30/50/70 %) or pbce-2025 (quartiles); with --keep its levels are scaled."),
 ]
 ScoreOption = Annotated[
-    str, typer.Option("--score", help="Score that ranks neurons: rf, std, range, mean_abs, random.")
+    str, typer.Option("--score", help="Score that ranks neurons: rf, rf_bagged, std, range, mean_abs, random.")
 ]
 Floor = Annotated[float, typer.Option(help="Least share of every site that stays.")]
 RandomSeed = Annotated[int | None, typer.Option("--random-seed", help="With --score random: draw anew with this seed.")]
@@ -226,89 +318,153 @@ def score_command(
     column: Column = None,
     split: Split = "train",
     limit: Limit = None,
+    strict: Strict = False,
     max_length: MaxLength = None,
-    batch_size: BatchSize = 32,
+    batch_tokens: BatchTokens = None,
+    shard_texts: ShardTexts = 1000,
     memory: MemoryOption = "model",
+    exact: Exact = None,
+    tokens: Tokens = True,
+    cloud_texts: CloudTexts = 500,
+    precision: PrecisionOption = "float32",
+    device: Device = "auto",
+    keep_sketch: KeepSketch = False,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Score every neuron of a BERT: r_f of its [CLS] outputs, beside std, range, mean, mean |x| and random."""
-    from obce.corpus import read_corpus
-    from obce.report import summary_tables
-    from obce.run import Run
+    """Score every neuron of a BERT: r_f of its [CLS] outputs, plain and bagged, beside std, range, mean and random.
 
-    texts = read_corpus(corpus, column=column, split=split, limit=limit)
-    run = Run(out)
+    A command that was stopped goes on where it was. Started by torchrun, its processes share the texts.
+    """
+    from obce.corpus import read_corpus
+    from obce.run import Run
+    from obce.world import joined
+
+    texts = read_corpus(corpus, column=column, split=split, limit=limit, strict=strict)
     if dry_run:
-        _dry_score(model, texts, out, max_length, batch_size, as_json)
+        _dry_score(model, Run(out), texts, max_length, exact, as_json)
         return
-    settings = _settings(seed, max_length, batch_size, memory, threads)
-    with _step("scoring") as progress:
-        scores, reused = run.score(model, texts, **settings, progress=progress)
+    with joined() as world, _terminable():
+        run = Run(out)
+        with _scoring(as_json) as progress:
+            scores, reused = run.score(
+                model,
+                texts,
+                seed=seed,
+                max_length=max_length,
+                device=device,
+                keep_sketch=keep_sketch,
+                threads=threads,
+                progress=progress,
+                batch_tokens=batch_tokens,
+                shard_texts=shard_texts,
+                memory=memory,
+                exact=exact,
+                tokens=tokens,
+                cloud_texts=cloud_texts,
+                precision=precision,
+            )
+        if world.rank == 0:
+            _show_scores(
+                scores, f"{'already scored, kept' if reused else 'scores in'} {run.scores_path}", as_json, reused
+            )
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, which torchrun sends to the others when a process dies, ends the command with a sentence."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        _say_error("terminated, as torchrun does when another process ends: finished shards are kept, run it again")
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _show_scores(scores: Scores, done: str, as_json: bool, reused: bool = False) -> None:
+    from obce.report import cloud_table, summary_tables
+
+    meta = scores.meta
+    names = [name for name in ("rf", "rf_bagged", "std", "range", "mean_abs") if name in scores.columns]
     facts = {
-        "run": str(out),
         "neurons": len(scores),
         "constant": int(scores.constant.sum()),
         "reused": reused,
-        "stability": {name: scores.stability(name).spearman for name in ("rf", "std", "range", "mean_abs")},
-        **{k: scores.meta[k] for k in ("model_hash", "corpus_hash", "n_texts", "n_tokens", "truncated")},
-        "dropped_empty": texts.dropped_empty,
-        "dropped_duplicate": texts.dropped_duplicate,
+        "stability": {name: scores.stability(name).spearman for name in names},
+        "certified": scores.certified(),
+        **{k: meta[k] for k in ("model_hash", "corpus_hash", "n_texts", "n_tokens", "truncated")},
+        **{k: meta[k] for k in ("dropped_empty", "dropped_duplicate", "replaced")},
+        "precision_agreement": meta.get("precision_agreement"),
     }
-    note = (
-        f"{len(texts):,} texts ({texts.dropped_empty:,} empty, {texts.dropped_duplicate:,} duplicate entries dropped, "
-        f"{scores.meta['truncated']:,} cut at {scores.meta['max_length']} tokens)"
-    )
-    done = f"{'already scored, kept' if reused else 'scores in'} {run.scores_path}"
-    _emit(as_json, facts, *summary_tables(scores), note, done)
+    notes = [
+        f"{meta['n_texts']:,} texts ({meta['dropped_empty']:,} empty, {meta['dropped_duplicate']:,} duplicate entries "
+        f"dropped, {meta['replaced']:,} with text that is no UTF-8 replaced, {meta['truncated']:,} cut at "
+        f"{meta['max_length']} tokens)"
+    ]
+    if scores.certified() < 1:
+        notes.append(f"r_f is exact for {100 * scores.certified():.2f} % of the neurons, else between rf and rf_high")
+    if "precision_agreement" in meta:
+        agreement = ", ".join(f"{name} {rho:.4f}" for name, rho in meta["precision_agreement"].items())
+        notes.append(f"rank correlation of {meta['precision']} with float32 on some of the texts: {agreement}")
+    clouds = [] if scores.clouds is None else [cloud_table(scores.clouds)]
+    _emit(as_json, facts, *summary_tables(scores), *clouds, *notes, done)
 
 
-def _settings(
-    seed: int, max_length: int | None, batch_size: int, memory: Memory, threads: int | None
-) -> dict[str, Any]:
-    return {
-        "seed": seed,
-        "max_length": max_length,
-        "batch_size": batch_size,
-        "memory": memory,
-        "threads": threads,
-    }
-
-
-def _dry_score(model: str, texts: Corpus, out: Path, max_length: int | None, batch_size: int, as_json: bool) -> None:
+def _dry_score(model: str, run: Run, texts: Corpus, max_length: int | None, exact: bool | None, as_json: bool) -> None:
     from obce.corpus import tokenize
     from obce.run import load_model, load_tokenizer
-    from obce.scores import usable_max_length
-    from obce.sites import find_sites
+    from obce.scoring import kept_exactly
+    from obce.sites import find_sites, usable_max_length
+    from obce.sketch import Sketch
 
     loaded, tokenizer = load_model(model), load_tokenizer(model)
-    sites = find_sites(loaded)
     length = usable_max_length(loaded, tokenizer, max_length)
-    batches = tokenize(texts, tokenizer, max_length=length, batch_size=batch_size)
-    neurons = sum(site.width for site in sites)
-    per_layer: dict[int, int] = {}
-    for site in sites:
-        per_layer[site.layer] = per_layer.get(site.layer, 0) + site.width
-    whole, layer = 4 * neurons * len(texts), 4 * max(per_layer.values()) * len(texts)
+    batches = tokenize(texts, tokenizer, max_length=length)
+    neurons = sum(site.width for site in find_sites(loaded))
+    values = 4 * neurons * len(texts)
+    sketch = 2 * neurons * sum(array.nbytes for array in Sketch.empty(1).arrays().values())
+    keeps = kept_exactly(neurons, len(texts)) if exact is None else exact
+    done = run.unfinished()
     facts = {
-        "run": str(out),
+        "run": str(run.path),
         "neurons": neurons,
         "texts": len(texts),
+        "texts_done": done,
         "tokens": batches.n_tokens,
         "truncated": batches.truncated,
-        "batches": len(batches),
-        "activation_bytes_model": whole,
-        "activation_bytes_layer": layer,
+        "exact": keeps,
+        "values_bytes": values,
+        "sketch_bytes": sketch,
     }
     lines = (
         f"would score {neurons:,} neurons on {len(texts):,} texts ({batches.n_tokens:,} tokens, "
-        f"{batches.truncated:,} texts cut at {batches.max_length}) in {len(batches):,} batches",
-        f"activations held: {whole / 1e6:,.0f} MB with --memory model, {layer / 1e6:,.0f} MB with --memory layer",
-        f"would write {out}/scores.parquet and run.json",
+        f"{batches.truncated:,} texts cut at {batches.max_length}{f', {done:,} texts done' if done else ''})",
+        f"kept meanwhile: {'every value' if keeps else 'a sketch'} ({values / 1e6:,.0f} MB with --exact, "
+        f"{sketch / 1e6:,.0f} MB with --sketch)",
+        f"would write {run.path}/scores.parquet and run.json",
     )
     _emit(as_json, facts, *lines)
+
+
+@app.command("merge")
+@_guarded
+def merge_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs scored with --keep-sketch, two or more.")],
+    out: Out,
+    as_json: AsJson = False,
+) -> None:
+    """Join runs of one model on different texts, as if all texts had been scored in one."""
+    from obce.run import Run, merge_runs
+
+    joined_run = Run(out)
+    scores = merge_runs([Run.existing(path) for path in runs], joined_run)
+    _show_scores(scores, f"scores in {joined_run.scores_path}", as_json)
 
 
 @app.command("plan")
@@ -394,9 +550,9 @@ def run_command(
     column: Column = None,
     split: Split = "train",
     limit: Limit = None,
+    strict: Strict = False,
     max_length: MaxLength = None,
-    batch_size: BatchSize = 32,
-    memory: MemoryOption = "model",
+    device: Device = "auto",
     seed: Seed = 0,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -410,14 +566,15 @@ def run_command(
 
     wanted: dict[str, Any] = {"keep": keep, "of": of, "preset": preset or None, "score": score, "floor": floor}
     check_request(**wanted)  # before the forward passes, not after
-    texts = read_corpus(corpus, column=column, split=split, limit=limit)
+    texts = read_corpus(corpus, column=column, split=split, limit=limit, strict=strict)
     run = Run(out)
     if dry_run:
-        _dry_score(model, texts, out, max_length, batch_size, as_json)
+        _dry_score(model, run, texts, max_length, None, as_json)
         return
-    settings = _settings(seed, max_length, batch_size, memory, threads)
-    with _step("scoring") as progress:
-        scores, reused = run.score(model, texts, **settings, progress=progress)
+    with _scoring(as_json) as progress:
+        scores, reused = run.score(
+            model, texts, seed=seed, max_length=max_length, device=device, threads=threads, progress=progress
+        )
     made = plan(scores, **wanted)
     run.make_plan(made)
     with _step("pruning", "steps"):

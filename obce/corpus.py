@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from io import BufferedReader
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +45,30 @@ _CHUNK = 1024  # texts a call: enough for a fast tokenizer's threads, small besi
 _DATASET = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?", re.ASCII)
 
 
+_SURROGATES = re.compile("[\ud800-\udfff]+")
+
+
 class CorpusNotFoundError(FileNotFoundError, ValueError):
     """There is no such file; caught as what it is, or as the `ValueError` that every bad corpus is."""
+
+
+GROUP = 20
+"""Texts in a group of bagged r_f; groups are consecutive texts of `Corpus.order`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """Some texts of a corpus that are scored as one piece of work.
+
+    Attributes:
+        number: Position among the shards, from 0.
+        half: 0 or 1, the half of the corpus that all its texts are in.
+        texts: int64 [m], positions in the corpus, in the order of `Corpus.order`.
+    """
+
+    number: int
+    half: int
+    texts: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -58,12 +80,14 @@ class Corpus:
         source: What they were read from, for people.
         dropped_empty: Entries left out because nothing but white space was in them.
         dropped_duplicate: Entries left out because the same text came before.
+        replaced: Texts in which bytes that are no UTF-8, or halves of surrogate pairs, became U+FFFD.
     """
 
     texts: tuple[str, ...]
     source: str
     dropped_empty: int
     dropped_duplicate: int
+    replaced: int = 0
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -78,18 +102,22 @@ class Corpus:
         digests = sorted(blake2b(text.encode(), digest_size=32).digest() for text in self.texts)
         return blake2b(b"".join(digests), digest_size=16, person=b"obce.corpus").hexdigest()
 
-    def halves(self, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Split the texts in two by their content.
+    def digests(self) -> NDArray[np.uint64]:
+        """uint64 [n], a digest of each text in the order of `texts`: equal texts have equal ones."""
+        whole = b"".join(blake2b(text.encode(), digest_size=8, person=b"obce.text").digest() for text in self.texts)
+        return np.frombuffer(whole, np.uint64)
 
-        Texts are ordered by a digest keyed with `seed` and cut in the middle, so the same set of texts in
-        another order is split into the same two sets, and no order of the source (by topic, by length) shows.
+    def order(self, seed: int = 0) -> NDArray[np.int64]:
+        """Order the texts by their content.
+
+        Texts are ordered by a digest keyed with `seed`: the same set of texts comes in the same order however the
+        source was ordered, and no order of the source (by topic, by length) shows.
 
         Args:
-            seed: Which of the possible splits, 0 to 2^64 - 1.
+            seed: Which of the possible orders, 0 to 2^64 - 1.
 
         Returns:
-            Two disjoint int64 arrays of positions in `texts`, ascending, which cover all; the first has one
-            more when the number of texts is odd.
+            int64 [n] positions in `texts`.
 
         Raises:
             TypeError: `seed` is not an integer.
@@ -104,9 +132,61 @@ class Corpus:
         digests = [
             blake2b(text.encode(), digest_size=32, key=key, person=b"obce.halves").digest() for text in self.texts
         ]
-        order = np.array(sorted(range(len(self)), key=digests.__getitem__), dtype=np.int64)
+        return np.array(sorted(range(len(self)), key=digests.__getitem__), dtype=np.int64)
+
+    def halves(self, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Split the texts in two by their content: the two halves of `order`.
+
+        Args:
+            seed: Which of the possible splits, 0 to 2^64 - 1.
+
+        Returns:
+            Two disjoint int64 arrays of positions in `texts`, ascending, which cover all; the first has one
+            more when the number of texts is odd.
+
+        Raises:
+            TypeError: `seed` is not an integer.
+            ValueError: `seed` is out of range, or there are fewer than `MIN_TEXTS` texts.
+        """
+        order = self.order(seed)
         middle = (len(self) + 1) // 2
         return np.sort(order[:middle]), np.sort(order[middle:])
+
+    def shards(self, seed: int = 0, size: int = 1000) -> list[Shard]:
+        """Cut the two halves of `order` into shards of nearly equal size.
+
+        Args:
+            seed: As in `order`.
+            size: Most texts a shard; a multiple of 20, so that groups of 20 texts lie in one shard.
+
+        Returns:
+            Shards in order; those of the first half come first. Every shard but the last of its half has a multiple
+            of 20 texts.
+
+        Raises:
+            TypeError: An argument is not an integer.
+            ValueError: `seed` as in `order`; `size` is not a positive multiple of 20.
+        """
+        size = _integer("size", size)
+        if size < GROUP or size % GROUP:
+            raise ValueError(f"size is {size}, expected a positive multiple of {GROUP} texts a shard.")
+        order = self.order(seed)
+        middle = (len(self) + 1) // 2
+        found: list[Shard] = []
+        for half, texts in enumerate((order[:middle], order[middle:])):
+            parts = -(-len(texts) // size)
+            each = -(-len(texts) // parts)
+            each = -(-each // GROUP) * GROUP
+            found += [
+                Shard(len(found) + i, half, texts[start : start + each])
+                for i, start in enumerate(range(0, len(texts), each))
+            ]
+        return found
+
+
+def joined_hash(hashes: Iterable[str]) -> str:
+    """Hash of a corpus that was scored in parts, from the parts' hashes; 32 hex digits, whatever their order."""
+    return blake2b("".join(sorted(hashes)).encode(), digest_size=16, person=b"obce.joined").hexdigest()
 
 
 def read_corpus(
@@ -115,6 +195,7 @@ def read_corpus(
     column: str | None = None,
     split: str = "train",
     limit: int | None = None,
+    strict: bool = False,
 ) -> Corpus:
     r"""Read distinct texts from a file, an iterable or a dataset.
 
@@ -129,7 +210,8 @@ def read_corpus(
       every field of the first line stands in double quotes is the file read as quoted.
     * `.parquet`: a column of strings, read batch by batch.
 
-    All text is UTF-8, with or without a byte order mark. The column is `column`, else the one called "text"
+    All text is UTF-8, with or without a byte order mark; what is not becomes U+FFFD and is counted, or is refused with
+    `strict`. The column is `column`, else the one called "text"
     or "sentence", else the only one there is (in parquet the only one of strings). The first line of a `.csv`
     or `.tsv` is its header, except that in a table of one column, none being named, it counts as a text
     unless it reads "text" or "sentence".
@@ -143,6 +225,7 @@ def read_corpus(
         column: Column of a table; for a source that is no table it must be left out.
         split: Split of a dataset; used for nothing else.
         limit: Stop after so many distinct texts (the first ones); what was dropped is counted up to there.
+        strict: Refuse bytes that are no UTF-8, and halves of surrogate pairs, instead of replacing them.
 
     Returns:
         The corpus, at least `MIN_TEXTS` texts.
@@ -177,27 +260,29 @@ def read_corpus(
     elif isinstance(source, str | os.PathLike):
         path = Path(os.path.expanduser(source))
         label = str(source)
-        values = _reader(path)(path, column)
+        values = _reader(path)(path, column, strict)
     else:
         label = f"{_kind(source)} in memory"
         _refuse_column(column, f"{_a(source)}")
         values = _read_iterable(source)
     with closing(values):
-        return _gather(values, label, limit)
+        return _gather(values, label, limit, strict)
 
 
-def _gather(values: Iterator[str | None], label: str, limit: int | None) -> Corpus:
+def _gather(values: Iterator[str | None], label: str, limit: int | None, strict: bool) -> Corpus:
     texts: dict[str, None] = {}
-    empty = duplicate = 0
+    empty = duplicate = replaced = 0
     for index, value in enumerate(values):
         text = "" if value is None else value.strip()
+        whole = _without_surrogates(text, index, label, strict)
+        mended, text = whole != text, whole
         if not text:
             empty += 1
         elif text in texts:
             duplicate += 1
         else:
-            _refuse_surrogates(text, index, label)
             texts[text] = None
+            replaced += mended
             if len(texts) == limit:
                 break
     if not texts:
@@ -209,7 +294,7 @@ def _gather(values: Iterator[str | None], label: str, limit: int | None) -> Corp
         )
     if len(texts) < MIN_TEXTS:
         raise ValueError(_too_few(len(texts), label))
-    return Corpus(tuple(texts), label, empty, duplicate)
+    return Corpus(tuple(texts), label, empty, duplicate, replaced)
 
 
 def _too_few(found: int, label: str) -> str:
@@ -220,14 +305,18 @@ def _too_few(found: int, label: str) -> str:
     )
 
 
-def _refuse_surrogates(text: str, index: int, label: str) -> None:
+def _without_surrogates(text: str, index: int, label: str, strict: bool) -> str:
+    """The text with U+FFFD for what cannot be written as UTF-8; `_lines` brings bad bytes as surrogates, too."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
+        if not strict:
+            return _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
         raise ValueError(
             f"source: entry {index} of {label} has half a surrogate pair at character {error.start}, "
             "expected text that can be written as UTF-8; decode it again."
         ) from None
+    return text
 
 
 def _refuse_column(column: str | None, found: str) -> None:
@@ -271,7 +360,7 @@ def _looks_like_path(source: str) -> bool:
     )
 
 
-def _reader(path: Path) -> Callable[[Path, str | None], _Values]:
+def _reader(path: Path) -> Callable[[Path, str | None, bool], _Values]:
     if os.path.isdir(path):
         raise ValueError(f"source: {path} is a directory, expected a file; a dataset of that name is 'hf:{path.name}'.")
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
@@ -318,8 +407,8 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
 # Text formats
 
 
-def _lines(path: Path) -> Generator[str, None, None]:
-    r"""Lines with their `\n`, decoded strictly; positions of bad bytes count in the unpacked content."""
+def _lines(path: Path, strict: bool) -> Generator[str, None, None]:
+    r"""Lines with their `\n`; bad bytes are refused at their place in the unpacked content, or come as surrogates."""
     with _opened(path) as file:
         zipped = file.peek(2)[:2] == b"\x1f\x8b"
         inside = " of its unpacked content" if zipped else ""
@@ -338,7 +427,7 @@ def _lines(path: Path) -> Generator[str, None, None]:
                     )
                 mark = 3 if start == 0 and raw.startswith(b"\xef\xbb\xbf") else 0
                 try:
-                    line = raw[mark:].decode()
+                    line = raw[mark:].decode(errors="strict" if strict else "surrogateescape")
                 except UnicodeDecodeError as error:
                     bad = mark + error.start
                     raise ValueError(
@@ -359,17 +448,17 @@ def _line_bytes(stream: BufferedReader | gzip.GzipFile, path: Path, zipped: bool
         raise ValueError(f"source: {path} {what} ({error}); copy it again.") from error
 
 
-def _read_lines(path: Path, column: str | None) -> _Values:
+def _read_lines(path: Path, column: str | None, strict: bool) -> _Values:
     _refuse_column(column, f"the text file {path}")
-    yield from _lines(path)
+    yield from _lines(path, strict)
 
 
-def _read_jsonl(path: Path, column: str | None) -> _Values:
-    return _read_records(_json_records(path), column, f"of {path}", "line", first=1)
+def _read_jsonl(path: Path, column: str | None, strict: bool) -> _Values:
+    return _read_records(_json_records(path, strict), column, f"of {path}", "line", first=1)
 
 
-def _json_records(path: Path) -> Iterator[object]:
-    for number, line in enumerate(_lines(path), start=1):
+def _json_records(path: Path, strict: bool) -> Iterator[object]:
+    for number, line in enumerate(_lines(path, strict), start=1):
         if not line.strip():
             yield None
             continue
@@ -382,12 +471,12 @@ def _json_records(path: Path) -> Iterator[object]:
             ) from None
 
 
-def _read_csv(path: Path, column: str | None) -> _Values:
-    return _read_table(_csv_rows(_lines(path), ",", path), column, path)
+def _read_csv(path: Path, column: str | None, strict: bool) -> _Values:
+    return _read_table(_csv_rows(_lines(path, strict), ",", path), column, path)
 
 
-def _read_tsv(path: Path, column: str | None) -> _Values:
-    rest = _lines(path)
+def _read_tsv(path: Path, column: str | None, strict: bool) -> _Values:
+    rest = _lines(path, strict)
     first = next(rest, "")
     quoted = all(len(field) > 1 and field[0] == field[-1] == '"' for field in _fields(first))
     lines = chain([first] if first else [], rest)
@@ -479,7 +568,7 @@ def _read_records(records: Iterator[object], column: str | None, where: str, uni
             yield _text(record[name], f"column {name!r} of {place}")
 
 
-def _read_parquet(path: Path, column: str | None) -> _Values:
+def _read_parquet(path: Path, column: str | None, strict: bool) -> _Values:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -616,7 +705,6 @@ class TokenBatches:
         n_tokens: Number of tokens over all texts, special tokens included, padding not.
         truncated: Number of texts that were longer than `max_length` and lost their end.
         max_length: Most tokens a text may have, special tokens included.
-        batch_size: Texts a batch; the last may have fewer.
     """
 
     def __init__(
@@ -628,6 +716,7 @@ class TokenBatches:
         truncated: int,
         max_length: int,
         batch_size: int,
+        batch_tokens: int | None,
         pad_id: int,
         pad_type: int,
     ) -> None:
@@ -643,16 +732,24 @@ class TokenBatches:
         self.n_tokens = len(ids)
         self.truncated = truncated
         self.max_length = max_length
-        self.batch_size = batch_size
+        self._bounds = [0]
+        while (first := self._bounds[-1]) < self.n_texts:
+            longest = int(lengths[self._order[first]])
+            size = batch_size if batch_tokens is None else max(1, batch_tokens // longest)
+            self._bounds.append(min(self.n_texts, first + size))
 
     def __len__(self) -> int:
-        return len(range(0, self.n_texts, self.batch_size))
+        return len(self._bounds) - 1
+
+    def tokens_of_first(self) -> NDArray[np.int64]:
+        """int64 [n_texts + 1], tokens in the first texts that batches bring, from none to all."""
+        return np.concatenate([[0], np.cumsum(self._lengths[self._order])])
 
     def __iter__(self) -> Iterator[Batch]:
         import torch
 
-        for first in range(0, self.n_texts, self.batch_size):
-            indices = self._order[first : first + self.batch_size].copy()
+        for first, end in pairwise(self._bounds):
+            indices = self._order[first:end].copy()
             lengths = self._lengths[indices]
             columns = np.arange(lengths[0])  # the first text is the longest
             real = columns < lengths[:, None]  # [b, T]
@@ -669,7 +766,12 @@ class TokenBatches:
 
 
 def tokenize(
-    texts: Corpus | Sequence[str], tokenizer: Any, *, max_length: int = 128, batch_size: int = 32
+    texts: Corpus | Sequence[str],
+    tokenizer: Any,
+    *,
+    max_length: int = 128,
+    batch_size: int = 32,
+    batch_tokens: int | None = None,
 ) -> TokenBatches:
     """Tokenise texts once and keep them as batches of similar length.
 
@@ -680,6 +782,8 @@ def tokenize(
         max_length: Most tokens a text may have, special tokens included; longer texts are cut by the
             tokenizer, which keeps the special tokens, and counted.
         batch_size: Texts a batch.
+        batch_tokens: Most places a batch, padding included, instead of a number of texts; a text longer than
+            that is a batch of its own.
 
     Returns:
         Batches that can be iterated any number of times.
@@ -687,8 +791,8 @@ def tokenize(
     Raises:
         TypeError: An argument is of the wrong type, or an entry of `texts` is not a string.
         ValueError: There is no text, a text gives no token, the tokenizer has no padding token, `max_length`
-            leaves no room beside the special tokens or is above the tokenizer's own, or `batch_size` is below
-            1.
+            leaves no room beside the special tokens or is above the tokenizer's own, or `batch_size` or
+            `batch_tokens` is below 1.
     """
     entries = _entries(texts)
     if not callable(tokenizer) or not hasattr(tokenizer, "num_special_tokens_to_add"):
@@ -716,6 +820,8 @@ def tokenize(
     batch_size = _integer("batch_size", batch_size)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1.")
+    if batch_tokens is not None and (batch_tokens := _integer("batch_tokens", batch_tokens)) < 1:
+        raise ValueError(f"batch_tokens is {batch_tokens}, expected at least 1.")
 
     lengths: list[int] = []
     ids: list[NDArray[np.int32]] = []
@@ -737,6 +843,7 @@ def tokenize(
         truncated=truncated,
         max_length=max_length,
         batch_size=batch_size,
+        batch_tokens=batch_tokens,
         pad_id=tokenizer.pad_token_id,
         pad_type=getattr(tokenizer, "pad_token_type_id", 0),
     )

@@ -21,7 +21,8 @@ from obce.evaluate import count_parameters, embed, fidelity, latency
 from obce.plan import Plan, plan
 from obce.prune import prune
 from obce.run import Run, load_model, load_tokenizer, quiet_transformers
-from obce.scores import Scores, usable_max_length
+from obce.scores import Scores
+from obce.sites import usable_max_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -107,7 +108,9 @@ def run_demo(
 
     run = Run(out)
     with step("scoring") as progress:
-        scores, _ = run.score(str(model_source), scoring, threads=threads, progress=progress)
+        scores, _ = run.score(
+            str(model_source), scoring, threads=threads, progress=lambda at: progress(at.texts, at.of)
+        )
     by_rf = plan(scores, keep=KEEP, of=OF, preset=PRESET, score="rf")  # type: ignore[arg-type]
     run.make_plan(by_rf)
 

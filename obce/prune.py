@@ -39,8 +39,7 @@ from obce.modeling_obce import (
     ObceBertModel,
     ObceBertPreTrainedModel,
 )
-from obce.scores import usable_max_length
-from obce.sites import Site, base_model, find_sites, model_hash
+from obce.sites import Site, base_model, find_sites, model_hash, usable_max_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -19,11 +19,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from obce.clouds import CLOUD_KINDS, CLOUD_SCORES
 from obce.plan import FLOPS_LENGTH
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from obce.clouds import Clouds
     from obce.plan import Plan
     from obce.scores import Scores, Stability
 
@@ -640,6 +642,26 @@ def _terminal_stability(scores: Scores) -> Table:
             f"largely another one (Spearman below {STABLE_SPEARMAN}).",
             style="bold yellow",
         )
+    return table
+
+
+def cloud_table(clouds: Clouds) -> Table:
+    """Table for a terminal: persistence of the heads' and layers' clouds, by kind, and how far it can be trusted."""
+    table = plain_table(f"Heads and layers as clouds of {clouds.n:,} texts: median, and Spearman of two halves")
+    table.add_column("cloud")
+    table.add_column("d", justify="right")
+    for name in ("r_f", "total persistence", "entropy"):
+        table.add_column(name, justify="right")
+        table.add_column("stable", justify="right")
+    stable = {name: clouds.stability(name) for name in CLOUD_SCORES}
+    for code, kind in enumerate(CLOUD_KINDS):
+        rows = (clouds.kind == code) & ~clouds.constant
+        if not rows.any():
+            continue
+        cells = []
+        for name in CLOUD_SCORES:
+            cells += [_number(float(np.median(clouds.columns[name][rows]))), _correlation(stable[name][kind])]
+        table.add_row(kind, _count(int(clouds.d[rows][0])), *cells)
     return table
 
 

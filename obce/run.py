@@ -1,7 +1,10 @@
 """The run directory: the only module that knows file names and formats.
 
     run.json         what was asked and what stands, with hashes
-    scores.parquet   one row a neuron; the facts of the run in the file's metadata under the key `obce`
+    scores.parquet   one row a neuron; the facts of the run in the file's metadata under the key `obce`,
+                     the table of heads and layers under the key `obce.clouds`
+    sketch.safetensors  what `obce merge` takes, where it was asked for
+    shards/          finished shards of a scoring that goes on or was stopped
     plan.json        kept neurons of every site, predicted size
     results.json     measured models, one object each, where some were measured
     model/           the pruned model and its tokenizer, as transformers writes them
@@ -13,12 +16,13 @@ A killed run leaves at most a `.partial-...` file, which is never read.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,21 +30,51 @@ import numpy as np
 import torch
 
 from obce import __version__
+from obce.clouds import CLOUD_KINDS, Clouds
 from obce.plan import Plan
 from obce.prune import prune
 from obce.report import render_html
-from obce.scores import Scores, score, usable_max_length
-from obce.sites import SITE_KINDS, architecture, model_hash
+from obce.scores import Scores
+from obce.scoring import CLOUD_TEXTS, SHARD_TEXTS, Kept, ShardProgress, default_batch_tokens, kept_exactly, merge, score
+from obce.sites import SITE_KINDS, architecture, find_sites, model_hash, usable_max_length
+from obce.sketch import Sketch
+from obce.world import World
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: nothing keeps two runs apart there
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from obce.capture import Memory, Progress
     from obce.corpus import Corpus
 
 _FORMAT = "obce-run"
 _FORMAT_VERSION = 1
 _PARTIAL = ".partial-"
+_LOCK = ".lock"
+_SHARDS = "shards"
+
+# Settings of a scoring that decide its bits, with their defaults, and the words for them.
+_SCORING: dict[str, Any] = {
+    "batch_tokens": None,
+    "shard_texts": SHARD_TEXTS,
+    "tokens": True,
+    "cloud_texts": CLOUD_TEXTS,
+    "precision": "float32",
+}
+_WORDS = {
+    "model_hash": "model",
+    "corpus_hash": "corpus",
+    "max_length": "maximum length",
+    "exact": "choice between every value and a sketch",
+    "batch_tokens": "number of tokens a pass",
+    "shard_texts": "number of texts a shard",
+    "tokens": "choice of sums over all tokens",
+    "cloud_texts": "number of texts in the clouds",
+}
 
 
 # ---- models ---------------------------------------------------------------------------------------------------
@@ -216,8 +250,13 @@ def write_scores(path: Path, scores: Scores) -> None:
             "index": pa.array(scores.index),
             "constant": pa.array(scores.constant),
             **{name: pa.array(c, mask=np.isnan(c)) for name, c in scores.columns.items()},
+            **{f"text_{name}": pa.array(ids) for name, ids in scores.texts.items()},
         }
-    ).replace_schema_metadata({"obce": json.dumps(scores.meta)})
+    )
+    facts = {"obce": json.dumps(scores.meta)}
+    if scores.clouds is not None:
+        facts["obce.clouds"] = json.dumps(scores.clouds.to_dict())
+    table = table.replace_schema_metadata(facts)
     with _whole(path) as partial:
         pq.write_table(table, partial, compression="zstd")
 
@@ -237,6 +276,8 @@ def read_scores(path: Path) -> Scores:
         table = pq.read_table(path)
         meta = json.loads(table.schema.metadata[b"obce"])
         fixed = {"layer", "site", "index", "constant"}
+        texts = {name for name in table.column_names if name.startswith("text_")}
+        clouds = table.schema.metadata.get(b"obce.clouds")
         names = pa.array(SITE_KINDS)
         codes = pa.compute.index_in(table["site"].cast(pa.string()), names).to_numpy()
         return Scores(
@@ -247,14 +288,145 @@ def read_scores(path: Path) -> Scores:
             columns={
                 name: table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
                 for name in table.column_names
-                if name not in fixed
+                if name not in fixed | texts
             },
             meta=meta,
+            texts={name.removeprefix("text_"): table[name].to_numpy() for name in sorted(texts)},
+            clouds=None if clouds is None else Clouds.from_dict(json.loads(clouds)),
         )
     except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as error:
         raise ValueError(
             f"scores '{path}' are damaged or not of obce ({_first_sentence(error)}): score again"
         ) from error
+
+
+class _Files:
+    """A folder of pieces, one safetensors file each: `obce.scoring.Store`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def names(self) -> list[str]:
+        return sorted(path.stem for path in self.folder.glob("*.safetensors"))
+
+    def save(self, name: str, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write_arrays(self._path(name), arrays, facts)
+
+    def facts(self, name: str) -> dict[str, Any]:
+        return _read_facts(self._path(name))
+
+    def read(self, name: str, array: str) -> NDArray[Any]:
+        with _opened_arrays(self._path(name)) as file:
+            found: NDArray[Any] = file.get_tensor(array)
+            return found
+
+    def remove(self, name: str) -> None:
+        self._path(name).unlink(missing_ok=True)
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+    from safetensors.numpy import save_file
+
+    with _whole(path) as partial:
+        save_file({k: np.ascontiguousarray(a) for k, a in arrays.items()}, partial, {"obce": json.dumps(facts)})
+
+
+@contextmanager
+def _opened_arrays(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            yield file
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ValueError(
+            f"'{path}' is missing or damaged ({_first_sentence(error)}): remove it, and score again"
+        ) from error
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    with _opened_arrays(path) as file:
+        try:
+            facts: dict[str, Any] = json.loads(file.metadata()["obce"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"'{path}' was not written by obce: remove it, and score again") from error
+        return facts
+
+
+def write_kept(path: Path, kept: Kept) -> None:
+    """Writes what is left of a scoring when its texts are gone."""
+    arrays: dict[str, NDArray[Any]] = {"digests": kept.digests}
+    for half, sketch in zip("ab", kept.halves, strict=True):
+        arrays |= {f"{half}.{name}": array for name, array in sketch.arrays().items()}
+    for (layer, kind), pair in kept.vectors.items():
+        arrays |= {f"clouds.{layer}.{kind}.{half}": part for half, part in zip("ab", pair, strict=True)}
+    _write_arrays(path, arrays, kept.meta)
+
+
+def read_kept(path: Path) -> Kept:
+    """Reads what `write_kept` wrote.
+
+    Raises:
+        ValueError: The file is missing or damaged.
+    """
+    if not path.is_file():
+        raise ValueError(f"run directory '{path.parent}' has no {path.name}: score it with --keep-sketch")
+    meta = _read_facts(path)
+    with _opened_arrays(path) as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dictionary)
+    a, b = (
+        Sketch.from_arrays({name[2:]: array for name, array in arrays.items() if name.startswith(half)})
+        for half in ("a.", "b.")
+    )
+    layers = {int(name.split(".")[1]) for name in arrays if name.startswith("clouds.")}
+    vectors = {
+        (layer, kind): (arrays[f"clouds.{layer}.{kind}.a"], arrays[f"clouds.{layer}.{kind}.b"])
+        for layer in layers
+        for kind in CLOUD_KINDS
+    }
+    return Kept((a, b), vectors, arrays["digests"], meta)
+
+
+def merge_runs(runs: Sequence[Run], out: Run) -> Scores:
+    """Joins runs of one model on different texts, scored with `keep_sketch`, in a new run directory.
+
+    Raises:
+        ValueError: A run has no sketch, two of them do not belong together or share a text, or `out` holds a run.
+    """
+    if "score" in out.state or "scoring" in out.state:
+        raise ValueError(f"run directory '{out.path}' holds a run already: choose another --out")
+    kept = [read_kept(run.sketch_path) for run in runs]
+    found = merge(kept)
+    with out._locked():
+        out.check_writable()
+        write_scores(out.scores_path, found)
+        fixed = ("model_hash", "corpus_hash", "seed", "max_length", "exact", "tokens", "precision")
+        out._save(
+            model=runs[0].state["model"],
+            corpus=found.meta["corpus_source"],
+            score={name: found.meta[name] for name in fixed},
+        )
+    return found
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {name!r}, which torch cannot use here: {_first_sentence(error)}") from error
+    return device
+
+
+def _first_here(world: World) -> bool:
+    """Whether this rank is the first of its machine: ranks of one machine share the directory's lock."""
+    return world.rank == 0 if world.size == 1 else os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def read_plan(path: Path) -> Plan:
@@ -295,7 +467,7 @@ class Run:
                     f"{_FORMAT_VERSION}: choose another directory"
                 )
             self.state = state
-        elif self.path.is_dir() and any(not p.name.startswith(_PARTIAL) for p in self.path.iterdir()):
+        elif self.path.is_dir() and any(not p.name.startswith((_PARTIAL, _LOCK)) for p in self.path.iterdir()):
             raise ValueError(f"run directory '{path}' holds files but no run.json: choose an empty or a new directory")
 
     @classmethod
@@ -319,6 +491,11 @@ class Run:
     def scores_path(self) -> Path:
         """Path of scores.parquet."""
         return self.path / "scores.parquet"
+
+    @property
+    def sketch_path(self) -> Path:
+        """Path of sketch.safetensors."""
+        return self.path / "sketch.safetensors"
 
     @property
     def plan_path(self) -> Path:
@@ -360,6 +537,41 @@ class Run:
         with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=self.path) as probe:
             (Path(probe) / "probe").write_bytes(b"obce")
 
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """This process alone writes to the directory.
+
+        Raises:
+            ValueError: Another one does.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / _LOCK).open("a") as file:
+            if fcntl is not None:
+                try:
+                    # the system gives the lock back however the process ends
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    if error.errno not in (errno.EAGAIN, errno.EACCES):
+                        raise
+                    raise ValueError(
+                        f"run directory '{self.path}' is in use by another process: wait for it, or choose another "
+                        "--out"
+                    ) from None
+            yield
+
+    def _asked(self, asked: dict[str, Any]) -> None:
+        """Refuses settings that are not those of what the directory holds."""
+        for step, what in (("score", "scores"), ("scoring", "unfinished scores")):
+            before = self.state.get(step)
+            if step == "scoring" and not self.unfinished():
+                continue
+            for name, value in asked.items():
+                if before is not None and before.get(name) != value:
+                    raise ValueError(
+                        f"run directory '{self.path}' holds {what} of another {_WORDS.get(name, name)} "
+                        f"({before.get(name)}, now {value}): choose another --out"
+                    )
+
     def score(
         self,
         model_source: str,
@@ -367,75 +579,107 @@ class Run:
         *,
         seed: int = 0,
         max_length: int | None = None,
-        batch_size: int = 32,
-        memory: Memory = "model",
+        device: str = "auto",
+        keep_sketch: bool = False,
         threads: int | None = None,
-        progress: Progress | None = None,
+        progress: Callable[[ShardProgress], None] | None = None,
+        **settings: Any,
     ) -> tuple[Scores, bool]:
         """Scores a model on a corpus, unless this run already holds exactly these scores.
 
-        A checkpoint in half precision is scored in float32: its rounding would be most of what is measured.
+        Finished shards are kept in the run and found again by a later call. Under `torch.distributed` every rank calls
+        this; rank 0 writes the scores, and ranks may or may not share the directory. A checkpoint in half precision is
+        scored in float32: its rounding would be most of what is measured.
+
+        Args:
+            model_source: A checkpoint's directory, or a hub name.
+            corpus: Distinct texts.
+            seed, max_length, threads: As in `obce.score`.
+            device: `"auto"` (CUDA where there is one), or a device of torch.
+            keep_sketch: Keep what `merge_runs` takes, too.
+            progress: As in `obce.score`.
+            settings: `batch_tokens`, `shard_texts`, `memory`, `exact`, `tokens`, `cloud_texts` and `precision` of
+                `obce.score`.
 
         Returns:
             The scores, and whether they were there before.
 
         Raises:
-            ValueError: The run holds scores of another model, corpus or setting; says which.
+            ValueError: The run holds scores of another model, corpus or setting (says which), or another process
+                writes to it.
         """
         model = load_model(model_source)
         facts = architecture(model)
         if model.dtype in (torch.float16, torch.bfloat16):
             torch.nn.Module.to(model, torch.float32)  # in place
         tokenizer = load_tokenizer(model_source)
+        torch.nn.Module.to(model, where := _device(device))
+        world = World()
+        neurons = sum(site.width for site in find_sites(model))
+        exact = settings.pop("exact", None)
         asked = {
             "model_hash": model_hash(model),
             "corpus_hash": corpus.hash,
             "seed": seed,
             "max_length": usable_max_length(model, tokenizer, max_length),
+            "exact": kept_exactly(neurons, len(corpus)) if exact is None else exact,
+            **_SCORING,
+            **{name: value for name, value in settings.items() if name in _SCORING},
         }
-        words = {
-            "model_hash": "model",
-            "corpus_hash": "corpus",
-            "seed": "seed",
-            "max_length": "maximum length",
-        }
-        before = self.state.get("score")
-        if before is not None:
-            for name, value in asked.items():
-                if before.get(name) != value:
-                    raise ValueError(
-                        f"run directory '{self.path}' holds scores of another {words[name]} ({before.get(name)}, "
-                        f"now {value}): choose another --out"
-                    )
-            if self.scores_path.is_file():
-                return self.scores(), True
-        self.check_writable()
-        found = score(
-            model,
-            tokenizer,
-            corpus,
-            seed=seed,
-            max_length=max_length,
-            batch_size=batch_size,
-            memory=memory,
-            threads=threads,
-            progress=progress,
-        )
-        # sizes are those of the checkpoint, which is what will be pruned
-        found.meta["architecture"] = facts
-        write_scores(self.scores_path, found)
-        self._save(model=str(model_source), corpus=corpus.source, score=asked)
+        asked["batch_tokens"] = settings["batch_tokens"] = asked["batch_tokens"] or default_batch_tokens(where.type)
+        self._asked(asked)
+        complete = self.scores_path.is_file() and "score" in self.state
+        complete = complete and (self.sketch_path.is_file() or not keep_sketch)
+        # of ranks that share the directory the first speaks for it
+        if world.from_first(complete):
+            return world.from_first(self.scores() if world.rank == 0 else None), True
+        with self._locked() if _first_here(world) else nullcontext():
+            self.check_writable()
+            if world.rank == 0 or not (self.path / "run.json").is_file():
+                self._save(model=str(model_source), corpus=corpus.source, scoring=asked)
+            world.tell(None)  # the directory is there
+            shards = self.path / _SHARDS
+            kept: list[Kept] = []
+            found = score(
+                model,
+                tokenizer,
+                corpus,
+                seed=seed,
+                max_length=max_length,
+                exact=asked["exact"],
+                threads=threads,
+                store=_Files(shards),
+                progress=progress if world.rank == 0 else None,
+                on_kept=kept.append if keep_sketch else None,
+                **settings,
+            )
+            if world.rank == 0:
+                # sizes are those of the checkpoint, which is what will be pruned
+                found.meta["architecture"] = facts
+                for one in kept:
+                    write_kept(self.sketch_path, one)
+                write_scores(self.scores_path, found)
+                self.state.pop("scoring", None)
+                self._save(score=asked)
+            world.tell(None)  # rank 0 has written what replaces the shards
+            shutil.rmtree(shards, ignore_errors=True)
         return found, False
+
+    def unfinished(self) -> int:
+        """Texts of an unfinished scoring that need not be scored again."""
+        store = _Files(self.path / _SHARDS)
+        return sum(int(store.facts(name)["n_texts"]) for name in store.names())
 
     def make_plan(self, plan_made: Plan) -> Path:
         """Stores a plan made for this run's scores."""
-        _write_text(self.plan_path, json.dumps(plan_made.to_dict()) + "\n")
-        self._save(
-            plan={
-                name: getattr(plan_made, name)
-                for name in ("score", "preset", "keep", "of", "seed", "floor", "model_hash")
-            }
-        )
+        with self._locked():
+            _write_text(self.plan_path, json.dumps(plan_made.to_dict()) + "\n")
+            self._save(
+                plan={
+                    name: getattr(plan_made, name)
+                    for name in ("score", "preset", "keep", "of", "seed", "floor", "model_hash")
+                }
+            )
         return self.plan_path
 
     def prune(
@@ -449,14 +693,15 @@ class Run:
         scores = self.scores()
         chosen = read_plan(plan_file) if plan_file is not None else self.plan()
         source = model_source or self.state["model"]
-        self.check_writable()
-        model = load_model(source)
-        small = prune(model, chosen, repair=repair, scores=scores)
-        tokenizer = load_tokenizer(source)
-        with _whole(self.model_path) as partial, quiet_transformers():
-            small.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
-        self._save(prune={"repair": repair, "plan_model_hash": chosen.model_hash})
+        with self._locked():
+            self.check_writable()
+            model = load_model(source)
+            small = prune(model, chosen, repair=repair, scores=scores)
+            tokenizer = load_tokenizer(source)
+            with _whole(self.model_path) as partial, quiet_transformers():
+                small.save_pretrained(partial)
+                tokenizer.save_pretrained(partial)
+            self._save(prune={"repair": repair, "plan_model_hash": chosen.model_hash})
         return small
 
     def add_results(self, results: list[dict[str, Any]]) -> Path:
@@ -477,6 +722,7 @@ class Run:
             raise ValueError(f"'{self.results_path}' holds no list of results: remove it, or measure again")
         name = "/".join(Path(str(scores.meta["model_name"])).parts[-2:])
         html = render_html(scores, chosen, results, title=f"obce report: {name}")
-        self.check_writable()
-        _write_text(self.report_path, html)
+        with self._locked():
+            self.check_writable()
+            _write_text(self.report_path, html)
         return self.report_path

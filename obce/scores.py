@@ -3,45 +3,25 @@
 r_f (OBCE, arXiv 2312.10702) is the scale at which the Vietoris-Rips complex of a neuron's point cloud has become
 connected, as an edge length. A neuron's outputs at [CLS] are scalars, so r_f is the largest gap between
 neighbours in sorted order. Every statistic is computed on all texts and again on two disjoint halves of them:
-the halves tell how far a ranking can be trusted.
+the halves tell how far a ranking can be trusted. `obce.scoring` makes the table.
 """
 
 from __future__ import annotations
 
-import platform
-import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from obce import __version__
-from obce.capture import LayerActivations, Memory, Progress, capture
-from obce.corpus import Corpus, read_corpus, tokenize
-from obce.h0 import r_f
-from obce.sites import SITE_KINDS, Site, architecture, base_model, find_sites, model_hash
+from obce.clouds import Clouds
+from obce.sites import SITE_KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SCORE_NAMES = ("rf", "std", "range", "mean", "mean_abs", "random")
-DEFAULT_MAX_LENGTH = 128
-_MEASURED = ("rf", "std", "range", "mean", "mean_abs")
-
-# A constant output still varies by rounding where the batch's shape changes the order in which its K fp32 products
-# are summed: by about eps sqrt(K), 2e-6 for K = 1,024, relative to the neuron's own magnitude or, for a neuron near
-# zero, to what is typical of its site (the median: single outlier dimensions reach 1,000 times that). On MiniLM
-# no neuron but those of layer-0 query/key/value varies by less than 1e-3 of that scale.
-CONSTANT_TOLERANCE = 2e-5
-
-# Rows of float64 working copies held at once: keeps the statistics' memory far below the activations'.
-_CHUNK_VALUES = 4_000_000
+SCORE_NAMES = ("rf", "rf_bagged", "std", "range", "mean", "mean_abs", "random")
+TEXT_COLUMNS = ("gap_below", "gap_above", "least", "greatest")
 
 
 @dataclass(frozen=True)
@@ -69,11 +49,16 @@ class Scores:
         index: [N] int32, neuron's row in its site's Linear.
         constant: [N] bool, the output at [CLS] does not vary beyond rounding; `rf`, `std` and `range` are then
             undefined (NaN), and the neuron is never ranked.
-        columns: Score name -> [N] float64, in the units of the activations. `rf`, `std` (population), `range`,
-            `mean`, `mean_abs` and `random` (uniform in [0, 1), seeded); the measured ones again as `<name>_a`
-            and `<name>_b` on two disjoint halves of the texts; `token_mean`, the mean over all tokens of what
-            the site's reader takes in (NaN where nothing is read through a Linear).
+        columns: Score name -> [N] float64, in the units of the activations. `rf`, `rf_bagged` (mean r_f of groups of
+            20 texts; from 40 texts on), `std` (population), `range`, `mean`, `mean_abs` and `random` (uniform in
+            [0, 1), seeded); the measured ones again as `<name>_a` and `<name>_b` on two disjoint halves of the
+            texts; `token_mean`, `token_std`, `token_min` and `token_max` over all tokens of what the site's reader
+            takes in, or of the Linear's output where none reads it, unless tokens were left out. `rf_high` where a
+            sketch was kept instead of every value: r_f lies between `rf` and it, and is `rf` where both are equal.
         meta: What was scored, as JSON-able facts: model, hashes, counts, seed, versions.
+        texts: Name -> [N] int64 positions in the corpus: `gap_below` and `gap_above`, the two texts at the largest gap
+            (of equal gaps, one), and `least` and `greatest`, those of the extremes; -1 where a neuron is constant.
+        clouds: Persistence of the heads' and layers' clouds, or None.
     """
 
     layer: NDArray[np.int16]
@@ -82,6 +67,8 @@ class Scores:
     constant: NDArray[np.bool_]
     columns: dict[str, NDArray[np.float64]]
     meta: dict[str, Any]
+    texts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    clouds: Clouds | None = None
 
     def __post_init__(self) -> None:
         edges = np.flatnonzero((np.diff(self.layer) != 0) | (np.diff(self.site) != 0)) + 1
@@ -142,6 +129,13 @@ class Scores:
             raise ValueError(f"score is {score!r}, but these scores hold {known}: name one of them")
         return self.columns[score]
 
+    def certified(self) -> float:
+        """Share of the neurons that are not constant whose r_f is exact; below 1 only where a sketch was kept."""
+        if "rf_high" not in self.columns or self.constant.all():
+            return 1.0
+        ranked = ~self.constant
+        return float(np.mean(self.columns["rf"][ranked] == self.columns["rf_high"][ranked]))
+
     def medians(self, score: str = "rf") -> dict[tuple[int, str], float]:
         """Median of a score over the neurons of each site that are not constant; NaN where all are."""
         column = self.column(score)
@@ -168,13 +162,14 @@ class Scores:
             if np.count_nonzero(ranked) < 4:
                 continue
             x, y = a[rows][ranked], b[rows][ranked]
-            totals.setdefault(kind, []).append((_spearman(x, y), _overlap(x, y), len(x)))
+            totals.setdefault(kind, []).append((rank_correlation(x, y), _overlap(x, y), len(x)))
         by_kind = {kind: _weighted(found) for kind, found in totals.items()}
         spearman, overlap = _weighted([entry for found in totals.values() for entry in found])
         return Stability(spearman, overlap, by_kind)
 
 
-def _spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+def rank_correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Spearman's; NaN where one side does not vary."""
     from scipy.stats import rankdata
 
     rx, ry = rankdata(x), rankdata(y)
@@ -195,162 +190,3 @@ def _weighted(found: list[tuple[float, float, int]]) -> tuple[float, float]:
         return float("nan"), float("nan")
     spearman, overlap, weight = (np.array(column, dtype=np.float64) for column in zip(*found, strict=True))
     return float(np.average(spearman, weights=weight)), float(np.average(overlap, weights=weight))
-
-
-def statistics(values: NDArray[np.float32], *, threads: int | None = None) -> dict[str, NDArray[np.float64]]:
-    """r_f and plain statistics of scalar clouds.
-
-    Args:
-        values: float32 [B, n], one cloud of scalars a row.
-        threads: Threads for r_f; default as `obce.r_f`.
-
-    Returns:
-        `rf`, `std` (population), `range`, `mean`, `mean_abs`: float64 [B], accumulated in float64.
-    """
-    n_rows, n = values.shape
-    found = {name: np.empty(n_rows, np.float64) for name in _MEASURED}
-    found["rf"][:] = r_f(values, threads=threads, check=False)
-    for start in range(0, n_rows, max(1, _CHUNK_VALUES // max(1, n))):
-        rows = slice(start, start + max(1, _CHUNK_VALUES // max(1, n)))
-        chunk = values[rows]
-        mean = chunk.mean(axis=1, dtype=np.float64)
-        found["mean"][rows] = mean
-        found["std"][rows] = np.sqrt(np.square(chunk - mean[:, None]).mean(axis=1))
-        found["range"][rows] = chunk.max(axis=1).astype(np.float64) - chunk.min(axis=1)
-        found["mean_abs"][rows] = np.abs(chunk).mean(axis=1, dtype=np.float64)
-    return found
-
-
-def rounding_scale(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[width] magnitude that a neuron's rounding noise is relative to, from its site's outputs [width, n]."""
-    own = np.maximum(values.max(axis=1), -values.min(axis=1)).astype(np.float64)
-    scale: NDArray[np.float64] = np.maximum(own, np.median(own))
-    return scale
-
-
-def score_layer(
-    activations: LayerActivations,
-    halves: tuple[NDArray[np.int64], NDArray[np.int64]],
-    *,
-    threads: int | None = None,
-) -> dict[str, dict[str, NDArray[Any]]]:
-    """Site kind -> column name -> [width], for one layer: the part of scoring that needs no model.
-
-    Args:
-        activations: One layer's outputs, float32 [width, n_texts] a site.
-        halves: Two disjoint index arrays over the texts.
-        threads: Threads for r_f.
-    """
-    found: dict[str, dict[str, NDArray[Any]]] = {}
-    for kind, values in activations.outputs.items():
-        columns: dict[str, NDArray[Any]] = dict(statistics(values, threads=threads))
-        constant = columns["range"] <= CONSTANT_TOLERANCE * rounding_scale(values)
-        for suffix, half in zip("ab", halves, strict=True):
-            part = np.take(values, half, axis=1)
-            columns.update({f"{n}_{suffix}": c for n, c in statistics(part, threads=threads).items()})
-        for name in ("rf", "std", "range"):
-            for column in (name, f"{name}_a", f"{name}_b"):
-                columns[column][constant] = np.nan
-        columns["constant"] = constant
-        columns["token_mean"] = activations.token_means.get(kind, np.full(len(values), np.nan))
-        found[kind] = columns
-    return found
-
-
-def usable_max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> int:
-    """Tokens a text is cut to: as asked, else `DEFAULT_MAX_LENGTH` or the most that model and tokenizer take.
-
-    Raises:
-        ValueError: More was asked than the model has positions.
-    """
-    positions = int(base_model(model).config.max_position_embeddings)
-    if max_length is None:
-        return min(DEFAULT_MAX_LENGTH, positions, int(tokenizer.model_max_length))
-    if max_length > positions:
-        raise ValueError(f"max_length is {max_length}, but the model has {positions} positions: ask for at most that")
-    return max_length
-
-
-def score(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Corpus | str | Iterable[str],
-    *,
-    seed: int = 0,
-    max_length: int | None = None,
-    batch_size: int = 32,
-    memory: Memory = "model",
-    threads: int | None = None,
-    progress: Progress | None = None,
-    on_layer: Callable[[int, Sequence[Site]], None] | None = None,
-) -> Scores:
-    """Scores every neuron of a BERT on its [CLS] outputs over a corpus.
-
-    Args:
-        model: A `BertModel` or `BertFor...`; never changed. Scored in eval mode, without autocast.
-        tokenizer: The model's tokenizer.
-        texts: A `Corpus`, or anything `obce.read_corpus` takes.
-        seed: Decides the `random` score and the two halves of the texts.
-        max_length: Tokens a text is cut to (default: 128, or the most the model takes); `meta["truncated"]` says how
-            many texts were.
-        batch_size: Texts in a batch of similar lengths.
-        memory: See `obce.capture.capture`.
-        threads: Threads of the persistence engine; default from `OMP_NUM_THREADS`, else all.
-        progress: Called with (texts done, texts in all) during the forward passes.
-        on_layer: Called after each layer's scores are computed.
-
-    Returns:
-        Scores with one row a neuron.
-
-    Raises:
-        ValueError: The architecture is not supported, the corpus has fewer than four distinct texts, or an
-            output is not finite; one sentence each.
-
-    Source: OBCE, arXiv 2312.10702 (r_f of the 0-dimensional Vietoris-Rips persistence of [CLS] outputs).
-    """
-    sites = find_sites(model)
-    corpus = texts if isinstance(texts, Corpus) else read_corpus(texts)
-    length = usable_max_length(model, tokenizer, max_length)
-    batches = tokenize(corpus, tokenizer, max_length=length, batch_size=batch_size)
-    halves = corpus.halves(seed)
-    parts: list[dict[str, NDArray[Any]]] = []
-    for activations in capture(model, batches, sites, memory=memory, progress=progress):
-        here = [site for site in sites if site.layer == activations.layer]
-        by_kind = score_layer(activations, halves, threads=threads)
-        parts.extend(by_kind[site.kind] for site in here)
-        if on_layer is not None:
-            on_layer(activations.layer, here)
-
-    widths = [site.width for site in sites]
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    constant = columns.pop("constant")
-    columns["random"] = np.random.default_rng(seed).random(len(constant))
-    return Scores(
-        layer=np.repeat(np.array([site.layer for site in sites], np.int16), widths),
-        site=np.repeat(np.array([SITE_KINDS.index(site.kind) for site in sites], np.int8), widths),
-        index=np.concatenate([np.arange(width, dtype=np.int32) for width in widths]),
-        constant=constant,
-        columns=columns,
-        meta={
-            "model_name": str(model.config.name_or_path or type(model).__name__),
-            "model_hash": model_hash(model),
-            "architecture": architecture(model),
-            "corpus_source": corpus.source,
-            "corpus_hash": corpus.hash,
-            "n_texts": len(corpus),
-            "dropped_empty": corpus.dropped_empty,
-            "dropped_duplicate": corpus.dropped_duplicate,
-            "n_tokens": batches.n_tokens,
-            "truncated": batches.truncated,
-            "max_length": batches.max_length,
-            "batch_size": batch_size,
-            "position": "cls",
-            "seed": seed,
-            "versions": {
-                "obce": __version__,
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("numpy", "torch", "transformers")},
-                "platform": sys.platform,
-            },
-        },
-    )

@@ -16,11 +16,14 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SITE_KINDS = ("query", "key", "value", "attention_output", "intermediate", "output")
 
 SUPPORTED_FAMILIES = ("bert",)
+
+DEFAULT_MAX_LENGTH = 128
+"""Tokens a text is cut to when none are named."""
 
 # The Linear of each kind, relative to its layer.
 _WRITERS = {
@@ -96,6 +99,20 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
             reader = prefix + _READERS[kind] if kind in _READERS else None
             sites.append(Site(layer, kind, writer, reader, widths[kind], heads if kind in _PER_HEAD else 1))
     return sites
+
+
+def usable_max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> int:
+    """Tokens a text is cut to: as asked, else `DEFAULT_MAX_LENGTH` or the most that model and tokenizer take.
+
+    Raises:
+        ValueError: More was asked than the model has positions.
+    """
+    positions = int(base_model(model).config.max_position_embeddings)
+    if max_length is None:
+        return min(DEFAULT_MAX_LENGTH, positions, int(tokenizer.model_max_length))
+    if max_length > positions:
+        raise ValueError(f"max_length is {max_length}, but the model has {positions} positions: ask for at most that")
+    return max_length
 
 
 def model_hash(model: PreTrainedModel) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from obce.capture import capture, token_means
+from obce.clouds import CLOUD_KINDS
 from obce.corpus import tokenize
 from obce.sites import SITE_KINDS, find_sites
 
@@ -21,7 +22,7 @@ def batches(texts: list[str], tiny_tokenizer: Any) -> TokenBatches:
 
 
 def linear_outputs(model: BertModel, texts: list[str], tokenizer: Any) -> dict[str, np.ndarray]:
-    """Every Linear's output at [CLS] and each reader's input, one unpadded text at a time, by hand."""
+    """Every Linear's output at [CLS], and what each neuron does over all tokens, one unpadded text at a time."""
     found: dict[str, list[np.ndarray]] = {}
     for text in texts:
         inputs = tokenizer(text, truncation=True, max_length=32, return_tensors="pt")
@@ -40,9 +41,11 @@ def linear_outputs(model: BertModel, texts: list[str], tokenizer: Any) -> dict[s
                 out = layer.output.dense(active)
                 for kind, value in zip(SITE_KINDS, (q, k, v, dense, inner, out), strict=True):
                     found.setdefault(f"{i}.{kind}", []).append(value[0, 0].numpy())
-                found.setdefault(f"{i}.value read", []).append(context[0].double().numpy())
-                found.setdefault(f"{i}.intermediate read", []).append(active[0].double().numpy())
+                for kind, tokens in zip(SITE_KINDS, (q, k, context, dense, active, out), strict=True):
+                    found.setdefault(f"{i}.{kind} tokens", []).append(tokens[0].double().numpy())
                 hidden = layer.output.LayerNorm(out + after)
+                for kind, vector in (("context", context), ("hidden", hidden)):
+                    found.setdefault(f"{i}.{kind}", []).append(vector[0, 0].numpy())
     return {name: np.stack(rows, 1) if " " not in name else np.concatenate(rows) for name, rows in found.items()}
 
 
@@ -56,13 +59,51 @@ def test_every_site_equals_the_model_computed_by_hand(
     assert [layer.layer for layer in layers] == [0, 1, 2]
     for layer in layers:
         assert tuple(layer.outputs) == SITE_KINDS
-        assert set(layer.token_means) == {"value", "intermediate"}
+        assert tuple(layer.tokens) == SITE_KINDS
         for kind, values in layer.outputs.items():
             assert values.dtype == np.float32
             np.testing.assert_allclose(values, by_hand[f"{layer.layer}.{kind}"], rtol=0, atol=2e-5)
-        for kind, mean in layer.token_means.items():
-            expected = by_hand[f"{layer.layer}.{kind} read"].mean(axis=0)
-            np.testing.assert_allclose(mean, expected, rtol=0, atol=1e-5)
+        for kind, sums in layer.tokens.items():
+            tokens = by_hand[f"{layer.layer}.{kind} tokens"]
+            assert sums.count == len(tokens)
+            np.testing.assert_allclose(sums.sums / sums.count, tokens.mean(axis=0), rtol=0, atol=1e-5)
+            np.testing.assert_allclose(sums.squares / sums.count, (tokens**2).mean(axis=0), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(sums.least, tokens.min(axis=0), rtol=0, atol=2e-5)
+            np.testing.assert_allclose(sums.greatest, tokens.max(axis=0), rtol=0, atol=2e-5)
+        assert not layer.clouds
+
+
+@pytest.mark.parametrize("memory", ["model", "layer"])
+@pytest.mark.parametrize("tokens", [True, False])
+def test_vectors_of_chosen_texts(
+    tokens: bool, memory: Any, tiny_bert: BertModel, texts: list[str], tiny_tokenizer: Any, batches: TokenBatches
+) -> None:
+    chosen = np.zeros(50, bool)
+    chosen[[3, 8, 40, 41]] = True
+    by_hand = linear_outputs(tiny_bert, texts[:50], tiny_tokenizer)
+    for layer in capture(tiny_bert, batches, find_sites(tiny_bert), memory=memory, chosen=chosen, tokens=tokens):
+        assert set(layer.clouds) == set(CLOUD_KINDS)
+        for kind, vectors in layer.clouds.items():
+            expected = by_hand[f"{layer.layer}.{kind}"].T[chosen]
+            np.testing.assert_allclose(vectors, expected, rtol=0, atol=2e-5, err_msg=kind)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("memory", ["model", "layer"])
+def test_the_last_layer_at_cls_alone(
+    memory: Any, attention: str, make_bert: Any, texts: list[str], tiny_tokenizer: Any, batches: TokenBatches
+) -> None:
+    model = make_bert(attn_implementation=attention)
+    by_hand = linear_outputs(model, texts[:50], tiny_tokenizer)
+    seen = []
+    handle = model.encoder.layer[2].intermediate.register_forward_hook(lambda _m, _a, out: seen.append(out.shape[1]))
+    layers = list(capture(model, batches, find_sites(model), memory=memory, tokens=False))
+    handle.remove()
+    assert set(seen) == {1}
+    for layer in layers:
+        assert not layer.tokens
+        for kind, values in layer.outputs.items():
+            np.testing.assert_allclose(values, by_hand[f"{layer.layer}.{kind}"], rtol=0, atol=2e-5)
 
 
 def test_layer_memory_gives_the_same_bits(tiny_bert: BertModel, batches: TokenBatches) -> None:
@@ -72,8 +113,9 @@ def test_layer_memory_gives_the_same_bits(tiny_bert: BertModel, batches: TokenBa
     for a, b in zip(whole, layered, strict=True):
         for kind in a.outputs:
             assert (a.outputs[kind] == b.outputs[kind]).all(), kind
-        for kind in a.token_means:
-            assert (a.token_means[kind] == b.token_means[kind]).all(), kind
+        for kind, sums in a.tokens.items():
+            assert (sums.sums == b.tokens[kind].sums).all(), kind
+            assert (sums.squares == b.tokens[kind].squares).all(), kind
 
 
 def test_token_means_alone_equal_those_of_the_capture(tiny_bert: BertModel, batches: TokenBatches) -> None:
@@ -81,8 +123,9 @@ def test_token_means_alone_equal_those_of_the_capture(tiny_bert: BertModel, batc
     means = token_means(tiny_bert, batches, sites)
     assert sorted(means) == sorted(s.name for s in sites if s.reader is not None)
     for layer in capture(tiny_bert, batches, sites):
-        for kind, mean in layer.token_means.items():
-            np.testing.assert_array_equal(means[f"{layer.layer}.{kind}"], mean)
+        for kind, sums in layer.tokens.items():
+            if kind in ("value", "intermediate"):
+                np.testing.assert_array_equal(means[f"{layer.layer}.{kind}"], sums.sums / sums.count)
 
 
 def count_hooks(model: BertModel) -> int:
@@ -158,6 +201,11 @@ def test_progress_reaches_the_end_and_never_falls(tiny_bert: BertModel, batches:
         assert done == sorted(done)
         assert done[-1] == pytest.approx(50)
         assert {total for _, total in seen} == {50}
+
+
+def test_unknown_precision(tiny_bert: BertModel, batches: TokenBatches) -> None:
+    with pytest.raises(ValueError, match=re.escape("precision is 'int8', but must be 'float32', 'tf32' or 'bfloat16'")):
+        list(capture(tiny_bert, batches, find_sites(tiny_bert), precision="int8"))  # type: ignore[arg-type]
 
 
 def test_unknown_memory(tiny_bert: BertModel, batches: TokenBatches) -> None:

@@ -234,13 +234,13 @@ def test_a_full_disk_leaves_nothing_half_written(tiny_bert_dir: Path, corpus: Pa
     assert found.returncode == 1, found.stderr
     assert "cannot read or write" in found.stderr
     assert "Traceback" not in found.stderr
-    assert list(out.iterdir()) == []
+    assert {path.name for path in out.rglob("*")} <= {".lock", "run.json", "shards"}
 
 
 def test_ctrl_c_stops_cleanly(tiny_bert_dir: Path, wikipedia: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = subprocess.Popen(
-        command("score", tiny_bert_dir, wikipedia, "--batch-size", 1, "--out", out),
+        command("score", tiny_bert_dir, wikipedia, "--batch-tokens", 40, "--out", out),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60
@@ -253,6 +253,5 @@ def test_ctrl_c_stops_cleanly(tiny_bert_dir: Path, wikipedia: Path, tmp_path: Pa
     assert "interrupted" in errors
     assert "Traceback" not in errors
     assert not (out / "scores.parquet").exists()
-    assert not (out / "run.json").exists()
     again = obce("score", tiny_bert_dir, wikipedia, "--limit", 50, "--out", out, "--json")
     assert again.exit_code == 0, again.output

@@ -161,7 +161,7 @@ def test_limit_stops_before_a_broken_tail(tmp_path: Path, name: str) -> None:
     path = file_of(tmp_path, name, content)
     assert read_corpus(path, limit=6).texts == tuple("012345")
     with pytest.raises(ValueError, match=f"byte {len(content) - 2} is 0xff"):
-        read_corpus(path)
+        read_corpus(path, strict=True)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
@@ -322,11 +322,30 @@ def test_too_few_texts() -> None:
     assert len(read_corpus(["a", "b", "c", "d"])) == MIN_TEXTS
 
 
+def test_text_that_is_no_utf8_is_replaced_and_counted(tmp_path: Path) -> None:
+    for name, data in {
+        "a.txt": b"one\nt\xe9\xe9o\nthree\nfour\xff\n",
+        "a.csv": b"text,x\none,1\nt\xe9\xe9o,2\nthree,3\nfour\xff,4\n",
+        "a.jsonl": b'"one"\n"t\xe9\xe9o"\n"three"\n"four\\ud800"\n',
+    }.items():
+        corpus = read_corpus(file_of(tmp_path, name, data))
+        assert corpus.texts == ("one", "t\ufffdo", "three", "four\ufffd")
+        assert corpus.replaced == 2
+    listed = read_corpus(["one", "t\ud800o", "three", "a \ufffd of its own"])
+    assert listed.texts == ("one", "t\ufffdo", "three", "a \ufffd of its own")
+    assert listed.replaced == 1
+    # what becomes equal is one text
+    assert len(read_corpus(["a\ud800", "a\ud801", "b", "c", "d"])) == 4
+
+
 def test_binary_files(tmp_path: Path) -> None:
+    strict = {"strict": True}
     refused(file_of(tmp_path, "a.txt", b"ab\ncd\0ef\n"), "not a text file, byte 5 is NUL; save it as UTF-8 text")
-    refused(file_of(tmp_path, "b.txt", b"ab\nc\xe9d\n"), "is not UTF-8, byte 4 is 0xe9; save it as UTF-8 text")
-    refused(file_of(tmp_path, "c.txt", b"\xef\xbb\xbfab\nc\xe9d\n"), "byte 7 is 0xe9")
-    refused(file_of(tmp_path, "d.txt", b"\xef\xbb\xbf\xe9d\n"), "byte 3 is 0xe9")
+    refused(
+        file_of(tmp_path, "b.txt", b"ab\nc\xe9d\n"), "is not UTF-8, byte 4 is 0xe9; save it as UTF-8 text", **strict
+    )
+    refused(file_of(tmp_path, "c.txt", b"\xef\xbb\xbfab\nc\xe9d\n"), "byte 7 is 0xe9", **strict)
+    refused(file_of(tmp_path, "d.txt", b"\xef\xbb\xbf\xe9d\n"), "byte 3 is 0xe9", **strict)
     refused(file_of(tmp_path, "e.csv", "text\nä\n".encode("utf-16")), "not a text file, byte 3 is NUL")
     refused(file_of(tmp_path, "f.txt", gzip.compress(b"ab\n\0")), "byte 3 of its unpacked content is NUL")
 
@@ -439,7 +458,7 @@ def test_entries_that_are_no_texts() -> None:
     refused(["a", 7], "entry 1 of the list is an int, expected a str", TypeError)
     refused(["a", "b", None], "entry 2 of the list is a NoneType, expected a str", TypeError)
     refused(iter([b"a"]), "entry 0 of the list_iterator is a bytes", TypeError)
-    refused(["a", "b", "c\ud800"], "entry 2 of list in memory has half a surrogate pair at character 1")
+    refused(["a", "b", "c\ud800"], "entry 2 of list in memory has half a surrogate pair at character 1", strict=True)
 
 
 class Frame:
@@ -715,7 +734,18 @@ def test_batching_laws(tokenizer: Any, texts: list[str], max_length: int, batch_
     assert batches.n_texts == len(texts)
     assert batches.n_tokens == sum(map(len, rows))
     assert batches.truncated == sum(len(tokenizer.tokenize(text)) + 2 > max_length for text in texts)
-    assert (batches.max_length, batches.batch_size) == (max_length, batch_size)
+    assert batches.max_length == max_length
+
+    budget = batch_size * 5
+    whole = [
+        batch.inputs["attention_mask"]
+        for batch in tokenize(texts, tokenizer, max_length=max_length, batch_tokens=budget)
+    ]
+    assert sum(len(mask) for mask in whole) == len(texts)
+    for mask, after in zip(whole, [*whole[1:], None], strict=True):
+        assert mask.numel() <= budget or len(mask) == 1
+        # another text of that length would not have fitted
+        assert after is None or (len(mask) + 1) * mask.shape[1] > budget
 
 
 def same(first: TokenBatches, second: TokenBatches) -> bool:

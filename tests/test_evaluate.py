@@ -10,7 +10,7 @@ from obce.corpus import Batch, TokenBatches, tokenize
 from obce.evaluate import Latency, count_parameters, embed, fidelity, flops, latency, weight_bytes
 from obce.plan import FLOPS_LENGTH, plan
 from obce.prune import prune
-from obce.scores import score
+from obce.scoring import score
 from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel
 
 if TYPE_CHECKING:
@@ -323,7 +323,7 @@ def test_a_plan_predicts_what_is_measured(tiny_bert: BertModel, tiny_tokenizer: 
     config = tiny_bert.config
     config.max_position_embeddings = FLOPS_LENGTH
     dense = BertModel(config).train(False)
-    scores = score(dense, tiny_tokenizer, texts[:60], max_length=64, batch_size=16)
+    scores = score(dense, tiny_tokenizer, texts[:60], max_length=64)
     chosen = plan(scores, dense, preset="obce-2023")
     small = prune(dense, chosen, repair="none")
     for model, size in ((dense, chosen.before), (small, chosen.after)):

@@ -8,7 +8,7 @@ import numpy as np
 import obce
 import pytest
 import torch
-from obce.scores import score
+from obce.scoring import score
 
 if TYPE_CHECKING:
     from transformers import BertModel

@@ -17,7 +17,8 @@ from obce.evaluate import count_parameters, embed, fidelity, flops, weight_bytes
 from obce.plan import plan
 from obce.prune import masked, prune
 from obce.run import load_model, load_tokenizer
-from obce.scores import CONSTANT_TOLERANCE, Scores, rounding_scale, score
+from obce.scores import Scores
+from obce.scoring import CONSTANT_TOLERANCE, MemoryStore, rounding_scale, score
 from obce.sites import find_sites
 
 if TYPE_CHECKING:
@@ -44,24 +45,29 @@ def sentences(wikipedia: Path) -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def scores(minilm: PreTrainedModel, tokenizer: Any, sentences: Corpus) -> Scores:
-    return score(minilm, tokenizer, sentences)
+def store() -> MemoryStore:
+    return MemoryStore()
 
 
-def test_rf_of_500_neurons_is_what_ripser_finds(
-    minilm: PreTrainedModel, tokenizer: Any, sentences: Corpus, scores: Scores
-) -> None:
+@pytest.fixture(scope="module")
+def scores(minilm: PreTrainedModel, tokenizer: Any, sentences: Corpus, store: MemoryStore) -> Scores:
+    return score(minilm, tokenizer, sentences, store=store)
+
+
+def test_rf_of_500_neurons_is_what_ripser_finds(scores: Scores, store: MemoryStore) -> None:
     ripser = pytest.importorskip("ripser", reason="ripser is the peer; requirements/dev.txt has it").ripser
     chosen = np.random.default_rng(0).choice(np.flatnonzero(~scores.constant), 500, replace=False)
-    at = {}
-    for layer in capture(minilm, tokenize(sentences, tokenizer), find_sites(minilm)):
-        for kind, values in layer.outputs.items():
-            rows = scores.rows(layer.layer, kind)
-            at.update({row: values[row - rows.start] for row in chosen if rows.start <= row < rows.stop})
+    values = np.concatenate(
+        [
+            np.concatenate([store.read(name, f"values.{layer}") for layer in scores.layers()], axis=1)
+            for name in store.names()
+        ]
+    )
+    assert values.shape == (200, len(scores))
     for row in chosen:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # ripser warns that a cloud has more points than coordinates
-            deaths = ripser(at[row][:, None], maxdim=0)["dgms"][0][:, 1]
+            deaths = ripser(values[:, row, None], maxdim=0)["dgms"][0][:, 1]
         largest = deaths[np.isfinite(deaths)].max()
         assert scores.columns["rf"][row] == pytest.approx(largest, rel=1e-5)
 
@@ -78,7 +84,7 @@ def test_the_constant_neurons_stand_clearly_apart(minilm: PreTrainedModel, token
     noise, signal = 0.0, np.inf
     for layer in capture(minilm, tokenize(sentences, tokenizer), find_sites(minilm)):
         for kind, values in layer.outputs.items():
-            relative = np.ptp(values, axis=1) / rounding_scale(values)
+            relative = np.ptp(values, axis=1) / rounding_scale(values.min(axis=1), values.max(axis=1))
             if layer.layer == 0 and kind in ("query", "key", "value"):
                 noise = max(noise, float(relative.max()))
             else:

@@ -12,7 +12,8 @@ import torch
 from obce.corpus import read_corpus
 from obce.plan import plan
 from obce.run import Run, _whole, load_model, load_tokenizer, read_plan, read_scores, write_scores
-from obce.scores import Scores, score
+from obce.scores import Scores
+from obce.scoring import score
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +39,12 @@ def test_scores_survive_the_file(tmp_path: Path, tiny_bert: BertModel, tiny_toke
     for name, column in before.columns.items():
         np.testing.assert_array_equal(after.columns[name], column)
     assert after.meta == json.loads(json.dumps(before.meta))
+    assert sorted(after.texts) == sorted(before.texts)
+    for name, ids in before.texts.items():
+        np.testing.assert_array_equal(after.texts[name], ids)
+    assert before.clouds is not None
+    assert after.clouds is not None
+    assert after.clouds.to_dict() == before.clouds.to_dict()
 
 
 def test_the_parquet_file_speaks_for_itself(scored: Path) -> None:
@@ -98,6 +105,7 @@ def test_plan_prune_and_report_in_one_directory(scored: Path, tiny_bert_dir: Pat
     page = run.report().read_text(encoding="utf-8")
     assert "<!doctype html>" in page.lower()
     assert {p.name for p in scored.iterdir()} == {
+        ".lock",
         "run.json",
         "scores.parquet",
         "plan.json",
@@ -183,7 +191,7 @@ def test_leavings_of_a_killed_run_are_swept(tmp_path: Path, tiny_bert_dir: Path,
     left.mkdir(parents=True)
     (left / "scores.parquet").write_bytes(b"half")
     Run(tmp_path).score(str(tiny_bert_dir), read_corpus(texts))
-    assert {p.name for p in tmp_path.iterdir()} == {"run.json", "scores.parquet"}
+    assert {p.name for p in tmp_path.iterdir()} == {".lock", "run.json", "scores.parquet"}
 
 
 def test_a_directory_of_something_else_is_not_touched(tmp_path: Path) -> None:

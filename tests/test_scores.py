@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from obce.capture import capture
 from obce.corpus import read_corpus, tokenize
-from obce.scores import SCORE_NAMES, Scores, score, statistics
+from obce.scores import SCORE_NAMES, Scores
+from obce.scoring import score
 from obce.sites import SITE_KINDS, find_sites, model_hash
 from scipy.stats import spearmanr
 
@@ -26,31 +27,6 @@ def scores(model: BertModel, tiny_tokenizer: Any, texts: list[str]) -> Scores:
     return score(model, tiny_tokenizer, texts)
 
 
-def test_statistics_are_the_plain_ones() -> None:
-    rng = np.random.default_rng(0)
-    values = (rng.standard_normal((40, 101)) * rng.exponential(size=(40, 1)) + 5).astype(np.float32)
-    found = statistics(values)
-    exact = values.astype(np.float64)
-    assert (found["rf"] == np.diff(np.sort(values, axis=1), axis=1).max(axis=1)).all()
-    np.testing.assert_allclose(found["std"], exact.std(axis=1), rtol=1e-12)
-    np.testing.assert_allclose(found["mean"], exact.mean(axis=1), rtol=1e-12)
-    np.testing.assert_allclose(found["mean_abs"], np.abs(exact).mean(axis=1), rtol=1e-12)
-    np.testing.assert_allclose(found["range"], np.ptp(exact, axis=1), rtol=1e-12)
-
-
-def test_statistics_do_not_depend_on_the_chunking(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.random.default_rng(1).standard_normal((50, 30)).astype(np.float32)
-    whole = statistics(values)
-    monkeypatch.setitem(statistics.__globals__, "_CHUNK_VALUES", 70)
-    parts = statistics(values)
-    assert all((whole[name] == parts[name]).all() for name in whole)
-
-
-def test_std_survives_a_large_offset() -> None:
-    values = (1e4 + np.array([[0.0, 1.0, 2.0, 3.0]])).astype(np.float32)
-    assert statistics(values)["std"][0] == pytest.approx(np.std([0, 1, 2, 3]), rel=1e-12)
-
-
 def test_one_row_a_neuron_in_order(scores: Scores, model: BertModel) -> None:
     sites = find_sites(model)
     assert len(scores) == sum(site.width for site in sites) == 3 * (5 * 32 + 64)
@@ -64,7 +40,7 @@ def test_one_row_a_neuron_in_order(scores: Scores, model: BertModel) -> None:
     assert all(len(scores.columns[name]) == len(scores) for name in SCORE_NAMES)
 
 
-def test_values_are_those_of_the_capture(
+def test_columns_are_those_of_the_captured_values(
     scores: Scores, model: BertModel, texts: list[str], tiny_tokenizer: Any
 ) -> None:
     corpus = read_corpus(texts)
@@ -74,10 +50,22 @@ def test_values_are_those_of_the_capture(
             rows = scores.rows(layer.layer, kind)
             live = ~scores.constant[rows]
             for suffix, part in (("", values), ("_a", values[:, halves[0]]), ("_b", values[:, halves[1]])):
-                gap = np.diff(np.sort(part, axis=1), axis=1).max(axis=1)
-                assert (scores.columns["rf" + suffix][rows][live] == gap[live]).all()
-            expected = layer.token_means.get(kind, np.full(len(values), np.nan))
-            np.testing.assert_array_equal(scores.columns["token_mean"][rows], expected)
+                exact = part[live].astype(np.float64)
+                plain = {
+                    "rf": np.diff(np.sort(exact, axis=1), axis=1).max(axis=1),
+                    "std": exact.std(axis=1),
+                    "range": np.ptp(exact, axis=1),
+                    "mean": exact.mean(axis=1),
+                    "mean_abs": np.abs(exact).mean(axis=1),
+                }
+                for name, expected in plain.items():
+                    found = scores.columns[name + suffix][rows][live]
+                    # batches of another shape round differently
+                    np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=name + suffix)
+            sums = layer.tokens[kind]
+            np.testing.assert_allclose(scores.columns["token_mean"][rows], sums.sums / sums.count, atol=1e-6)
+            np.testing.assert_allclose(scores.columns["token_min"][rows], sums.least, atol=1e-5)
+            np.testing.assert_allclose(scores.columns["token_max"][rows], sums.greatest, atol=1e-5)
 
 
 def test_layer_0_query_key_value_are_constant_and_nothing_else(scores: Scores) -> None:
@@ -166,7 +154,7 @@ def test_a_neuron_by_its_name(scores: Scores) -> None:
 
 
 def test_unknown_score(scores: Scores) -> None:
-    with pytest.raises(ValueError, match="score is 'taylor', but these scores hold rf, std"):
+    with pytest.raises(ValueError, match="score is 'taylor', but these scores hold rf, rf_bagged, std"):
         scores.medians("taylor")
 
 

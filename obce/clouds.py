@@ -1,0 +1,154 @@
+"""Heads and layers as point clouds: where 0-dimensional persistence is stable and more than one sort.
+
+A head's query, key, value or context vector at [CLS] is a point of 32 to 64 coordinates, one a text; a layer's [CLS]
+vector one of 384 to 1,024. The deaths of such a cloud are the edge lengths of its minimum spanning tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from obce.h0 import h0
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+CLOUD_KINDS = ("query", "key", "value", "context", "hidden")
+"""Vectors of a text at [CLS]: a head's, and `hidden`, the output of the whole layer."""
+
+CLOUD_SCORES = ("rf", "total_persistence", "entropy")
+
+# As for neurons (obce.scores): layer-0 query, key and value are the same vector for every text up to rounding.
+_CONSTANT_TOLERANCE = 2e-5
+
+
+@dataclass(frozen=True)
+class Clouds:
+    """Persistence of every head's and layer's cloud, one row a cloud, ordered by layer, kind and head.
+
+    Attributes:
+        layer: [M] int16.
+        kind: [M] int8, position in `CLOUD_KINDS`.
+        head: [M] int16, -1 for `hidden`.
+        n: Points a cloud.
+        d: [M] int32, coordinates.
+        constant: [M] bool, the points do not differ beyond rounding; all columns are then NaN.
+        columns: Name -> [M] float64: `rf` (largest death, an edge length), `total_persistence` (sum of deaths),
+            `entropy` (of the deaths as shares of their sum, natural logarithm); each again as `<name>_a` and
+            `<name>_b` on two disjoint halves of the texts.
+    """
+
+    layer: NDArray[np.int16]
+    kind: NDArray[np.int8]
+    head: NDArray[np.int16]
+    n: int
+    d: NDArray[np.int32]
+    constant: NDArray[np.bool_]
+    columns: dict[str, NDArray[np.float64]]
+
+    def __len__(self) -> int:
+        return len(self.layer)
+
+    def stability(self, score: str) -> dict[str, float]:
+        """Kind -> Spearman correlation of a score between the two halves, over all clouds of that kind; NaN below 3.
+
+        Raises:
+            ValueError: No such score.
+        """
+        from scipy.stats import spearmanr
+
+        if score not in CLOUD_SCORES:
+            raise ValueError(f"score is {score!r}, expected one of {', '.join(CLOUD_SCORES)}.")
+        found = {}
+        for code, kind in enumerate(CLOUD_KINDS):
+            rows = (self.kind == code) & ~self.constant
+            a, b = self.columns[f"{score}_a"][rows], self.columns[f"{score}_b"][rows]
+            defined = np.count_nonzero(rows) >= 3 and np.ptp(a) > 0 and np.ptp(b) > 0
+            found[kind] = float(spearmanr(a, b).statistic) if defined else float("nan")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; NaN as None."""
+        return {
+            "n": self.n,
+            "layer": self.layer.tolist(),
+            "kind": [CLOUD_KINDS[code] for code in self.kind],
+            "head": self.head.tolist(),
+            "d": self.d.tolist(),
+            "constant": self.constant.tolist(),
+            **{
+                name: [None if np.isnan(value) else value for value in column.tolist()]
+                for name, column in self.columns.items()
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> Clouds:
+        """What `to_dict` gave.
+
+        Raises:
+            KeyError, ValueError, TypeError: It is not that.
+        """
+        return cls(
+            np.array(facts["layer"], np.int16),
+            np.array([CLOUD_KINDS.index(kind) for kind in facts["kind"]], np.int8),
+            np.array(facts["head"], np.int16),
+            int(facts["n"]),
+            np.array(facts["d"], np.int32),
+            np.array(facts["constant"], np.bool_),
+            {
+                name: np.array(facts[name], np.float64)
+                for score in CLOUD_SCORES
+                for name in (score, f"{score}_a", f"{score}_b")
+            },
+        )
+
+
+def cloud_scores(
+    vectors: Mapping[tuple[int, str], tuple[NDArray[np.float32], NDArray[np.float32]]],
+    heads: int,
+    *,
+    threads: int | None = None,
+) -> Clouds:
+    """Persistence of every head's and layer's cloud.
+
+    Args:
+        vectors: (layer, kind of `CLOUD_KINDS`) -> vectors of the texts of each half, float32 [n_a, width] and
+            [n_b, width], at least 2 each. Every kind but `hidden` is cut into `heads` equal parts.
+        heads: Heads a layer.
+        threads: Default as `obce.h0`.
+    """
+    order = sorted(vectors, key=lambda at: (at[0], CLOUD_KINDS.index(at[1])))
+    rows: dict[str, list[NDArray[Any]]] = {}
+    n = 0
+    for layer, kind in order:
+        a, b = vectors[layer, kind]
+        parts = 1 if kind == "hidden" else heads
+        n = len(a) + len(b)
+        # [parts, n, width / parts]
+        clouds = np.ascontiguousarray(np.concatenate([a, b]).reshape(n, parts, -1).transpose(1, 0, 2))
+        constant = np.ptp(clouds, axis=1).max(axis=1) <= _CONSTANT_TOLERANCE * np.abs(clouds).max(axis=(1, 2))
+        found: dict[str, NDArray[Any]] = {
+            "layer": np.full(parts, layer, np.int16),
+            "kind": np.full(parts, CLOUD_KINDS.index(kind), np.int8),
+            "head": np.full(1, -1, np.int16) if kind == "hidden" else np.arange(parts, dtype=np.int16),
+            "d": np.full(parts, clouds.shape[2], np.int32),
+            "constant": constant,
+        }
+        for suffix, some in (("", clouds), ("_a", clouds[:, : len(a)]), ("_b", clouds[:, len(a) :])):
+            answer = h0(some, threads=threads)
+            for name, column in (
+                ("rf", answer.r_f),
+                ("total_persistence", answer.total_persistence()),
+                ("entropy", answer.entropy()),
+            ):
+                found[name + suffix] = np.where(constant, np.nan, np.asarray(column, np.float64))
+        for name, column in found.items():
+            rows.setdefault(name, []).append(column)
+    joined = {name: np.concatenate(columns) for name, columns in rows.items()}
+    fixed = [joined.pop(name) for name in ("layer", "kind", "head", "d", "constant")]
+    return Clouds(fixed[0], fixed[1], fixed[2], n, fixed[3], fixed[4], joined)

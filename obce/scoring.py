@@ -1,0 +1,825 @@
+"""Scoring: every neuron of a model over a corpus, in shards that can be resumed, shared and joined.
+
+Texts are scored in shards (`Corpus.shards`): a shard's activations depend on nothing but its own texts, and what is
+kept of a shard merges without rounding (`obce.sketch`). So the order of shards, the process that scored one, and
+a crash between two of them leave no trace in the bits.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from obce import __version__
+from obce.capture import Memory, Precision, capture
+from obce.clouds import CLOUD_KINDS, cloud_scores
+from obce.corpus import Corpus, Shard, TokenBatches, joined_hash, read_corpus, tokenize
+from obce.h0 import r_f
+from obce.scores import TEXT_COLUMNS, Scores, rank_correlation
+from obce.sites import SITE_KINDS, Site, architecture, base_model, find_sites, model_hash, usable_max_length
+from obce.sketch import GapCells, Gaps, Moments, Sketch, TokenMoments
+from obce.world import World
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_UNDEFINED_WHEN_CONSTANT = ("rf", "rf_bagged", "std", "range")
+
+SHARD_TEXTS = 1000
+CLOUD_TEXTS = 500
+EXACT_BYTES = 2 << 30
+"""Every value is kept, and r_f exact for every neuron, while all of them take at most so many bytes."""
+
+# Places a forward pass, padding included: enough for the products to run at full speed.
+_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+_AGREEMENT_TEXTS = 200
+
+# A constant output still varies by rounding where the batch's shape changes the order in which its K fp32 products
+# are summed: by about eps sqrt(K), 2e-6 for K = 1,024, relative to the neuron's own magnitude or, for a neuron near
+# zero, to what is typical of its site (the median: single outlier dimensions reach 1,000 times that). On MiniLM
+# no neuron but those of layer-0 query/key/value varies by less than 1e-3 of that scale.
+CONSTANT_TOLERANCE = 2e-5
+
+
+def _spread(least: NDArray[np.float32], greatest: NDArray[np.float32]) -> NDArray[np.float64]:
+    return greatest.astype(np.float64) - least
+
+
+def rounding_scale(least: NDArray[np.float32], greatest: NDArray[np.float32]) -> NDArray[np.float64]:
+    """[width] magnitude that a neuron's rounding noise is relative to, from the extremes of its site's outputs."""
+    own = np.maximum(greatest, -least).astype(np.float64)
+    scale: NDArray[np.float64] = np.maximum(own, np.median(own))
+    return scale
+
+
+# ---- from what was kept to columns ---------------------------------------------------------------------------------
+
+
+def site_columns(
+    halves: tuple[Sketch, Sketch],
+    values: NDArray[np.float32] | None = None,
+    *,
+    texts: NDArray[np.int64] | None = None,
+    threads: int | None = None,
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.int64]], NDArray[np.bool_]]:
+    """Columns of one site from the sketches of two disjoint halves of the texts.
+
+    Args:
+        halves: Sketches of the site's neurons.
+        values: float32 [width, n], every value, those of the first half first. Then r_f is exact for every neuron.
+        texts: int64 [n], the text of each column of `values`.
+        threads: Default as `obce.h0`.
+
+    Returns:
+        Score columns as in `Scores.columns` (NaN where a neuron is constant), text columns, and [width] which
+        neurons are constant.
+    """
+    a, b = halves
+    both_cells, both = a.cells.copy(), a.moments.copy()
+    both_cells.merge(b.cells, threads)
+    both.merge(b.moments)
+    middle = int(a.moments.count[0])
+    columns: dict[str, NDArray[np.float64]] = {}
+    found = both_cells.gaps(threads)
+    for suffix, cells, moments, part in (
+        ("", both_cells, both, slice(None)),
+        ("_a", a.cells, a.moments, slice(None, middle)),
+        ("_b", b.cells, b.moments, slice(middle, None)),
+    ):
+        gaps = cells.gaps(threads) if suffix else found
+        if values is not None:
+            _settle_gaps(gaps, values[:, part], None if texts is None else texts[part], threads)
+        columns["rf" + suffix] = gaps.low.astype(np.float64)
+        columns["rf_bagged" + suffix] = moments.rf_bagged()
+        columns["std" + suffix] = moments.std()
+        columns["range" + suffix] = _spread(gaps.least, gaps.greatest)
+        columns["mean" + suffix] = moments.mean()
+        columns["mean_abs" + suffix] = moments.mean_abs()
+    constant = columns["range"] <= CONSTANT_TOLERANCE * rounding_scale(found.least, found.greatest)
+    if values is None:
+        columns["rf_high"] = found.high.astype(np.float64)
+    for name, column in columns.items():
+        if name.removesuffix("_a").removesuffix("_b") in (*_UNDEFINED_WHEN_CONSTANT, "rf_high"):
+            column[constant] = np.nan
+    tokens = a.tokens.copy()
+    tokens.merge(b.tokens)
+    if tokens.count.any():
+        columns["token_mean"], columns["token_std"] = tokens.mean(), tokens.std()
+        columns["token_min"], columns["token_max"] = (e.astype(np.float64) for e in (tokens.least, tokens.greatest))
+    found.texts[constant] = -1
+    return columns, dict(zip(TEXT_COLUMNS, np.ascontiguousarray(found.texts.T), strict=True)), constant
+
+
+def _settle_gaps(gaps: Gaps, values: NDArray[np.float32], texts: NDArray[np.int64] | None, threads: int | None) -> None:
+    """Makes the gaps that the cells leave open exact, in place, from every value [width, n]."""
+    rows = np.flatnonzero(~gaps.certified)
+    if not rows.size:
+        return
+    some = np.ascontiguousarray(values[rows])
+    gaps.low[rows] = gaps.high[rows] = r_f(some, threads=threads, check=False)
+    if texts is None:
+        return
+    # of equal values the smaller text comes first, as in the cells
+    by_text = np.argsort(texts, kind="stable")
+    order = by_text[np.argsort(some[:, by_text], axis=1, kind="stable")]
+    at = np.diff(np.take_along_axis(some, order, axis=1), axis=1).argmax(axis=1)
+    picked = np.arange(len(rows))
+    gaps.texts[rows, 0] = texts[order[picked, at]]
+    gaps.texts[rows, 1] = texts[order[picked, at + 1]]
+
+
+# ---- shards --------------------------------------------------------------------------------------------------------
+
+
+class Store(Protocol):
+    """Where finished work is kept: named pieces, each a dictionary of arrays and a dictionary of facts.
+
+    A piece is there whole or not at all.
+    """
+
+    def names(self) -> list[str]:
+        """Names of the pieces."""
+
+    def save(self, name: str, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+        """Keeps a piece, in the place of one of that name."""
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """Facts of a piece."""
+
+    def read(self, name: str, array: str) -> NDArray[Any]:
+        """One array of a piece."""
+
+    def remove(self, name: str) -> None:
+        """Forgets a piece."""
+
+
+class MemoryStore:
+    """Pieces in this process's memory: as much of a crash as it survives."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, tuple[dict[str, NDArray[Any]], dict[str, Any]]] = {}
+
+    def names(self) -> list[str]:
+        """Names of the pieces."""
+        return sorted(self._pieces)
+
+    def save(self, name: str, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+        """Keeps a piece."""
+        self._pieces[name] = dict(arrays), dict(facts)
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """Facts of a piece."""
+        return self._pieces[name][1]
+
+    def read(self, name: str, array: str) -> NDArray[Any]:
+        """One array of a piece."""
+        return self._pieces[name][0][array]
+
+    def remove(self, name: str) -> None:
+        """Forgets a piece."""
+        del self._pieces[name]
+
+
+@dataclass(frozen=True)
+class ShardProgress:
+    """How far a scoring is.
+
+    Attributes:
+        texts: Texts that have passed, in all layers; a layer counts as its share of a text.
+        of: Texts to pass, on this rank; those of finished shards count as passed.
+        tokens: Tokens that this call has passed, without padding.
+        seconds: Since the first shard of this call began.
+        resumed: Texts that an earlier call had finished.
+    """
+
+    texts: float
+    of: int
+    tokens: float
+    seconds: float
+    resumed: int
+
+
+class _Work:
+    """Shards of one scoring, done and to do, in a store and over the ranks of a world."""
+
+    def __init__(self, shards: list[Shard], neurons: int, exact: bool, store: Store, world: World) -> None:
+        self.shards = shards
+        self.neurons = neurons
+        self.exact = exact
+        self.store = store
+        self.world = world
+        mine = {name: self._covered(name) for name in store.names()}
+        # a piece that another one contains was about to be removed when the process ended
+        for name in [
+            n for n, s in mine.items() if any(s < other or (s == other and n > m) for m, other in mine.items())
+        ]:
+            store.remove(name)
+            del mine[name]
+        everyone = world.tell(mine)
+        # ranks that share a folder see the same pieces: the first owns them
+        self.owner: dict[int, int] = {}
+        self.piece: dict[int, str] = {}
+        for rank, pieces in enumerate(everyone):
+            for name in sorted(pieces):
+                if not any(number in self.owner for number in pieces[name]):
+                    for number in pieces[name]:
+                        self.owner[number], self.piece[number] = rank, name
+        left = [shard for shard in shards if shard.number not in self.owner]
+        self.resumed = sum(len(shard.texts) for shard in shards) - sum(len(shard.texts) for shard in left)
+        self.todo = left[world.rank :: world.size]
+        for i, shard in enumerate(left):
+            self.owner[shard.number] = i % world.size
+        self.sketches = {half: self._gathered(half) for half in (0, 1)} if not exact else {}
+
+    def _covered(self, name: str) -> frozenset[int]:
+        return frozenset(self.store.facts(name)["shards"])
+
+    def mine(self, half: int | None = None) -> list[Shard]:
+        """Finished shards that this rank has, ascending."""
+        return [
+            s
+            for s in self.shards
+            if s.number in self.piece and self.owner[s.number] == self.world.rank and half in (None, s.half)
+        ]
+
+    def _gathered(self, half: int) -> Sketch | None:
+        """This rank's pieces of a half as one sketch."""
+        whole: Sketch | None = None
+        for name in sorted({self.piece[s.number] for s in self.mine(half)}):
+            part = _read_sketch(self.store, name)
+            if whole is None:
+                whole = part
+            else:
+                whole.merge(part)
+        return whole
+
+    def finish(
+        self, shard: Shard, arrays: dict[str, NDArray[Any]], facts: dict[str, Any], sketch: Sketch | None
+    ) -> None:
+        """Keeps a shard."""
+        if sketch is None:
+            name = f"{shard.number:06d}"
+            self.store.save(name, arrays, {**facts, "shards": [shard.number]})
+            self.piece[shard.number] = name
+            return
+        whole = self.sketches[shard.half]
+        older = sorted({self.piece[s.number] for s in self.mine(shard.half)})
+        if whole is None:
+            self.sketches[shard.half] = whole = sketch
+        else:
+            whole.merge(sketch)
+        covered = sorted([s.number for s in self.mine(shard.half)] + [shard.number])
+        counts = ("n_texts", "n_tokens", "truncated")
+        total = {key: facts[key] + sum(self.store.facts(name)[key] for name in older) for key in counts}
+        kept = {key: self.store.read(name, key) for name in older for key in self.store.facts(name)["clouds"]}
+        clouds = {**kept, **arrays}
+        name = f"{'ab'[shard.half]}-{covered[0]:06d}-{len(covered):06d}"
+        self.store.save(name, {**whole.arrays(), **clouds}, {**total, "shards": covered, "clouds": sorted(clouds)})
+        for old in older:
+            self.store.remove(old)
+        for number in covered:
+            self.piece[number] = name
+
+    def total(self, fact: str) -> int:
+        """Sum of a fact over all shards of all ranks."""
+        names = {self.piece[s.number] for s in self.mine()}
+        return sum(self.world.tell(sum(self.store.facts(name)[fact] for name in names)))
+
+
+def _read_sketch(store: Store, name: str) -> Sketch:
+    arrays = Sketch.empty(0).arrays()
+    return Sketch.from_arrays({key: store.read(name, key) for key in arrays})
+
+
+def _columns_first(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """float32 [n, width] of any stride as contiguous [width, n]."""
+    return torch.from_numpy(rows).t().contiguous().numpy()
+
+
+def _chosen(corpus_shards: list[Shard], cloud_texts: int) -> dict[int, int]:
+    """Shard number -> how many of its first texts are points of the clouds: the first texts of each half."""
+    left = {0: (cloud_texts + 1) // 2, 1: cloud_texts // 2}
+    found = {}
+    for shard in corpus_shards:
+        found[shard.number] = min(left[shard.half], len(shard.texts))
+        left[shard.half] -= found[shard.number]
+    return found
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is the same for every shard."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    corpus: Corpus
+    sites: list[Site]
+    max_length: int
+    batch_tokens: int
+    memory: Memory
+    tokens: bool
+    precision: Precision
+    threads: int | None
+
+    @property
+    def rows(self) -> dict[int, slice]:
+        """Layer -> its neurons."""
+        found: dict[int, slice] = {}
+        for site, end in zip(self.sites, accumulate(site.width for site in self.sites), strict=True):
+            start = found[site.layer].start if site.layer in found else end - site.width
+            found[site.layer] = slice(start, end)
+        return found
+
+    def batches(self, texts: NDArray[np.int64]) -> TokenBatches:
+        return tokenize(
+            [self.corpus.texts[i] for i in texts],
+            self.tokenizer,
+            max_length=self.max_length,
+            batch_tokens=self.batch_tokens,
+        )
+
+    def shard(
+        self, shard: Shard, chosen: int, exact: bool, progress: Callable[[float, float], None]
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, Any], Sketch | None]:
+        """Arrays, facts and (unless every value is kept) the sketch of a shard."""
+        batches = self.batches(shard.texts)
+        marked = np.arange(len(shard.texts)) < chosen
+        rows = self.rows
+        neurons = sum(site.width for site in self.sites)
+        sketch = None if exact else Sketch.empty(neurons)
+        token_moments = TokenMoments.empty(neurons) if sketch is None else sketch.tokens
+        arrays: dict[str, NDArray[Any]] = {}
+        clouds: list[str] = []
+        passed = batches.tokens_of_first()
+
+        def note(done: float, _of: float) -> None:
+            progress(done, float(np.interp(done, np.arange(len(passed)), passed)))
+
+        for layer in capture(
+            self.model,
+            batches,
+            self.sites,
+            memory=self.memory,
+            tokens=self.tokens,
+            chosen=marked,
+            precision=self.precision,
+            progress=note,
+        ):
+            start = rows[layer.layer].start
+            for kind, columns in layer.columns.items():
+                here = slice(start + columns.start, start + columns.stop)
+                if kind in layer.tokens:
+                    token_moments.rows(here).update(layer.tokens[kind])
+                if sketch is not None:
+                    values = _columns_first(layer.values[:, columns])
+                    sketch.rows(here).update(values, shard.texts, self.threads)
+            if exact:
+                arrays[f"values.{layer.layer}"] = layer.values
+            for kind, vectors in layer.clouds.items():
+                name = f"clouds.{shard.number}.{layer.layer}.{kind}"
+                clouds.append(name)
+                arrays[name] = vectors
+        if exact and self.tokens:
+            arrays |= {f"tokens.{name}": array for name, array in token_moments.arrays().items()}
+        counts = {"n_texts": len(shard.texts), "n_tokens": batches.n_tokens, "truncated": batches.truncated}
+        return arrays, {**counts, "clouds": clouds}, sketch
+
+    def agreement(self, seed: int) -> dict[str, float]:
+        """Rank correlation of scores in this precision with those in float32, on the first texts of the order."""
+        texts = self.corpus.order(seed)[:_AGREEMENT_TEXTS]
+        found: dict[str, list[tuple[float, int]]] = {}
+        batches = self.batches(texts)
+        exact, asked = (
+            capture(self.model, batches, self.sites, memory="layer", tokens=False, precision=precision)
+            for precision in ("float32", self.precision)
+        )
+        for one, other in zip(exact, asked, strict=True):
+            for kind in one.columns:
+                pair = [_plain_scores(layer.outputs[kind], self.threads) for layer in (one, other)]
+                for name in pair[0]:
+                    rho = rank_correlation(pair[0][name], pair[1][name])
+                    if np.isfinite(rho):
+                        found.setdefault(name, []).append((rho, len(pair[0][name])))
+        means = {}
+        for name, pairs in found.items():
+            rhos, weights = np.array(pairs).T
+            means[name] = float(np.average(rhos, weights=weights))
+        return means
+
+
+def _plain_scores(outputs: NDArray[np.float32], threads: int | None) -> dict[str, NDArray[np.float64]]:
+    values = np.ascontiguousarray(outputs)
+    moments = Moments.empty(len(values))
+    moments.update(values, threads)
+    found = {"rf": r_f(values, threads=threads, check=False).astype(np.float64), "std": moments.std()}
+    if moments.groups.any():
+        found["rf_bagged"] = moments.rf_bagged()
+    return found
+
+
+# ---- the whole of it -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Kept:
+    """What is left of a scoring when its texts are gone: enough to score again, and to join with others.
+
+    Attributes:
+        halves: Sketches of all neurons on the two disjoint halves of the texts; texts are positions in the corpus.
+        vectors: (layer, kind) -> vectors of some texts of each half, for the clouds of heads and layers.
+        digests: uint64 [n], one a text in the order of the corpus, to see whether two corpora share one.
+        meta: As in `Scores`; with `sites` as (layer, kind, width) triples, and `heads`.
+    """
+
+    halves: tuple[Sketch, Sketch]
+    vectors: dict[tuple[int, str], tuple[NDArray[np.float32], NDArray[np.float32]]]
+    digests: NDArray[np.uint64]
+    meta: dict[str, Any]
+
+
+def _reduce_sketch(sketch: Sketch, world: World) -> None:
+    """Makes every rank's sketch that of all texts: minimum, maximum and sum."""
+    if world.size == 1:
+        return
+    gaps = sketch.cells.gaps()
+    least = np.where(np.isnan(gaps.least), np.float32(np.inf), gaps.least)
+    greatest = np.where(np.isnan(gaps.greatest), np.float32(-np.inf), gaps.greatest)
+    world.reduce(least, "min")
+    world.reduce(greatest, "max")
+    nowhere = np.isinf(least)
+    sketch.cells.regrid(np.where(nowhere, np.float32(np.nan), least), np.where(nowhere, np.float32(np.nan), greatest))
+    world.reduce(sketch.cells.low, "min")
+    world.reduce(sketch.cells.high, "max")
+    for state in (sketch.moments, sketch.tokens):
+        _reduce_state(state, world)
+
+
+def _reduce_state(state: Moments | TokenMoments, world: World) -> None:
+    if world.size == 1:
+        return
+    for name, array in state.arrays().items():
+        world.reduce(array, state.MERGES[name])
+    state.settle()
+
+
+class _Table:
+    """Columns of all neurons, filled site by site."""
+
+    def __init__(self, neurons: int) -> None:
+        self.neurons = neurons
+        self.columns: dict[str, NDArray[np.float64]] = {}
+        self.texts: dict[str, NDArray[np.int64]] = {}
+        self.constant = np.zeros(neurons, bool)
+
+    def put(
+        self,
+        rows: slice,
+        found: tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.int64]], NDArray[np.bool_]],
+    ) -> None:
+        columns, texts, self.constant[rows] = found
+        for name, column in columns.items():
+            self.columns.setdefault(name, np.full(self.neurons, np.nan))[rows] = column
+        for name, ids in texts.items():
+            self.texts.setdefault(name, np.full(self.neurons, -1, np.int64))[rows] = ids
+
+    def scores(self, sites: Sequence[tuple[int, str, int]], seed: int, meta: dict[str, Any]) -> Scores:
+        bagged = [name for name in self.columns if name.startswith("rf_bagged")]
+        defined = ~self.constant
+        if any(np.isnan(self.columns[name][defined]).any() for name in bagged):
+            for name in bagged:  # a half of fewer than 20 texts
+                del self.columns[name]
+        self.columns["random"] = np.random.default_rng(seed).random(self.neurons)
+        widths = [width for _, _, width in sites]
+        return Scores(
+            layer=np.repeat(np.array([layer for layer, _, _ in sites], np.int16), widths),
+            site=np.repeat(np.array([SITE_KINDS.index(kind) for _, kind, _ in sites], np.int8), widths),
+            index=np.concatenate([np.arange(width, dtype=np.int32) for width in widths]),
+            constant=self.constant,
+            columns=self.columns,
+            meta=meta,
+            texts=self.texts,
+        )
+
+
+def _bring_clouds(
+    work: _Work, job: _Job, chosen: Mapping[int, int]
+) -> dict[tuple[int, str], tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Vectors of the chosen texts of each half, on rank 0."""
+    found: dict[tuple[int, str], tuple[list[Any], list[Any]]] = {}
+    width = int(base_model(job.model).config.hidden_size)
+    for shard in work.shards:
+        if not chosen[shard.number]:
+            continue
+        for layer in job.rows:
+            for kind in CLOUD_KINDS:
+                owner = work.owner[shard.number]
+                name = f"clouds.{shard.number}.{layer}.{kind}"
+                mine = work.store.read(work.piece[shard.number], name) if owner == work.world.rank else None
+                part = work.world.bring(mine, owner, (chosen[shard.number], width), np.float32)
+                found.setdefault((layer, kind), ([], []))[shard.half].append(part)
+    if work.world.rank != 0:
+        return {}
+    return {at: (np.concatenate(a), np.concatenate(b)) for at, (a, b) in found.items()}
+
+
+def _finish(work: _Work, job: _Job, halves_wanted: bool) -> tuple[_Table, tuple[Sketch, Sketch] | None]:
+    """The table on rank 0 (empty elsewhere), and the sketches of the halves if they were asked for or there."""
+    world = work.world
+    table = _Table(work.neurons)
+    if not work.exact:
+        a, b = (work.sketches[half] or Sketch.empty(work.neurons) for half in (0, 1))
+        for sketch in (a, b):
+            _reduce_sketch(sketch, world)
+        if world.rank == 0:
+            for rows, _ in _site_rows(job.sites):
+                table.put(rows, site_columns((a.rows(rows), b.rows(rows)), threads=job.threads))
+        return table, (a, b)
+
+    tokens = []
+    for half in (0, 1):
+        state = TokenMoments.empty(work.neurons)
+        for shard in work.mine(half) if job.tokens else ():
+            arrays = {name: work.store.read(work.piece[shard.number], f"tokens.{name}") for name in state.arrays()}
+            state.merge(TokenMoments(**arrays))
+        _reduce_state(state, world)
+        tokens.append(state)
+    kept = (Sketch.empty(work.neurons), Sketch.empty(work.neurons)) if halves_wanted and world.rank == 0 else None
+    order = np.concatenate([shard.texts for shard in work.shards])
+    middle = sum(len(shard.texts) for shard in work.shards if shard.half == 0)
+    for layer, rows in job.rows.items():
+        width = rows.stop - rows.start
+        parts = []
+        for shard in work.shards:
+            owner = work.owner[shard.number]
+            mine = None
+            if owner == world.rank:
+                mine = work.store.read(work.piece[shard.number], f"values.{layer}")
+            parts.append(world.bring(mine, owner, (len(shard.texts), width), np.float32))
+        if world.rank != 0:
+            continue
+        values = np.concatenate([part for part in parts if part is not None])
+        del parts
+        for here, site in _site_rows(job.sites):
+            if site.layer != layer:
+                continue
+            columns = slice(here.start - rows.start, here.stop - rows.start)
+            block = _columns_first(values[:, columns])
+            halves = []
+            for half, part in enumerate((slice(None, middle), slice(middle, None))):
+                sketch = Sketch(GapCells.empty(site.width), Moments.empty(site.width), tokens[half].rows(here))
+                sketch.update(np.ascontiguousarray(block[:, part]), order[part], job.threads)
+                if kept is not None:
+                    kept[half].rows(here).merge(sketch)
+                halves.append(sketch)
+            table.put(here, site_columns((halves[0], halves[1]), block, texts=order, threads=job.threads))
+    return table, kept
+
+
+def _site_rows(sites: Sequence[Site]) -> Iterator[tuple[slice, Site]]:
+    end = 0
+    for site in sites:
+        yield slice(end, end + site.width), site
+        end += site.width
+
+
+def score(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Corpus | str | Iterable[str],
+    *,
+    seed: int = 0,
+    max_length: int | None = None,
+    batch_tokens: int | None = None,
+    shard_texts: int = SHARD_TEXTS,
+    memory: Memory = "model",
+    exact: bool | None = None,
+    tokens: bool = True,
+    cloud_texts: int = CLOUD_TEXTS,
+    precision: Precision = "float32",
+    threads: int | None = None,
+    store: Store | None = None,
+    progress: Callable[[ShardProgress], None] | None = None,
+    on_kept: Callable[[Kept], None] | None = None,
+) -> Scores:
+    """Scores every neuron of a BERT on its [CLS] outputs over a corpus.
+
+    Under `torch.distributed` (a process group that is initialised) the ranks share the shards, and every rank gets
+    the scores; they have the bits that one process finds with as many threads a process.
+
+    Args:
+        model: A `BertModel` or `BertFor...`; never changed. Scored in eval mode, without the caller's autocast.
+        tokenizer: The model's tokenizer.
+        texts: A `Corpus`, or anything `obce.read_corpus` takes.
+        seed: Decides the `random` score, the two halves of the texts, and their shards.
+        max_length: Tokens a text is cut to (default: 128, or the most the model takes); `meta["truncated"]` says how
+            many texts were.
+        batch_tokens: Places a forward pass, padding included (default: 2,048 on the CPU, 16,384 on CUDA). Texts of a
+            pass have similar lengths.
+        shard_texts: Most texts a shard, a multiple of 20. A shard is what a crash can cost.
+        memory: Activations of a shard held at once, see `obce.capture.capture`.
+        exact: Keep every value (4 bytes x neurons x texts in the store), so that r_f is exact for every neuron; or
+            keep a sketch of 10 KB a neuron, however many the texts, in which r_f is exact or lies in an interval.
+            Default: every value while they take at most 2 GiB.
+        tokens: Sum up what every neuron does over all tokens, for `token_mean` and its like; without them the last
+            layer is computed at [CLS] alone.
+        cloud_texts: Texts whose vectors are points of the heads' and layers' clouds; 0 for no clouds.
+        precision: Of products of matrices, see `obce.capture.capture`; other than `"float32"`,
+            `meta["precision_agreement"]` says how well scores rank as in float32.
+        threads: Threads of the persistence engine; default from `OMP_NUM_THREADS`, else all.
+        store: Where finished shards are kept, and found by a later call with the same arguments (default: memory).
+        progress: Called during the forward passes.
+        on_kept: Called on rank 0 with what `merge` takes.
+
+    Returns:
+        Scores with one row a neuron.
+
+    Raises:
+        ValueError: The architecture is not supported, the corpus has fewer than four distinct texts, an argument is
+            out of range, or an output is not finite; one sentence each.
+
+    Source: OBCE, arXiv 2312.10702 (r_f of the 0-dimensional Vietoris-Rips persistence of [CLS] outputs).
+    """
+    sites = find_sites(model)
+    corpus = texts if isinstance(texts, Corpus) else read_corpus(texts)
+    device = next(base_model(model).parameters()).device.type
+    batch_tokens = default_batch_tokens(device) if batch_tokens is None else batch_tokens
+    if cloud_texts < 0:
+        raise ValueError(f"cloud_texts is {cloud_texts}, expected 0 or more.")
+    job = _Job(
+        model,
+        tokenizer,
+        corpus,
+        sites,
+        usable_max_length(model, tokenizer, max_length),
+        batch_tokens,
+        memory,
+        tokens,
+        precision,
+        threads,
+    )
+    neurons = sum(site.width for site in sites)
+    shards = corpus.shards(seed, shard_texts)
+    exact = kept_exactly(neurons, len(corpus)) if exact is None else exact
+    chosen = _chosen(shards, min(cloud_texts, len(corpus)))
+    if not min(sum(chosen[s.number] for s in shards if s.half == half) for half in (0, 1)) >= 2:
+        chosen = dict.fromkeys(chosen, 0)
+    world = World()
+    work = _Work(shards, neurons, exact, MemoryStore() if store is None else store, world)
+
+    begun = time.monotonic()
+    here = sum(len(shard.texts) for shard in work.todo)
+    share = (len(corpus) - work.resumed) / here if here else 0.0  # what the other ranks do, too
+    done_texts, done_tokens = 0, 0
+    for shard in work.todo:
+
+        def note(
+            passed: float, passed_tokens: float, before: int = done_texts, tokens_before: int = done_tokens
+        ) -> None:
+            if progress is not None:
+                progress(
+                    ShardProgress(
+                        work.resumed + share * (before + passed),
+                        len(corpus),
+                        share * (tokens_before + passed_tokens),
+                        time.monotonic() - begun,
+                        work.resumed,
+                    )
+                )
+
+        arrays, facts, sketch = job.shard(shard, chosen[shard.number], exact, note)
+        work.finish(shard, arrays, facts, sketch)
+        done_texts += len(shard.texts)
+        done_tokens += facts["n_tokens"]
+    n_tokens, truncated = work.total("n_tokens"), work.total("truncated")
+    agreement = job.agreement(seed) if precision != "float32" else None
+    table, halves = _finish(work, job, on_kept is not None)
+    vectors = _bring_clouds(work, job, chosen)
+    if world.rank != 0:
+        return world.from_first(None)  # type: ignore[no-any-return]
+    meta: dict[str, Any] = {
+        "model_name": str(model.config.name_or_path or type(model).__name__),
+        "model_hash": model_hash(model),
+        "architecture": architecture(model),
+        "corpus_source": corpus.source,
+        "corpus_hash": corpus.hash,
+        "n_texts": len(corpus),
+        "dropped_empty": corpus.dropped_empty,
+        "dropped_duplicate": corpus.dropped_duplicate,
+        "replaced": corpus.replaced,
+        "n_tokens": n_tokens,
+        "truncated": truncated,
+        "max_length": job.max_length,
+        "batch_tokens": batch_tokens,
+        "shard_texts": shard_texts,
+        "exact": exact,
+        "tokens": tokens,
+        "precision": precision,
+        "position": "cls",
+        "seed": seed,
+        "heads": sites[0].heads,
+        "versions": {
+            "obce": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("numpy", "torch", "transformers")},
+            "platform": sys.platform,
+        },
+    }
+    if agreement is not None:
+        meta["precision_agreement"] = agreement
+    triples = [(site.layer, site.kind, site.width) for site in sites]
+    scores = table.scores(triples, seed, meta)
+    if vectors:
+        scores = replace(scores, clouds=cloud_scores(vectors, meta["heads"], threads=threads))
+    if on_kept is not None and halves is not None:
+        on_kept(Kept(halves, vectors, corpus.digests(), {**meta, "sites": triples}))
+    return world.from_first(scores)  # type: ignore[no-any-return]
+
+
+def default_batch_tokens(device: str) -> int:
+    """Places a forward pass on that type of device."""
+    return _BATCH_TOKENS.get(device, _BATCH_TOKENS["cpu"])
+
+
+def kept_exactly(neurons: int, n_texts: int) -> bool:
+    """Whether `score` keeps every value by itself."""
+    return 4 * neurons * n_texts <= EXACT_BYTES
+
+
+def merge(kept: Sequence[Kept], *, threads: int | None = None) -> Scores:
+    """Joins scorings of one model on different texts, as if all texts had been scored in one.
+
+    r_f of a neuron is exact or lies in an interval (`rf_high`), as in a sketch of all texts.
+
+    Args:
+        kept: What `score` gave to `on_kept`, at least two. The first half of the joined texts are the first halves of
+            each; texts are numbered on, in this order.
+        threads: Default as `obce.h0`.
+
+    Raises:
+        ValueError: Two of them are of different models or settings, or share a text.
+    """
+    if len(kept) < 2:
+        raise ValueError(f"kept holds {len(kept)} scorings, expected at least 2 to join.")
+    first = kept[0].meta
+    for i, other in enumerate(kept[1:], start=1):
+        for fact in ("model_hash", "max_length", "tokens", "precision", "sites"):
+            if other.meta[fact] != first[fact]:
+                raise ValueError(
+                    f"kept[{i}] was scored with another {fact} ({_short(other.meta[fact])}, kept[0] has "
+                    f"{_short(first[fact])}), expected the same; score it again."
+                )
+    digests = np.concatenate([one.digests for one in kept])
+    shared = len(digests) - len(np.unique(digests))
+    if shared:
+        raise ValueError(f"kept: {shared} texts are in more than one of the scorings, expected disjoint corpora.")
+    halves = []
+    for half in (0, 1):
+        whole, offset = kept[0].halves[half].copy(), len(kept[0].digests)
+        for one in kept[1:]:
+            part = one.halves[half].copy()
+            part.cells.renumber(offset)
+            whole.merge(part, threads)
+            offset += len(one.digests)
+        halves.append(whole)
+    sites = [tuple(site) for site in first["sites"]]
+    table = _Table(len(halves[0]))
+    end = 0
+    for _, _, width in sites:
+        rows = slice(end, end + width)
+        end += width
+        table.put(rows, site_columns((halves[0].rows(rows), halves[1].rows(rows)), threads=threads))
+    added = ("n_texts", "n_tokens", "truncated", "dropped_empty", "dropped_duplicate", "replaced")
+    meta = {
+        **{name: value for name, value in first.items() if name != "sites"},
+        **{name: sum(one.meta[name] for one in kept) for name in added},
+        "exact": False,
+        "corpus_source": " + ".join(one.meta["corpus_source"] for one in kept),
+        "corpus_hash": joined_hash(one.meta["corpus_hash"] for one in kept),
+        "merged": [{name: one.meta[name] for name in ("corpus_source", "corpus_hash", "n_texts")} for one in kept],
+    }
+    scores = table.scores(sites, first["seed"], meta)
+    if all(one.vectors for one in kept):
+        vectors = {
+            at: (
+                np.concatenate([one.vectors[at][0] for one in kept]),
+                np.concatenate([one.vectors[at][1] for one in kept]),
+            )
+            for at in kept[0].vectors
+        }
+        scores = replace(scores, clouds=cloud_scores(vectors, first["heads"], threads=threads))
+    return scores
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,418 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from obce.capture import capture
+from obce.clouds import CLOUD_KINDS, CLOUD_SCORES, Clouds, cloud_scores
+from obce.corpus import Corpus, read_corpus
+from obce.h0 import h0
+from obce.run import Run, _Files, merge_runs, read_kept
+from obce.scores import Scores
+from obce.scoring import Kept, MemoryStore, ShardProgress, merge, score
+from obce.sites import find_sites
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import BertModel
+
+SHARDS = {"shard_texts": 20}
+
+
+def same_bits(a: Scores, b: Scores) -> None:
+    assert list(a.columns) == list(b.columns)
+    for name, column in a.columns.items():
+        np.testing.assert_array_equal(column, b.columns[name], err_msg=name)
+    assert sorted(a.texts) == sorted(b.texts)
+    for name, ids in a.texts.items():
+        np.testing.assert_array_equal(ids, b.texts[name], err_msg=name)
+    assert (a.constant == b.constant).all()
+    assert (a.clouds is None) == (b.clouds is None)
+    if a.clouds is not None and b.clouds is not None:
+        assert a.clouds.to_dict() == b.clouds.to_dict()
+
+
+@pytest.fixture(scope="module")
+def model(make_bert: Callable[..., BertModel]) -> BertModel:
+    return make_bert()
+
+
+@pytest.fixture(scope="module")
+def exact(model: BertModel, tiny_tokenizer: Any, texts: list[str]) -> Scores:
+    return score(model, tiny_tokenizer, texts, exact=True, **SHARDS)
+
+
+@pytest.fixture(scope="module")
+def sketched(model: BertModel, tiny_tokenizer: Any, texts: list[str]) -> Scores:
+    return score(model, tiny_tokenizer, texts, exact=False, **SHARDS)
+
+
+def test_shards_cover_the_corpus_half_by_half(texts: list[str]) -> None:
+    for n, size in ((200, 20), (57, 40), (4, 20), (41, 1000)):
+        corpus = read_corpus(texts[:n])
+        shards = corpus.shards(3, size)
+        halves = corpus.halves(3)
+        for half in (0, 1):
+            mine = [shard for shard in shards if shard.half == half]
+            assert np.array_equal(np.sort(np.concatenate([shard.texts for shard in mine])), halves[half])
+            assert all(len(shard.texts) % 20 == 0 for shard in mine[:-1])
+            assert all(0 < len(shard.texts) <= size for shard in mine)
+        assert [shard.number for shard in shards] == list(range(len(shards)))
+        # the content decides, not the order of the source
+        turned = Corpus(corpus.texts[::-1], "turned", 0, 0)
+        for a, b in zip(shards, turned.shards(3, size), strict=True):
+            assert [corpus.texts[i] for i in a.texts] == [turned.texts[i] for i in b.texts]
+    with pytest.raises(ValueError, match="size is 30, expected a positive multiple of 20"):
+        read_corpus(texts).shards(0, 30)
+
+
+def test_a_sketch_says_what_every_value_says(exact: Scores, sketched: Scores) -> None:
+    assert "rf_high" not in exact.columns
+    assert exact.certified() == 1
+    live = ~exact.constant
+    known = live & (sketched.columns["rf"] == sketched.columns["rf_high"])
+    assert known.sum() == pytest.approx(sketched.certified() * live.sum())
+    assert sketched.certified() > 0.95
+    assert (sketched.columns["rf"][live] <= exact.columns["rf"][live]).all()
+    assert (sketched.columns["rf_high"][live] >= exact.columns["rf"][live]).all()
+    assert (sketched.columns["rf"][known] == exact.columns["rf"][known]).all()
+    for name, column in exact.columns.items():
+        if name.removesuffix("_a").removesuffix("_b") != "rf":
+            np.testing.assert_array_equal(sketched.columns[name], column, err_msg=name)
+    for name, ids in exact.texts.items():
+        assert (sketched.texts[name][known] == ids[known]).mean() > 0.99, name
+        if name in ("least", "greatest"):
+            assert (sketched.texts[name] == ids).all()
+
+
+def test_the_order_of_the_texts_leaves_no_trace(
+    exact: Scores, model: BertModel, tiny_tokenizer: Any, texts: list[str]
+) -> None:
+    turned = score(model, tiny_tokenizer, texts[::-1], exact=True, **SHARDS)
+    ids = {name: np.where(ids < 0, -1, len(texts) - 1 - ids) for name, ids in turned.texts.items()}
+    turned = replace(turned, texts=ids)
+    same_bits(turned, exact)
+
+
+def test_texts_at_the_gap_and_at_the_extremes(model: BertModel, tiny_tokenizer: Any, texts: list[str]) -> None:
+    store = MemoryStore()
+    found = score(model, tiny_tokenizer, texts, exact=True, store=store, **SHARDS)
+    order = np.concatenate([shard.texts for shard in read_corpus(texts).shards(0, 20)])
+    rows = [np.concatenate([store.read(name, f"values.{k}") for k in range(3)], axis=1) for name in store.names()]
+    values = np.empty((200, len(found)), np.float32)
+    values[order] = np.concatenate(rows)
+    for neuron in np.flatnonzero(~found.constant):
+        column = values[:, neuron]
+        below, above, least, greatest = (
+            found.texts[n][neuron] for n in ("gap_below", "gap_above", "least", "greatest")
+        )
+        assert column[above] - column[below] == found.columns["rf"][neuron]
+        assert not ((column > column[below]) & (column < column[above])).any()
+        assert column[least] == column.min()
+        assert column[greatest] == column.max()
+
+
+@pytest.mark.parametrize("exact_kept", [True, False])
+def test_a_scoring_that_was_stopped_goes_on(
+    exact_kept: bool,
+    model: BertModel,
+    tiny_tokenizer: Any,
+    texts: list[str],
+    exact: Scores,
+    sketched: Scores,
+    tmp_path: Path,
+) -> None:
+    store = _Files(tmp_path / "shards")
+
+    class Stopped(Exception):  # noqa: N818  (a kill, not an error)
+        pass
+
+    stops = 0
+    seen: list[ShardProgress] = []
+
+    def stop_now_and_then(at: ShardProgress) -> None:
+        seen.append(at)
+        if at.texts - at.resumed > 55:
+            raise Stopped
+
+    while True:
+        try:
+            found = score(
+                model, tiny_tokenizer, texts, exact=exact_kept, store=store, progress=stop_now_and_then, **SHARDS
+            )
+            break
+        except Stopped:
+            stops += 1
+    assert stops == 4
+    assert [at.resumed for at in seen] == sorted(at.resumed for at in seen)
+    assert seen[-1].resumed == 160
+    assert {at.of for at in seen} == {200}
+    same_bits(found, exact if exact_kept else sketched)
+
+
+def test_a_crash_between_writing_a_sum_and_removing_its_parts(
+    model: BertModel, tiny_tokenizer: Any, texts: list[str], sketched: Scores, tmp_path: Path
+) -> None:
+    store = _Files(tmp_path)
+    removed: list[tuple[str, bytes]] = []
+
+    class Leaving(_Files):
+        def remove(self, name: str) -> None:
+            removed.append((name, self._path(name).read_bytes()))
+            super().remove(name)
+
+    score(model, tiny_tokenizer, texts, exact=False, store=Leaving(tmp_path), **SHARDS)
+    assert removed
+    for name, data in removed[-3:]:
+        store._path(name).write_bytes(data)
+    found = score(model, tiny_tokenizer, texts, exact=False, store=store, **SHARDS)
+    same_bits(found, sketched)
+    assert len(store.names()) == 2
+
+
+def test_layer_memory_gives_the_same_bits(
+    exact: Scores, sketched: Scores, model: BertModel, tiny_tokenizer: Any, texts: list[str]
+) -> None:
+    for kept, expected in ((True, exact), (False, sketched)):
+        same_bits(score(model, tiny_tokenizer, texts, exact=kept, memory="layer", **SHARDS), expected)
+
+
+def test_at_cls_alone(exact: Scores, model: BertModel, tiny_tokenizer: Any, texts: list[str]) -> None:
+    found = score(model, tiny_tokenizer, texts, tokens=False, **SHARDS)
+    assert not [name for name in found.columns if name.startswith("token_")]
+    for name, column in found.columns.items():
+        np.testing.assert_allclose(column, exact.columns[name], atol=1e-5, err_msg=name)
+
+
+def test_bagged_rf_is_the_mean_over_groups(
+    exact: Scores, model: BertModel, tiny_tokenizer: Any, texts: list[str]
+) -> None:
+    corpus = read_corpus(texts[:73])
+    store = MemoryStore()
+    found = score(model, tiny_tokenizer, corpus, store=store, shard_texts=1000)
+    a, b = (np.concatenate([store.read(name, f"values.{k}") for k in range(3)], axis=1) for name in store.names())
+    assert (len(a), len(b)) == (37, 36)
+    live = ~found.constant
+    gaps = [np.diff(np.sort(part[:20], axis=0), axis=0).max(axis=0).astype(np.float64) for part in (a, b)]
+    for name, expected in (("_a", gaps[0]), ("_b", gaps[1]), ("", (gaps[0] + gaps[1]) / 2)):
+        np.testing.assert_array_equal(found.columns["rf_bagged" + name][live], expected[live])
+    few = score(model, tiny_tokenizer, texts[:39])
+    assert "rf_bagged" not in few.columns
+    with pytest.raises(ValueError, match="score is 'rf_bagged', but these scores hold rf, std"):
+        few.column("rf_bagged")
+    assert exact.stability("rf_bagged").spearman > exact.stability("rf").spearman
+
+
+def test_clouds_of_heads_and_layers(model: BertModel, tiny_tokenizer: Any, texts: list[str]) -> None:
+    corpus = read_corpus(texts)
+    found = score(model, tiny_tokenizer, corpus, cloud_texts=61, **SHARDS).clouds
+    assert found is not None
+    assert (found.n, len(found)) == (61, 3 * (4 * 4 + 1))
+    chosen = np.concatenate([corpus.order()[:31], corpus.order()[100:130]])
+    from obce.corpus import tokenize
+
+    batches = tokenize([corpus.texts[i] for i in chosen], tiny_tokenizer, max_length=64)
+    by_hand = {}
+    for layer in capture(model, batches, find_sites(model), chosen=np.ones(61, bool)):
+        for kind, vectors in layer.clouds.items():
+            by_hand[layer.layer, kind] = vectors
+    for i in range(len(found)):
+        kind, head = CLOUD_KINDS[found.kind[i]], int(found.head[i])
+        vectors = by_hand[int(found.layer[i]), kind]
+        points = vectors if kind == "hidden" else vectors[:, 8 * head : 8 * head + 8]
+        assert found.d[i] == points.shape[1]
+        if found.constant[i]:
+            assert (found.layer[i], kind in ("query", "key", "value")) == (0, True)
+            continue
+        for suffix, part in (("", points), ("_a", points[:31]), ("_b", points[31:])):
+            deaths = h0(np.ascontiguousarray(part)).deaths.astype(np.float64)
+            shares = deaths / deaths.sum()
+            assert found.columns["rf" + suffix][i] == pytest.approx(deaths.max(), rel=1e-4)
+            assert found.columns["total_persistence" + suffix][i] == pytest.approx(deaths.sum(), rel=1e-4)
+            assert found.columns["entropy" + suffix][i] == pytest.approx(-(shares * np.log(shares)).sum(), rel=1e-4)
+    assert set(found.stability("rf")) == set(CLOUD_KINDS)
+    assert score(model, tiny_tokenizer, texts, cloud_texts=0).clouds is None
+    with pytest.raises(ValueError, match="cloud_texts is -1, expected 0 or more"):
+        score(model, tiny_tokenizer, texts, cloud_texts=-1)
+    with pytest.raises(ValueError, match="score is 'x', expected one of rf, total_persistence, entropy"):
+        found.stability("x")
+
+
+def test_stability_of_clouds_is_the_rank_correlation() -> None:
+    from scipy.stats import spearmanr
+
+    rng = np.random.default_rng(0)
+    scale = rng.exponential(size=6).repeat(4)
+    vectors = {(0, "value"): tuple(rng.standard_normal((40, 24)).astype(np.float32) * scale for _ in range(2))}
+    found = cloud_scores(vectors, 6)  # type: ignore[arg-type]
+    assert isinstance(found, Clouds)
+    for name in CLOUD_SCORES:
+        expected = spearmanr(found.columns[f"{name}_a"], found.columns[f"{name}_b"]).statistic
+        assert found.stability(name)["value"] == pytest.approx(expected)
+        assert np.isnan(found.stability(name)["query"])
+    assert found.stability("total_persistence")["value"] > 0.9
+
+
+def kept_of(model: BertModel, tokenizer: Any, texts: list[str], **settings: Any) -> Kept:
+    found: list[Kept] = []
+    score(model, tokenizer, texts, on_kept=found.append, **SHARDS, **settings)
+    return found[0]
+
+
+@pytest.mark.parametrize("exact_kept", [True, False])
+def test_merged_scorings_are_one_scoring_of_all_texts(
+    exact_kept: bool, model: BertModel, tiny_tokenizer: Any, texts: list[str]
+) -> None:
+    parts = [texts[:80], texts[80:120], texts[120:]]
+    kept = [kept_of(model, tiny_tokenizer, part, exact=exact_kept) for part in parts]
+    found = merge(kept)
+    assert found.meta["n_texts"] == 200
+    # the same values in one sketch
+    values = []
+    for part in parts:
+        store = MemoryStore()
+        score(model, tiny_tokenizer, part, exact=True, store=store, **SHARDS)
+        order = np.concatenate([shard.texts for shard in read_corpus(part).shards(0, 20)])
+        rows = [np.concatenate([store.read(name, f"values.{k}") for k in range(3)], axis=1) for name in store.names()]
+        mine = np.empty((len(part), len(found)), np.float32)
+        mine[order] = np.concatenate(rows)
+        values.append(mine)
+    whole = np.concatenate(values)
+    live = ~found.constant
+    gaps = np.diff(np.sort(whole, axis=0), axis=0).max(axis=0)
+    assert (found.columns["rf"][live] <= gaps[live]).all()
+    assert (found.columns["rf_high"][live] >= gaps[live]).all()
+    assert found.certified() > 0.95
+    assert (found.texts["gap_below"][~live] == -1).all()
+    below, above = found.texts["gap_below"], found.texts["gap_above"]
+    neurons = np.arange(len(found))
+    assert (whole[above, neurons] - whole[below, neurons] == found.columns["rf"])[live].all()
+    np.testing.assert_allclose(found.columns["std"][live], whole.std(axis=0, dtype=np.float64)[live], rtol=1e-12)
+    assert found.clouds is not None
+    assert found.clouds.n == 200
+    other = merge(kept[::-1])
+    for name in found.columns:
+        np.testing.assert_array_equal(other.columns[name], found.columns[name], err_msg=name)
+    assert other.meta["corpus_hash"] == found.meta["corpus_hash"]
+
+
+def test_scorings_that_do_not_belong_together(
+    model: BertModel, make_bert: Callable[..., BertModel], tiny_tokenizer: Any, texts: list[str]
+) -> None:
+    first = kept_of(model, tiny_tokenizer, texts[:60])
+    with pytest.raises(ValueError, match="kept holds 1 scorings, expected at least 2"):
+        merge([first])
+    with pytest.raises(ValueError, match="12 texts are in more than one of the scorings, expected disjoint corpora"):
+        merge([first, kept_of(model, tiny_tokenizer, texts[48:100])])
+    with pytest.raises(ValueError, match=r"kept\[1\] was scored with another model_hash"):
+        merge([first, kept_of(make_bert(seed=3), tiny_tokenizer, texts[60:100])])
+    with pytest.raises(ValueError, match=r"kept\[1\] was scored with another max_length \(16, kept\[0\] has 64\)"):
+        merge([first, kept_of(model, tiny_tokenizer, texts[60:100], max_length=16)])
+
+
+def test_merged_runs(tiny_bert_dir: Path, texts: list[str], tmp_path: Path) -> None:
+    runs = []
+    for i, part in enumerate((texts[:100], texts[100:])):
+        runs.append(Run(tmp_path / str(i)))
+        runs[-1].score(str(tiny_bert_dir), read_corpus(part), keep_sketch=True, **SHARDS)
+    out = Run(tmp_path / "all")
+    found = merge_runs(runs, out)
+    same_bits(found, merge([read_kept(run.sketch_path) for run in runs]))
+    same_bits(out.scores(), found)
+    with pytest.raises(ValueError, match="holds a run already: choose another --out"):
+        merge_runs(runs, out)
+    bare = Run(tmp_path / "bare")
+    bare.score(str(tiny_bert_dir), read_corpus(texts[:50]))
+    with pytest.raises(ValueError, match=r"has no sketch\.safetensors: score it with --keep-sketch"):
+        merge_runs([runs[0], bare], Run(tmp_path / "more"))
+    runs[0].sketch_path.write_bytes(b"half")
+    with pytest.raises(ValueError, match="is missing or damaged"):
+        merge_runs(runs, Run(tmp_path / "more"))
+
+
+def test_other_precisions_say_how_well_they_agree(model: BertModel, tiny_tokenizer: Any, texts: list[str]) -> None:
+    found = score(model, tiny_tokenizer, texts, precision="bfloat16", **SHARDS)
+    agreement = found.meta["precision_agreement"]
+    assert set(agreement) == {"rf", "rf_bagged", "std"}
+    assert 0.5 < agreement["rf"] < 1
+    assert agreement["std"] > 0.95
+    same = score(model, tiny_tokenizer, texts, precision="tf32", **SHARDS)
+    assert same.meta["precision_agreement"]["std"] == pytest.approx(1)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+# A process of a distributed scoring, as torchrun starts it.
+ONE_RANK = """
+import json, sys
+import numpy as np, torch
+from obce.corpus import read_corpus
+from obce.run import Run
+from obce.world import joined
+
+arguments = json.loads(sys.argv[1])
+torch.set_num_threads(1)
+with joined() as world:
+    folder = arguments["out"] + "/" + (str(world.rank) if arguments["apart"] else "run")
+    scores, _ = Run(folder).score(
+        arguments["model"], read_corpus(arguments["texts"]), exact=arguments["exact"], threads=1, shard_texts=20
+    )
+    assert world.size == 2
+    np.save(f"{arguments['out']}/rf-{world.rank}.npy", scores.columns["rf"])
+"""
+
+
+def run_ranks(arguments: dict[str, Any]) -> None:
+    port = free_port()
+    ranks = []
+    for rank in range(2):
+        environment = {
+            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        command = [sys.executable, "-P", "-c", ONE_RANK, json.dumps(arguments)]
+        ranks.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate(timeout=120)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], errors
+
+
+@pytest.mark.parametrize("exact_kept", [True, False])
+@pytest.mark.parametrize("apart", [False, True], ids=["one directory", "a directory each"])
+def test_two_processes_find_the_bits_of_one(
+    exact_kept: bool, apart: bool, tiny_bert_dir: Path, texts: list[str], tmp_path: Path
+) -> None:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = Run(tmp_path / "alone")
+        alone.score(str(tiny_bert_dir), read_corpus(texts), exact=exact_kept, threads=1, **SHARDS)
+    finally:
+        torch.set_num_threads(threads)
+    arguments = {
+        "model": str(tiny_bert_dir),
+        "texts": texts,
+        "exact": exact_kept,
+        "apart": apart,
+        "out": str(tmp_path),
+    }
+    run_ranks(arguments)
+    together = Run(tmp_path / ("0" if apart else "run"))
+    same_bits(together.scores(), alone.scores())
+    for rank in range(2):
+        np.testing.assert_array_equal(np.load(tmp_path / f"rf-{rank}.npy"), alone.scores().columns["rf"])
+    assert not (together.path / "shards").exists()
