@@ -169,6 +169,22 @@ void sums_add(std::uintptr_t values, int64_t m, int64_t rows, std::uintptr_t sum
   });
 }
 
+void sums_means(std::uintptr_t sums, std::uintptr_t count, int64_t rows, std::uintptr_t out,
+                int threads) {
+  heard(pybind11::none(), [&](ph0::Watch& watch) {
+    ph0::sums_means(at<const int64_t>(sums), at<const int64_t>(count), rows, at<double>(out),
+                    threads, watch);
+  });
+}
+
+void sums_deviations(std::uintptr_t sums, std::uintptr_t squares, std::uintptr_t count,
+                     int64_t rows, std::uintptr_t out, int threads) {
+  heard(pybind11::none(), [&](ph0::Watch& watch) {
+    ph0::sums_deviations(at<const int64_t>(sums), at<const int64_t>(squares),
+                         at<const int64_t>(count), rows, at<double>(out), threads, watch);
+  });
+}
+
 void token_sums(std::uintptr_t tokens, int64_t text_stride, int64_t token_stride,
                 std::uintptr_t lengths, int64_t B, int64_t width, std::uintptr_t sums,
                 std::uintptr_t squares, std::uintptr_t least, std::uintptr_t greatest,
@@ -203,5 +219,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("cells_gaps", &cells_gaps);
   m.def("sums_update", &sums_update);
   m.def("sums_add", &sums_add);
+  m.def("sums_means", &sums_means);
+  m.def("sums_deviations", &sums_deviations);
   m.def("token_sums", &token_sums);
 }

@@ -73,6 +73,12 @@ const Kernels<float>& chosen_kernels<float>() {
 #endif
   return portable::kernels_float();
 }
+}  // namespace
+
+const Kernels<float>& float_kernels() { return chosen_kernels<float>(); }
+
+namespace {
+
 template <>
 const Kernels<double>& chosen_kernels<double>() {
 #if PH0_X86

@@ -656,12 +656,13 @@ PH0_TARGET void prim_matrix(const T* a, int64_t stride, int64_t n, const PrimSta
 
 #include "ph0_cpu_columns_kernels.h"
 #include "ph0_cpu_products_kernels.h"
+#include "ph0_cpu_tokens_kernels.h"
 #include "ph0_cpu_tree_kernels.h"
 
 template <class T>
 constexpr Kernels<T> kTable = {Vec<T>::W,       column_r_f<T>,  column_deaths<T>, largest_gap<T>,
                                prim_points<T>,  prim_metric<T>, prim_matrix<T>,   close_pairs,
-                               pair_weights<T>, search_leaf<T>};
+                               pair_weights<T>, search_leaf<T>, add_rows};
 
 #undef PH0_INLINE
 

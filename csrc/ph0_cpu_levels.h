@@ -131,7 +131,15 @@ struct Kernels {
   // Renews bound and near of those points of a leaf whose nearest foreign point is not known and
   // may lie within reach of their component; lowers reach.
   void (*search_leaf)(const Tree<T>& tree, int64_t leaf);
+  // Column sums of rows [count] of `columns` values each, and of their squares, added to what sum
+  // and square hold: four rows as (a + b) + (c + d), then the rest one by one. Lowers low, raises
+  // high.
+  void (*add_rows)(const float* const* rows, int64_t count, int64_t columns, double* sum,
+                   double* square, float* low, float* high);
 };
+
+// The table of the level that simd_level() names; throws as that does.
+const Kernels<float>& float_kernels();
 
 // A little more buckets than points: the proof at largest_gap needs 3 percent of slack.
 inline int64_t bucket_count(int64_t n) { return n + n / 32 + 2; }

@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "ph0_cpu_levels.h"
 #include "ph0_cpu_threads.h"
 
 namespace ph0 {
@@ -241,6 +242,117 @@ void carry(int64_t* digits, int n) {
   }
 }
 
+// ---- integers of many digits, the least significant first
+
+__extension__ typedef unsigned __int128 Wide;
+
+// Enough for a sum of squares times a count, and for 96 bits behind the point of a quotient.
+constexpr int kFraction = 3;
+constexpr int kDigits = kSquareDigits + 2;
+struct Natural {
+  uint32_t digit[kDigits + kFraction] = {};
+};
+
+// Magnitude of a signed sum; true when it is negative.
+bool magnitude(const int64_t* digits, int n, Natural* out) {
+  int64_t settled[kSquareDigits];
+  std::copy(digits, digits + n, settled);
+  carry(settled, n);
+  const bool negative = settled[n - 1] < 0;
+  if (negative) {
+    for (int k = 0; k < n; ++k) settled[k] = -settled[k];
+    carry(settled, n);
+  }
+  for (int k = 0; k < n; ++k) out->digit[k] = static_cast<uint32_t>(settled[k]);
+  // the last digit of a sum is below 2^63, and so is what lies above it
+  out->digit[n] = static_cast<uint32_t>(settled[n - 1] >> 32);
+  return negative;
+}
+
+void multiply(Natural* a, uint64_t factor) {
+  Wide over = 0;
+  for (int k = 0; k < kDigits; ++k) {
+    over += static_cast<Wide>(a->digit[k]) * factor;
+    a->digit[k] = static_cast<uint32_t>(over);
+    over >>= 32;
+  }
+}
+
+Natural square(const Natural& a) {
+  Natural out;
+  for (int i = 0; i <= kSumDigits; ++i) {
+    uint64_t over = 0;
+    for (int j = 0; j <= kSumDigits && i + j < kDigits; ++j) {
+      over += static_cast<uint64_t>(a.digit[i]) * a.digit[j] + out.digit[i + j];
+      out.digit[i + j] = static_cast<uint32_t>(over);
+      over >>= 32;
+    }
+    for (int k = i + kSumDigits + 1; over != 0 && k < kDigits; ++k) {
+      over += out.digit[k];
+      out.digit[k] = static_cast<uint32_t>(over);
+      over >>= 32;
+    }
+  }
+  return out;
+}
+
+// a - b, or 0 when b is larger.
+void subtract(Natural* a, const Natural& b) {
+  int64_t under = 0;
+  for (int k = 0; k < kDigits; ++k) {
+    under += static_cast<int64_t>(a->digit[k]) - b.digit[k];
+    a->digit[k] = static_cast<uint32_t>(under);
+    under >>= 32;
+  }
+  if (under < 0) *a = Natural();
+}
+
+// a / divisor, rounded down; whether something was left over.
+bool divide(Natural* a, uint64_t divisor) {
+  Wide left = 0;
+  for (int k = kDigits + kFraction - 1; k >= 0; --k) {
+    left = left << 32 | a->digit[k];
+    a->digit[k] = static_cast<uint32_t>(left / divisor);
+    left %= divisor;
+  }
+  return left != 0;
+}
+
+// a 2^exponent as the nearest double, ties to even; `more` stands for bits below the last.
+double rounded(const Natural& a, int exponent, bool more) {
+  int top = kDigits + kFraction - 1;
+  while (top >= 0 && a.digit[top] == 0) --top;
+  if (top < 0) return 0;  // and then nothing is left over, either: 96 bits lie behind the point
+  uint64_t high = a.digit[top];
+  int used = 1;
+  Wide head = high;
+  for (; used < 4 && top - used >= 0; ++used) head = head << 32 | a.digit[top - used];
+  bool sticky = more;
+  for (int k = top - used; k >= 0; --k) sticky |= a.digit[k] != 0;
+  // 64 bits, the last of them sticky, round to 53 in one step
+  int drop = 0;
+  while (head >> 64 != 0) {
+    sticky |= (head & 1) != 0;
+    head >>= 1;
+    ++drop;
+  }
+  const int shift =
+      static_cast<uint64_t>(head) >> 63 != 0 ? 0 : __builtin_clzll(static_cast<uint64_t>(head));
+  uint64_t bits = static_cast<uint64_t>(head) << shift;
+  bits |= sticky ? 1 : 0;
+  const uint64_t rest = bits & 0x7ff;
+  uint64_t kept = bits >> 11;
+  kept += rest > 0x400 || (rest == 0x400 && (kept & 1) != 0) ? 1 : 0;
+  return std::ldexp(static_cast<double>(kept),
+                    11 - shift + drop + 32 * (top - used + 1) + exponent);
+}
+
+// Makes room behind the point.
+void shift_up(Natural* a) {
+  for (int k = kDigits - 1; k >= 0; --k) a->digit[k + kFraction] = a->digit[k];
+  std::fill(a->digit, a->digit + kFraction, 0u);
+}
+
 // A digit grows by less than 2^32 a value, so that so many values fit before carries must be passed
 // on.
 constexpr int64_t kCarryEvery = int64_t{1} << 30;
@@ -330,29 +442,67 @@ void sums_add(const double* values, int64_t m, int64_t rows, int64_t* sums, int 
   });
 }
 
+void sums_means(const int64_t* sums, const int64_t* count, int64_t rows, double* out, int threads,
+                Watch& watch) {
+  watch.begin(rows);
+  for_tasks(rows, threads, grain_for(200), watch, [&](int64_t i, int) {
+    if (count[i] == 0) {
+      out[i] = std::numeric_limits<double>::quiet_NaN();
+    } else {
+      Natural sum;
+      const bool negative = magnitude(sums + i * kSumDigits, kSumDigits, &sum);
+      shift_up(&sum);
+      const bool more = divide(&sum, static_cast<uint64_t>(count[i]));
+      const double mean = rounded(sum, 32 * (kSumFirst - kFraction) - 320, more);
+      out[i] = negative ? -mean : mean;
+    }
+    watch.cloud_done();
+  });
+}
+
+void sums_deviations(const int64_t* sums, const int64_t* squares, const int64_t* count,
+                     int64_t rows, double* out, int threads, Watch& watch) {
+  watch.begin(rows);
+  for_tasks(rows, threads, grain_for(1000), watch, [&](int64_t i, int) {
+    if (count[i] == 0) {
+      out[i] = std::numeric_limits<double>::quiet_NaN();
+    } else {
+      const uint64_t n = static_cast<uint64_t>(count[i]);
+      Natural sum, spread;
+      magnitude(sums + i * kSumDigits, kSumDigits, &sum);
+      magnitude(squares + i * kSquareDigits, kSquareDigits, &spread);
+      multiply(&spread, n);
+      subtract(&spread, square(sum));
+      shift_up(&spread);
+      const bool first = divide(&spread, n), second = divide(&spread, n);
+      out[i] = std::sqrt(rounded(spread, 32 * (kSquareFirst - kFraction) - 320, first || second));
+    }
+    watch.cloud_done();
+  });
+}
+
 void token_sums(const float* tokens, int64_t text_stride, int64_t token_stride,
                 const int64_t* lengths, int64_t B, int64_t width, double* sums, double* squares,
                 float* least, float* greatest, int threads, Watch& watch) {
-  constexpr int64_t kColumns = 256;  // 6 KB of running values a task
+  constexpr int64_t kColumns = 512;  // 12 KB of running values a task
+  const Kernels<float>& kernels = float_kernels();
+  std::vector<const float*> rows;
+  for (int64_t b = 0; b < B; ++b) {
+    for (int64_t t = 0; t < lengths[b]; ++t) {
+      rows.push_back(tokens + b * text_stride + t * token_stride);
+    }
+  }
   const int64_t tasks = (width + kColumns - 1) / kColumns;
   watch.begin(tasks);
   for_tasks(tasks, threads, 1, watch, [&](int64_t task, int) {
+    constexpr int64_t kRows = 256;
     const int64_t from = task * kColumns, columns = std::min(kColumns, width - from);
-    double* const sum = sums + from;
-    double* const square = squares + from;
-    float* const low = least + from;
-    float* const high = greatest + from;
-    for (int64_t b = 0; b < B; ++b) {
-      for (int64_t t = 0; t < lengths[b]; ++t) {
-        const float* const x = tokens + b * text_stride + t * token_stride + from;
-        for (int64_t c = 0; c < columns; ++c) {
-          const double value = x[c];
-          sum[c] += value;
-          square[c] += value * value;
-          low[c] = x[c] < low[c] ? x[c] : low[c];
-          high[c] = x[c] > high[c] ? x[c] : high[c];
-        }
-      }
+    const float* here[kRows];
+    for (int64_t i = 0; i < static_cast<int64_t>(rows.size()); i += kRows) {
+      const int64_t count = std::min(kRows, static_cast<int64_t>(rows.size()) - i);
+      for (int64_t r = 0; r < count; ++r) here[r] = rows[static_cast<size_t>(i + r)] + from;
+      kernels.add_rows(here, count, columns, sums + from, squares + from, least + from,
+                       greatest + from);
     }
     watch.cloud_done();
   });

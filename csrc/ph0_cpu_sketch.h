@@ -82,6 +82,16 @@ void sums_update(const float* values, int64_t row_stride, int64_t m, int64_t row
 void sums_add(const double* values, int64_t m, int64_t rows, int64_t* sums, int digits, int first,
               int threads, Watch& watch);
 
+// sum / count of each row, correctly rounded; sums [rows, digits] with carries passed on or not,
+// multiples of 2^-160 (digits = kSumDigits). NaN where count is 0.
+void sums_means(const int64_t* sums, const int64_t* count, int64_t rows, double* out, int threads,
+                Watch& watch);
+
+// sqrt((count * squares - sum^2) / count^2) of each row, the quotient correctly rounded; 0 where it
+// is below 0, NaN where count is 0.
+void sums_deviations(const int64_t* sums, const int64_t* squares, const int64_t* count,
+                     int64_t rows, double* out, int threads, Watch& watch);
+
 // Over the first lengths[b] tokens of each text of tokens [B, T, width]: what is in sums, squares,
 // least and greatest [width] goes on. Added text by text, token by token.
 void token_sums(const float* tokens, int64_t text_stride, int64_t token_stride,

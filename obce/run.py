@@ -632,10 +632,13 @@ class Run:
         complete = complete and (self.sketch_path.is_file() or not keep_sketch)
         # of ranks that share the directory the first speaks for it
         if world.from_first(complete):
+            if world.rank == 0:
+                shutil.rmtree(self.path / _SHARDS, ignore_errors=True)  # of a process killed in its last moment
             return world.from_first(self.scores() if world.rank == 0 else None), True
-        with self._locked() if _first_here(world) else nullcontext():
-            self.check_writable()
-            if world.rank == 0 or not (self.path / "run.json").is_file():
+        first = _first_here(world)
+        with self._locked() if first else nullcontext():
+            if first:
+                self.check_writable()
                 self._save(model=str(model_source), corpus=corpus.source, scoring=asked)
             world.tell(None)  # the directory is there
             shards = self.path / _SHARDS
@@ -662,7 +665,8 @@ class Run:
                 self.state.pop("scoring", None)
                 self._save(score=asked)
             world.tell(None)  # rank 0 has written what replaces the shards
-            shutil.rmtree(shards, ignore_errors=True)
+            if first:
+                shutil.rmtree(shards, ignore_errors=True)
         return found, False
 
     def unfinished(self) -> int:

@@ -425,12 +425,24 @@ def _integers(sums: NDArray[np.int64]) -> list[int]:
 
 
 def _means(sums: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.float64]:
+    engine = _compiled()
+    if engine is not None:
+        sums, count, out = np.ascontiguousarray(sums), np.ascontiguousarray(count), np.empty(len(sums))
+        engine.sums_means(_address(sums), _address(count), len(sums), _address(out), default_threads())
+        return out
     pairs = zip(_integers(sums), count.tolist(), strict=True)
     return np.array([total / (n << _SUM_UNIT) if n else math.nan for total, n in pairs], np.float64)
 
 
 def _deviations(sums: NDArray[np.int64], squares: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.float64]:
     """Population standard deviations: root of (n S2 - S1^2) / n^2, exact up to the division and the root."""
+    engine = _compiled()
+    if engine is not None:
+        sums, squares, count = (np.ascontiguousarray(array) for array in (sums, squares, count))
+        out = np.empty(len(sums))
+        addresses = (_address(array) for array in (sums, squares, count))
+        engine.sums_deviations(*addresses, len(sums), _address(out), default_threads())
+        return out
     found = []
     for total, square, n in zip(_integers(sums), _integers(squares), count.tolist(), strict=True):
         # below 0 only where the sums themselves were rounded before they were added

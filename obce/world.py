@@ -17,8 +17,10 @@ import torch.distributed as dist
 
 _WAYS = {"min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX, "sum": dist.ReduceOp.SUM} if dist.is_available() else {}
 
-# A rank may wait so long for another one's shards; one that died is noticed at once, by its closed connection.
-_PATIENCE = timedelta(hours=12)
+# Processes find each other within minutes; later one may wait for another one's shards for hours. One that died is
+# noticed at once, by its closed connection.
+_MEETING, _PATIENCE = timedelta(minutes=5), timedelta(hours=24)
+_patient: dist.ProcessGroup | None = None
 
 
 class World:
@@ -34,6 +36,7 @@ class World:
         self.rank = dist.get_rank() if together else 0
         self.size = dist.get_world_size() if together else 1
         on_gpu = together and dist.get_backend() == "nccl"
+        self._group = _patient if together else None
         self._device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
     def tell(self, mine: Any) -> list[Any]:
@@ -42,7 +45,7 @@ class World:
             return [mine]
         found: list[Any] = [None] * self.size
         with _explained():
-            dist.all_gather_object(found, mine)
+            dist.all_gather_object(found, mine, group=self._group)
         return found
 
     def from_first(self, mine: Any) -> Any:
@@ -51,7 +54,7 @@ class World:
             return mine
         held = [mine]
         with _explained():
-            dist.broadcast_object_list(held, src=0)
+            dist.broadcast_object_list(held, src=0, group=self._group)
         return held[0]
 
     def reduce(self, array: np.ndarray, way: Literal["min", "max", "sum"]) -> None:
@@ -64,7 +67,7 @@ class World:
             block = torch.from_numpy(flat[start : start + (1 << 24)])
             moved = block.to(self._device)
             with _explained():
-                dist.all_reduce(moved, _WAYS[way])
+                dist.all_reduce(moved, _WAYS[way], group=self._group)
             if moved.data_ptr() != block.data_ptr():
                 block.copy_(moved)
 
@@ -76,11 +79,11 @@ class World:
             if array is None or array.shape != shape or array.dtype != dtype:
                 raise ValueError(f"array is not of shape {shape} and {dtype}, which rank 0 waits for.")
             with _explained():
-                dist.send(torch.from_numpy(np.ascontiguousarray(array)).to(self._device), dst=0)
+                dist.send(torch.from_numpy(np.ascontiguousarray(array)).to(self._device), dst=0, group=self._group)
         elif self.rank == 0:
             held = torch.from_numpy(np.empty(shape, dtype)).to(self._device)
             with _explained():
-                dist.recv(held, src=owner)
+                dist.recv(held, src=owner, group=self._group)
             return held.cpu().numpy()
         return None
 
@@ -104,6 +107,7 @@ def joined() -> Iterator[World]:
     Raises:
         ValueError: The environment speaks of several processes but cannot be joined.
     """
+    global _patient  # noqa: PLW0603  (a process has one default group, and this one beside it)
     size = os.environ.get("WORLD_SIZE", "1")
     if not size.isdigit() or int(size) < 2 or dist.is_initialized():
         yield World()
@@ -112,7 +116,8 @@ def joined() -> Iterator[World]:
     try:
         if on_gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_PATIENCE)
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_MEETING)
+        _patient = dist.new_group(timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"WORLD_SIZE is {size}, but the processes cannot be joined ({' '.join(str(error).split())[:160]}): start "
@@ -121,4 +126,5 @@ def joined() -> Iterator[World]:
     try:
         yield World()
     finally:
+        _patient = None
         dist.destroy_process_group()

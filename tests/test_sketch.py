@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from obce.corpus import GROUP
-from obce.sketch import GapCells, Moments, Sketch, TokenMoments, TokenSums, add_exactly
+from obce.sketch import GapCells, Moments, Sketch, TokenMoments, TokenSums, _deviations, _means, add_exactly
 
 KINDS = (
     "gaussian",
@@ -229,10 +229,21 @@ def test_compiled_sums_are_those_of_the_plain_code(plain: Any) -> None:
         sums, squares = np.zeros((5, 10), np.int64), np.zeros((5, 20), np.int64)
         add_exactly(sums, doubles)
         add_exactly(squares, doubles)
-        results.append((state, sums, squares))
+        # many sums of every size over many counts, some with carries left, some below 0
+        rng = np.random.default_rng(1)
+        digits = rng.integers(-(2**40), 2**40, (3000, 20)) * (rng.random((3000, 20)) < 0.3)
+        digits[:, 19] = rng.integers(0, 2**20, 3000)
+        digits *= np.arange(20) >= rng.integers(0, 20, 3000)[:, None]
+        tops = rng.integers(10, 20, 3000)
+        digits[:1000] *= np.arange(20) < tops[:1000, None]
+        count = np.concatenate([[0, 1, 2], 2 ** rng.integers(0, 40, 2997) + rng.integers(0, 9, 2997)])
+        quotients = _means(digits[:, :10].copy(), count), _deviations(digits[:, :10] >> 30, np.abs(digits), count)
+        results.append((state, sums, squares, state.mean(), state.std(), state.rf_bagged(), *quotients))
     assert same(results[0][0], results[1][0])
     for mine, theirs in zip(results[0][1:], results[1][1:], strict=True):
-        assert np.array_equal(mine, theirs)
+        np.testing.assert_array_equal(mine, theirs)
+    assert np.count_nonzero(results[0][6]) > 1000
+    assert np.count_nonzero(results[0][7]) > 1000
 
 
 @pytest.mark.parametrize("compiled", [True, False])
