@@ -2,7 +2,8 @@
 # make test    the whole suite
 # make sanitize  the H0 suite on the engine under ASan + UBSan, then under TSan; needs gcc with its sanitizers
 # make fuzz SECONDS=1800  random calls against the oracle, under ASan + UBSan; failures are kept in tests/corpus/
-# make verify  100,000 small and 200 large clouds: every algorithm, SIMD level and thread count, the oracle and scipy
+# make verify  100,000 small and 200 large clouds: every algorithm, SIMD level and thread count, the oracle and scipy;
+#              100,000 streams: no certificate of a sketch is wrong
 # make aarch64  the engine compiled for 64-bit Arm by zig, and run there if qemu-aarch64 is installed
 # Each does all of its own set-up in .venv and needs nothing but Python 3.11+ and the package index.
 
@@ -61,8 +62,10 @@ gpu:
 	$(PYTHON) -m pip install --no-deps --no-build-isolation -e .
 	mkdir -p $(OUT)
 	$(PYTHON) -P -m pytest -m gpu -v tests/test_gpu.py tests/test_kernels.py
-	for model in minilm base large; do \
-	  $(PYTHON) benchmarks/bench_score.py --device cuda --model $$model --texts 1000 --out $(OUT)/score.csv || exit 1; \
+	for settings in "minilm --texts 2000" "base --texts 2000" "large --texts 2000" "large --texts 2000 --precision tf32" \
+	  "large --texts 10000 --precision bfloat16" "large --texts 10000 --precision bfloat16 --cls-only" \
+	  "large --texts 10000 --precision bfloat16 --padded"; do \
+	  $(PYTHON) benchmarks/bench_score.py --device cuda --repeats 2 --out $(OUT)/score.csv --model $$settings || exit 1; \
 	done
 
 # 10 minutes on one core, 6 with -j2: the builds 1.5, the suite 3 under ASan + UBSan and 5 under TSan, all of it in each.
@@ -97,6 +100,7 @@ fuzz-%: sanitized-%
 
 verify: dev
 	$(BIN)/python -P tests/verify_h0.py
+	$(BIN)/python -P tests/verify_sketch.py
 
 ARM := build/aarch64
 FINGERPRINT := -std=c++17 -O3 -ffp-contract=off -pthread tests/csrc/fingerprint.cpp $(wildcard csrc/ph0_cpu*.cpp)

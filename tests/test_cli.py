@@ -80,7 +80,7 @@ def test_run_does_all_and_is_reused(tiny_bert_dir: Path, corpus: Path, tmp_path:
     assert first["neurons"] == 672
     assert first["constant"] == 96
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
-        "run.json", "scores.parquet", "plan.json", "model", "report.html",
+        ".lock", "run.json", "scores.parquet", "plan.json", "model", "report.html",
     }  # fmt: skip
     assert json.loads(obce(*arguments).stdout)["reused"]
 

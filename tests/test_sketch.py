@@ -332,3 +332,10 @@ def test_bad_input() -> None:
         GapCells.empty(3, 1)
     with pytest.raises(ValueError, match="offset is -1, expected 0"):
         state.renumber(-1)
+
+
+def test_the_long_check_runs(script: Any) -> None:
+    found = script("verify_sketch").verify(300, seed=1)
+    assert found["streams"] >= 300
+    assert found["wrong"] == 0
+    assert 0 < found["certified"] < found["streams"]
