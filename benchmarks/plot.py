@@ -1,4 +1,4 @@
-"""Draws the rows of obce bench: growth curves against n, d and B, and one bar a peer for every case.
+"""Draws the rows of obce bench (growth curves, one bar a peer for every case) and the memory of a sketched stream.
 
     python benchmarks/plot.py [CSV] [--out FOLDER]
 
@@ -8,6 +8,7 @@ Writes .png and .svg beside the CSV. Needs matplotlib (`pip install .[bench]`).
 from __future__ import annotations
 
 import argparse
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,28 @@ def bars(rows: list[Row], folder: Path) -> None:
     save(figure, folder, "h0_ratios")
 
 
+def memory(path: Path, folder: Path) -> None:
+    """Memory of a sketched stream beside what holding every value would take, from the CSV of bench_sketch.py."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    texts = [float(row["texts"]) for row in rows]
+    held = [float(row["resident_mb"]) for row in rows]
+    every = [4e-6 * float(row["neurons"]) * float(row["texts"]) for row in rows]
+    figure, axes = plt.subplots(figsize=(WIDTH, 2.3), layout="constrained")
+    axes.plot(texts, every, color="#999999", linewidth=0.9, linestyle="--", label="every value, 4 bytes each")
+    axes.plot(
+        texts, held, color=VERMILION, marker="o", markersize=3, linewidth=1.8, label="the process with the sketch"
+    )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("texts that have passed")
+    axes.set_ylabel("resident memory, MB")
+    axes.set_title(f"{int(rows[0]['neurons']):,} neurons", fontsize=7, loc="left")
+    axes.grid(which="major", linewidth=0.3, color="#dddddd")
+    axes.legend(frameon=False)
+    save(figure, folder, "sketch_memory")
+
+
 def main() -> None:
     """Read, draw, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -194,6 +217,9 @@ def main() -> None:
         for series in LABELS:
             curves(rows, series, folder)
         bars(rows, folder)
+        stream = wish.csv.with_name("sketch_stream.csv")
+        if stream.is_file():
+            memory(stream, folder)
 
 
 if __name__ == "__main__":

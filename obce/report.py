@@ -122,6 +122,8 @@ def render_html(
         stable_spearman=STABLE_SPEARMAN,
         strips=_strips(scores, axis),
         panels=_panels(scores, axis),
+        clouds=[] if scores.clouds is None else _cloud_rows(scores.clouds),
+        cloud_texts=None if scores.clouds is None else _count(scores.clouds.n),
         plan=None if plan is None else _plan_view(scores, plan),
         results=rows,
         result_rows=[_result_view(row) for row in rows],
@@ -653,16 +655,32 @@ def cloud_table(clouds: Clouds) -> Table:
     for name in ("r_f", "total persistence", "entropy"):
         table.add_column(name, justify="right")
         table.add_column("stable", justify="right")
-    stable = {name: clouds.stability(name) for name in CLOUD_SCORES}
-    for code, kind in enumerate(CLOUD_KINDS):
-        rows = (clouds.kind == code) & ~clouds.constant
-        if not rows.any():
-            continue
-        cells = []
-        for name in CLOUD_SCORES:
-            cells += [_number(float(np.median(clouds.columns[name][rows]))), _correlation(stable[name][kind])]
-        table.add_row(kind, _count(int(clouds.d[rows][0])), *cells)
+    for row in _cloud_rows(clouds):
+        cells = [text for pair in zip(row["medians"], row["stability"], strict=True) for text in pair]
+        table.add_row(row["kind"], row["d"], *cells)
     return table
+
+
+def _cloud_rows(clouds: Clouds) -> list[dict[str, Any]]:
+    """A row a kind of cloud: medians over all that vary and stability of each score, and total persistence by layer."""
+    stable = {name: clouds.stability(name) for name in CLOUD_SCORES}
+    found = []
+    for code, kind in enumerate(CLOUD_KINDS):
+        of_kind = (clouds.kind == code) & ~clouds.constant
+        if not of_kind.any():
+            continue
+        total = clouds.columns["total_persistence"]
+        by_layer = [total[of_kind & (clouds.layer == layer)] for layer in np.unique(clouds.layer)]
+        found.append(
+            {
+                "kind": kind,
+                "d": _count(int(clouds.d[of_kind][0])),
+                "medians": [_number(float(np.median(clouds.columns[name][of_kind]))) for name in CLOUD_SCORES],
+                "stability": [_correlation(stable[name][kind]) for name in CLOUD_SCORES],
+                "layers": [_number(float(np.median(some))) if some.size else _NOTHING for some in by_layer],
+            }
+        )
+    return found
 
 
 def _terminal_kept(scores: Scores, plan: Plan) -> Table:

@@ -405,7 +405,15 @@ class _Job:
         )
         for one, other in zip(exact, asked, strict=True):
             for kind in one.columns:
-                pair = [_plain_scores(layer.outputs[kind], self.threads) for layer in (one, other)]
+                values = np.ascontiguousarray(one.outputs[kind])
+                least, greatest = values.min(axis=1), values.max(axis=1)
+                live = _spread(least, greatest) > CONSTANT_TOLERANCE * rounding_scale(least, greatest)
+                if not live.any():
+                    continue
+                pair = [
+                    _plain_scores(np.ascontiguousarray(layer.outputs[kind][live]), self.threads)
+                    for layer in (one, other)
+                ]
                 for name in pair[0]:
                     rho = rank_correlation(pair[0][name], pair[1][name])
                     if np.isfinite(rho):
@@ -417,8 +425,7 @@ class _Job:
         return means
 
 
-def _plain_scores(outputs: NDArray[np.float32], threads: int | None) -> dict[str, NDArray[np.float64]]:
-    values = np.ascontiguousarray(outputs)
+def _plain_scores(values: NDArray[np.float32], threads: int | None) -> dict[str, NDArray[np.float64]]:
     moments = Moments.empty(len(values))
     moments.update(values, threads)
     found = {"rf": r_f(values, threads=threads, check=False).astype(np.float64), "std": moments.std()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -255,3 +256,54 @@ def test_ctrl_c_stops_cleanly(tiny_bert_dir: Path, wikipedia: Path, tmp_path: Pa
     assert not (out / "scores.parquet").exists()
     again = obce("score", tiny_bert_dir, wikipedia, "--limit", 50, "--out", out, "--json")
     assert again.exit_code == 0, again.output
+
+
+def test_progress_for_machines(
+    tiny_bert_dir: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("obce.cli._PLAIN_SECONDS", 0.0)
+    arguments = ("score", tiny_bert_dir, corpus, "--batch-tokens", 200, "--shard-texts", 60)
+    found = obce(*arguments, "--json", "--out", tmp_path / "a")
+    assert found.exit_code == 0, found.output
+    lines = [json.loads(line) for line in found.stderr.splitlines()]
+    assert len(lines) > 5
+    for line in lines:
+        assert line["step"] == "scoring"
+        assert (line["of"], line["resumed"]) == (200, 0)
+        assert line["texts_per_s"] > 0
+        assert line["tokens_per_s"] > line["texts_per_s"]
+        assert line["seconds_left"] >= 0
+        assert line["resident_mb"] is None or line["resident_mb"] > 50
+    assert [line["texts"] for line in lines] == sorted(line["texts"] for line in lines)
+    facts = json.loads(found.stdout)
+    assert facts["certified"] == 1
+    assert set(facts["stability"]) == {"rf", "rf_bagged", "std", "range", "mean_abs"}
+    plain = obce(*arguments, "--out", tmp_path / "b")
+    assert re.search(r"scoring: \d+/200 texts, [\d,]+ texts/s, [\d,]+ tokens/s.*, \d+ s left", plain.stderr)
+    assert "total persistence" in plain.stdout
+
+
+def test_strict_and_sketch(tiny_bert_dir: Path, texts: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "latin.txt"
+    file.write_bytes("\n".join(texts).encode() + "\nd\u00e9j\u00e0 vu\n".encode("latin-1"))
+    refused(obce("score", tiny_bert_dir, file, "--strict", "--out", tmp_path / "run"), "is not UTF-8", "0xe9")
+    found = obce("score", tiny_bert_dir, file, "--sketch", "--out", tmp_path / "run", "--json")
+    assert found.exit_code == 0, found.output
+    facts = json.loads(found.stdout)
+    assert facts["replaced"] == 1
+    assert 0.95 < facts["certified"] <= 1
+
+
+def test_merge(tiny_bert_dir: Path, texts: list[str], tmp_path: Path) -> None:
+    for name, part in (("a", texts[:100]), ("b", texts[100:])):
+        (tmp_path / f"{name}.txt").write_text("\n".join(part), encoding="utf-8")
+        found = obce("score", tiny_bert_dir, tmp_path / f"{name}.txt", "--keep-sketch", "--out", tmp_path / name)
+        assert found.exit_code == 0, found.output
+    found = obce("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "all", "--json")
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["n_texts"] == 200
+    planned = obce("plan", tmp_path / "all", "--keep", 0.5, "--of", "encoder", "--score", "rf_bagged", "--dry-run")
+    assert planned.exit_code == 0, planned.output
+    refused(obce("merge", tmp_path / "a", "--out", tmp_path / "more"), "holds 1 scorings, expected at least 2")
+    refused(obce("merge", tmp_path / "a", tmp_path / "a", "--out", tmp_path / "more"), "100 texts are in more than one")
+    refused(obce("merge", tmp_path / "a", tmp_path / "none", "--out", tmp_path / "more"), "has no run.json")

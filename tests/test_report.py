@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from obce.clouds import cloud_scores
 from obce.plan import Plan, Size
-from obce.report import RESULT_KEYS, render_html, summary_tables
+from obce.report import RESULT_KEYS, cloud_table, render_html, summary_tables
 from obce.scores import Scores
 from obce.sites import SITE_KINDS
 from rich.console import Console
@@ -417,3 +418,31 @@ def test_a_result_row_without_a_key_is_refused(scores: Scores) -> None:
     with pytest.raises(ValueError, match=r"^results: row 1 lacks seed, fidelity, expected name, score, repair"):
         render_html(scores, None, [row(), broken], title="t")
     assert set(row()) == set(RESULT_KEYS)
+
+
+def test_heads_and_layers_as_clouds() -> None:
+    rng = np.random.default_rng(0)
+    vectors: dict[tuple[int, str], Any] = {}
+    for layer in range(2):
+        for kind, width in (("query", 8), ("value", 8), ("hidden", 12)):
+            halves = [rng.standard_normal((20, width)).astype(np.float32) * (layer + 1) for _ in "ab"]
+            if layer == 0 and kind == "query":
+                halves = [np.ones((20, width), np.float32)] * 2
+            vectors[layer, kind] = tuple(halves)
+    clouds = cloud_scores(vectors, 4)
+    scores = replace(make_scores(), clouds=clouds)
+    page = render_html(scores, title="x")
+    assert 'id="clouds"' in page
+    assert "Here they are over 40 texts." in page
+    assert 'id="clouds"' not in render_html(make_scores(), title="x")
+    total = clouds.columns["total_persistence"]
+    shown = f"{np.median(total[(clouds.layer == 1) & (clouds.kind == 2)]):#.3g}"
+    assert shown in page
+    console = Console(file=io.StringIO(), width=160)
+    console.print(cloud_table(clouds))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    lines = [line for line in text.splitlines() if line.strip().startswith(("query", "value", "hidden"))]
+    assert [line.split()[1] for line in lines] == ["2", "2", "12"]
+    for score in ("rf", "total_persistence", "entropy"):
+        expected = f"{clouds.stability(score)['value']:.2f}".replace("-", "\u2212")
+        assert expected in lines[1]
