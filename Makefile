@@ -71,7 +71,7 @@ gpu:
 # 10 minutes on one core, 6 with -j2: the builds 1.5, the suite 3 under ASan + UBSan and 5 under TSan, all of it in each.
 # Python's own leaks are no findings. Fresh memory is filled with 0xcd, so that reading it before writing shows in the
 # answer. A report needs an uncaptured stderr to be seen. Nothing is suppressed.
-SANITIZED ?= tests/test_h0_*.py tests/test_transformer.py
+SANITIZED ?= tests/test_h0_*.py tests/test_transformer.py tests/test_sketch.py
 sanitize: sanitize-address sanitize-thread
 
 SANITIZERS = $(if $(filter thread,$*),thread,address,undefined,float-cast-overflow)
