@@ -220,12 +220,12 @@ class _Work:
         self.world = world
         mine = {name: self._covered(name) for name in store.names()}
         # a piece that another one contains was about to be removed when the process ended
-        for name in [
-            n for n, s in mine.items() if any(s < other or (s == other and n > m) for m, other in mine.items())
-        ]:
-            store.remove(name)
+        spare = [n for n, s in mine.items() if any(s < other or (s == other and n > m) for m, other in mine.items())]
+        for name in spare:
             del mine[name]
         everyone = world.tell(mine)
+        for name in spare:  # not before the other ranks have read it
+            store.remove(name)
         # ranks that share a folder see the same pieces: the first owns them
         self.owner: dict[int, int] = {}
         self.piece: dict[int, str] = {}
