@@ -382,6 +382,7 @@ def run_ranks(arguments: dict[str, Any]) -> None:
         environment = {
             **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+            **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}),
         }  # fmt: skip
         command = [sys.executable, "-P", "-c", ONE_RANK, json.dumps(arguments)]
         ranks.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
