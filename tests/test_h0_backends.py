@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -502,6 +503,9 @@ print(high_water() - before, cloud.nbytes + 64 * n + 64_000_000)
 
 @needs_cpu
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory as Linux counts it")
+@pytest.mark.skipif(
+    "tsan" in os.environ.get("LD_PRELOAD", ""), reason="TSan keeps notes of every byte, several times as many"
+)
 @pytest.mark.parametrize(
     ("n", "d", "algorithm"), [(1_500_000, 2, "kdtree"), (1_500_000, 4, "boruvka"), (9000, 200, "prim")]
 )
