@@ -2,6 +2,7 @@
 
     python benchmarks/bench_sketch.py                  # 1,000,000 texts of 10,000 neurons: about 6 minutes on two cores
     python benchmarks/bench_sketch.py --rows           # 221,184 rows of 10,000 values (8.8 GB of memory)
+    python benchmarks/bench_sketch.py --minilm         # a trained encoder on real sentences
 
 The stream comes in shards of 1,000 texts and is never held. Its neurons are of five kinds in turn: Gaussian, heavy
 tails, skewed, two clusters with outliers, uniform. At the end every neuron's stream is made again and sorted: a
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from obce.bench import facts
+from obce.clouds import CLOUD_SCORES
 from obce.h0 import r_f
 from obce.sketch import Sketch
 
@@ -136,14 +138,35 @@ def in_one_read(n_rows: int, n: int, out: Path) -> None:
     write(out / "rf_rows.csv", [row])
 
 
+def trained(out: Path) -> None:
+    """MiniLM on the sentences of examples/: neurons whose r_f the sketch knows exactly, stability of heads and layers."""
+    from obce.demo import default_corpus, default_model
+    from obce.run import load_model, load_tokenizer
+    from obce.scoring import score
+
+    model, tokenizer = load_model(default_model()), load_tokenizer(default_model())
+    scores = score(model, tokenizer, str(default_corpus()), exact=False)
+    if scores.clouds is None:
+        raise AssertionError("the scores have no clouds")
+    row = facts() | {"neurons": len(scores), "texts": scores.meta["n_texts"], "certified": f"{scores.certified():.6f}"}
+    row |= {f"{name} spearman": f"{scores.stability(name).spearman:.4f}" for name in ("rf", "rf_bagged", "std")}
+    for name in CLOUD_SCORES:
+        row |= {f"{kind} {name} spearman": f"{rho:.4f}" for kind, rho in scores.clouds.stability(name).items()}
+    print(row)
+    write(out / "sketch_minilm.csv", [row])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=int, default=1_000_000)
     parser.add_argument("--neurons", type=int, default=10_000)
     parser.add_argument("--rows", action="store_true", help="r_f of 221,184 rows of 10,000 values instead")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--minilm", action="store_true", help="a trained encoder on real sentences instead")
     options = parser.parse_args()
-    if options.rows:
+    if options.minilm:
+        trained(options.out)
+    elif options.rows:
         in_one_read(221_184, 10_000, options.out)
     else:
         stream(options.texts, options.neurons, options.out)
