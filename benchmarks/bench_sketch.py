@@ -139,7 +139,7 @@ def in_one_read(n_rows: int, n: int, out: Path) -> None:
 
 
 def trained(out: Path) -> None:
-    """MiniLM on the sentences of examples/: neurons whose r_f the sketch knows exactly, stability of heads and layers."""
+    """MiniLM on the sentences of examples/: neurons whose r_f is certified, stability of heads and layers."""
     from obce.demo import default_corpus, default_model
     from obce.run import load_model, load_tokenizer
     from obce.scoring import score
