@@ -1,4 +1,4 @@
-"""Compiled engine (csrc/). Addresses are integers; 0 stands for "not given". Contracts: csrc/ph0_cpu.h, ph0_cpu_sketch.h."""
+"""Compiled engine (csrc/). Addresses are integers; 0 is "not given". Contracts: csrc/ph0_cpu.h, ph0_cpu_sketch.h."""
 
 from collections.abc import Callable
 from typing import Any
