@@ -41,16 +41,18 @@ demo: dev
 test: dev
 	$(BIN)/python -P -m pytest
 
+NATIVE := $(wildcard csrc/*.* tests/csrc/*.cpp tests/csrc/emulator/*)
+
 lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp tests/csrc/*.cpp
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 
 format: dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.h csrc/*.cpp tests/csrc/*.cpp
+	$(BIN)/clang-format -i $(NATIVE)
 
 bench: dev
 	$(BIN)/python benchmarks/bench_h0.py
@@ -59,9 +61,10 @@ bench: dev
 
 # On a machine with a GPU, offline, with its own Python, torch and transformers: no .venv is made.
 gpu:
-	$(PYTHON) -m pip install --no-deps --no-build-isolation -e .
+	OBCE_CUDA=1 $(PYTHON) -m pip install --no-deps --no-build-isolation -e .
 	mkdir -p $(OUT)
 	$(PYTHON) -P -m pytest -m gpu -v tests/test_gpu.py tests/test_kernels.py
+	$(PYTHON) benchmarks/bench_gpu.py --out $(OUT)/gpu.csv
 	for settings in "minilm --texts 2000" "base --texts 2000" "large --texts 2000" "large --texts 2000 --precision tf32" \
 	  "large --texts 10000 --precision bfloat16" "large --texts 10000 --precision bfloat16 --cls-only" \
 	  "large --texts 10000 --precision bfloat16 --padded"; do \
@@ -86,7 +89,7 @@ SANITIZED_PYTHON = env PYTHONPATH=$(CURDIR)/build/$*/lib OPENBLAS_NUM_THREADS=1 
 sanitized-%: dev
 	@test -e "$$($(CXX) -print-file-name=$(RUNTIME))" || \
 	  { echo "$(RUNTIME) is needed, and $(CXX) does not have it; install gcc with its sanitizers."; exit 1; }
-	OBCE_SANITIZE=$(SANITIZERS) $(BIN)/python setup.py -q build --build-base build/$* --build-lib build/$*/lib
+	OBCE_CUDA=0 OBCE_SANITIZE=$(SANITIZERS) $(BIN)/python setup.py -q build --build-base build/$* --build-lib build/$*/lib
 	$(SANITIZED_PYTHON) -c "import obce._cpu as m; assert m.__file__.startswith('$(CURDIR)/build/$*/'), m.__file__"
 
 .PRECIOUS: sanitized-%

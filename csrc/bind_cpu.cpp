@@ -136,12 +136,6 @@ void cells_regrid(const Addresses& cells, int64_t rows, int64_t n_cells, std::ui
   });
 }
 
-void cells_grid(std::uintptr_t least, std::uintptr_t greatest, int64_t rows, int64_t cells,
-                std::uintptr_t level, std::uintptr_t base) {
-  ph0::cells_grid(at<const float>(least), at<const float>(greatest), rows, cells,
-                  at<int32_t>(level), at<int64_t>(base));
-}
-
 void cells_gaps(const Addresses& cells, int64_t rows, int64_t n_cells, std::uintptr_t gap,
                 std::uintptr_t bound, std::uintptr_t texts, std::uintptr_t extremes, int threads) {
   heard(pybind11::none(), [&](ph0::Watch& watch) {
@@ -215,7 +209,6 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("cells_update", &cells_update);
   m.def("cells_merge", &cells_merge);
   m.def("cells_regrid", &cells_regrid);
-  m.def("cells_grid", &cells_grid);
   m.def("cells_gaps", &cells_gaps);
   m.def("sums_update", &sums_update);
   m.def("sums_add", &sums_add);

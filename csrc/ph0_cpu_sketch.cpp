@@ -378,15 +378,6 @@ void cells_regrid(const GapCells& cells, const int32_t* level, const int64_t* ba
   });
 }
 
-void cells_grid(const float* least, const float* greatest, int64_t rows, int64_t cells,
-                int32_t* level, int64_t* base) {
-  for (int64_t i = 0; i < rows; ++i) {
-    const Place place = place_for(least[i], greatest[i], cells);
-    level[i] = place.level;
-    base[i] = place.base;
-  }
-}
-
 void cells_gaps(const GapCells& cells, const Gaps& out, int threads, Watch& watch) {
   for_rows(cells, cells.cells, threads, watch,
            [&](int64_t i, int64_t*) { gaps(row_of(cells, i), i, out); });

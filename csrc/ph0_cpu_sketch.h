@@ -59,10 +59,6 @@ void cells_merge(const GapCells& into, const GapCells& from, int threads, Watch&
 void cells_regrid(const GapCells& cells, const int32_t* level, const int64_t* base, int threads,
                   Watch& watch);
 
-// The grid that a least and a greatest value ask for: level and base [rows].
-void cells_grid(const float* least, const float* greatest, int64_t rows, int64_t cells,
-                int32_t* level, int64_t* base);
-
 struct Gaps {
   float* gap;       // [rows] the largest gap between neighbouring cells
   float* bound;     // [rows] no gap is larger; equal to `gap` where that is the largest of all

@@ -42,7 +42,8 @@ class Job:
     Attributes:
         kind: "line" (clouds of scalars), "cloud", "matrix", "condensed" (one matrix) or "graph" (one).
         data: values [B, n], points [B, n, d], entries [B, n, n] or [1, n (n - 1) / 2], or a reference.Graph;
-            float32 or float64; numpy, or a torch tensor when it lies on an accelerator.
+            float32 or float64; numpy, or a torch tensor when it lies on an accelerator, which for r_f may be float16 or
+            bfloat16.
         lengths: [B] int64 on the host, or None for n everywhere.
         want: "r_f" ([B], line only), "deaths" or "edges" (deaths and edges).
         algorithm: one of ALGORITHMS.
@@ -89,7 +90,13 @@ class Job:
 
     def on_host(self) -> Job:
         """The same job with numpy data."""
-        return self if self._is_host else replace(self, data=self.data.cpu().numpy())
+        return self if self._is_host else replace(self, data=self.as_wide().data.cpu().numpy())
+
+    def as_wide(self) -> Job:
+        """The same job with float32 in place of 16-bit numbers."""
+        if self._is_host or self.data.dtype.itemsize > 2:
+            return self
+        return replace(self, data=self.data.float())
 
     def as_cloud(self) -> Job:
         """A line seen as a cloud with one coordinate."""
@@ -275,6 +282,7 @@ class ReferenceBackend(Backend):
             if isinstance(job.data, np.ndarray):
                 line = reference.lines_r_f if job.want == "r_f" else reference.lines_deaths
                 return Answer(line(job.data, job.lengths), None, self.name, "sort")
+            job = job.as_wide()
             torch_line = reference.torch_lines_r_f if job.want == "r_f" else reference.torch_lines_deaths
             return Answer(torch_line(job.data, _beside(job.data, job.lengths)), None, self.name, "sort")
         job = job.on_host().as_cloud()
@@ -288,6 +296,67 @@ class ReferenceBackend(Backend):
             deaths, edges = reference.clouds_h0(job.data, job.lengths, job.algorithm, job.metric, job.p)
         kruskal = job.kind == "graph" or (job.algorithm == "auto" and job.size[1] <= reference.KRUSKAL_POINTS)
         return Answer(deaths, edges if job.want == "edges" else None, self.name, "kruskal" if kruskal else "prim")
+
+
+class CudaBackend(Backend):
+    """The compiled CUDA engine, csrc/ph0_cuda.h, by way of obce/cuda.py."""
+
+    name = "cuda"
+
+    def why_not(self) -> str | None:
+        """See `Backend.why_not`."""
+        if importlib.util.find_spec("torch") is None:
+            return "torch is not installed"
+        reason: str | None = importlib.import_module("obce.cuda").why_not()
+        return reason
+
+    def refuses(self, job: Job) -> str | None:
+        """See `Backend.refuses`."""
+        if job.kind in ("condensed", "graph"):
+            return f"it has no kernel for a {job.kind}"
+        if job.metric not in SQUARED:
+            return f"it has no kernel for the metric {job.metric}"
+        if job.sorts:
+            return None if job.want == "r_f" else self._too_long(job)
+        if job.algorithm in ("sort", "kdtree"):
+            return "it has the algorithms prim and boruvka for trees"
+        engine = importlib.import_module("obce.cuda").engine()
+        if job.algorithm == "prim" and job.size[1] > engine.prim_points():
+            return f"it does at most {engine.prim_points()} points by prim; ask for boruvka or auto"
+        return None
+
+    @staticmethod
+    def _too_long(job: Job) -> str | None:
+        cuda = importlib.import_module("obce.cuda")
+        most = cuda.sorted_values(cuda.on_device(job.data[:1]))
+        return None if job.size[1] <= most else f"it sorts lines of at most {most} values"
+
+    def run(self, job: Job) -> Answer:
+        """See `Backend.run`."""
+        cuda = importlib.import_module("obce.cuda")
+        data = cuda.on_device(job.data)
+        lengths = _beside(data, job.lengths)
+        if job.sorts:
+            if job.want == "r_f":
+                return Answer(cuda.lines_r_f(data, lengths), None, self.name, "buckets")
+            return Answer(cuda.lines_deaths(data, lengths), None, self.name, "sort")
+        algorithm = cuda.choose(*job.size, job.algorithm)
+        tree = replace(job, data=data).as_wide().as_cloud()
+        squared, edges = job.metric == "sqeuclidean", job.want == "edges"
+        deaths, ends = cuda.trees(tree.data, lengths, squared, edges, algorithm, job.kind == "matrix")
+        if job.want == "r_f":
+            return Answer(_last(deaths, lengths), None, self.name, algorithm)
+        return Answer(deaths, ends, self.name, algorithm)
+
+
+def _last(deaths: torch.Tensor, lengths: torch.Tensor | None) -> Any:
+    """The last death [B] of each cloud from deaths [B, n - 1]; 0 for one point."""
+    import torch
+
+    padded = torch.cat([deaths.new_zeros((len(deaths), 1)), deaths], 1)
+    if lengths is None:
+        return padded[:, -1].clone()
+    return padded.gather(1, lengths[:, None] - 1)[:, 0]
 
 
 class TritonBackend(Backend):
@@ -324,16 +393,14 @@ class TritonBackend(Backend):
         import torch
 
         components = importlib.import_module("obce.kernels.components")
-        job = job.as_cloud()
+        job = job.as_wide().as_cloud()
         data = torch.as_tensor(job.data)
         if not data.is_cuda and not self._interprets():
             data = data.cuda()
-        deaths, edges = components.clouds_h0(data, _beside(data, job.lengths))
+        lengths = _beside(data, job.lengths)
+        deaths, edges = components.clouds_h0(data, lengths)
         if job.want == "r_f":
-            B, n = data.shape[:2]
-            last = torch.full((B,), n, device=data.device) if job.lengths is None else _beside(data, job.lengths)
-            padded = torch.cat([deaths.new_zeros((B, 1)), deaths], 1)
-            return Answer(padded.gather(1, last[:, None] - 1)[:, 0], None, self.name, "boruvka")
+            return Answer(_last(deaths, lengths), None, self.name, "boruvka")
         return Answer(deaths, edges if job.want == "edges" else None, self.name, "boruvka")
 
     @staticmethod
@@ -366,7 +433,7 @@ def merges(edges: Array, n: int) -> tuple[Array, ...]:
 
 
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (TritonBackend(), CpuBackend(), ReferenceBackend())
+    backend.name: backend for backend in (CudaBackend(), TritonBackend(), CpuBackend(), ReferenceBackend())
 }
 
 
@@ -406,8 +473,8 @@ def _order(job: Job) -> tuple[str, ...]:
     if job.device == "cpu":
         return ("cpu", "reference")
     if job.sorts:
-        return ("reference", "cpu")  # torch.sort on the device, no copy
-    return ("triton", "cpu", "reference")
+        return ("cuda", "reference", "cpu")  # reference: torch.sort on the device, no copy
+    return ("cuda", "triton", "cpu", "reference")
 
 
 def _named(name: str, source: str) -> Backend:

@@ -1,22 +1,65 @@
-"""What holds on a CUDA device; run by `make gpu` and skipped where there is none."""
+"""What holds on a CUDA device; run by `make gpu` and skipped where there is none.
+
+The compiled CUDA engine and the Triton path, each by name, against the CPU engine: `==` on edges and deaths. What does
+not need a device is shown on the emulated grid (tests/test_cuda.py) and by Triton's interpreter (test_kernels.py).
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import obce
 import pytest
 import torch
+from obce.backends import BACKENDS
 from obce.scoring import score
 
 if TYPE_CHECKING:
     from transformers import BertModel
 
+HAS_DEVICE = torch.cuda.is_available()
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here; `make gpu` runs these on one"),
+    pytest.mark.skipif(not HAS_DEVICE, reason="no CUDA device here; `make gpu` runs these on one"),
 ]
+
+
+def usable(name: str) -> Any:
+    reason = BACKENDS[name].why_not() if HAS_DEVICE else None
+    return pytest.param(name, marks=pytest.mark.skipif(reason is not None, reason=f"{name}: {reason}"))
+
+
+ENGINES = [usable("cuda"), usable("triton")]
+COMPILED = [usable("cuda")]
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator(device="cuda").manual_seed(seed)
+
+
+def same(found: obce.H0, points: torch.Tensor, **options: Any) -> None:
+    """The answer lies on the device and holds the CPU engine's deaths and edges."""
+    expected = obce.h0(points.cpu(), edges=True, **options)
+    assert found.deaths.device == points.device
+    assert torch.equal(found.edges.cpu(), expected.edges)
+    assert torch.equal(found.deaths.cpu().nan_to_num(-1), expected.deaths.nan_to_num(-1))
+
+
+def clouds(B: int, n: int, d: int, dtype: torch.dtype, kind: str) -> torch.Tensor:
+    g = generator(n * 1000 + d)
+    points = torch.randn(B, n, d, device="cuda", generator=g)
+    if kind == "ties":
+        points = points.round()
+    elif kind == "duplicates":
+        points = points[:, torch.randint(0, max(1, n // 3), (n,), device="cuda", generator=g)]
+    elif kind == "heaps":
+        points = 0.01 * points + 50 * torch.randint(0, 4, (B, n, 1), device="cuda", generator=g)
+    return points.to(dtype)
 
 
 def test_scores_on_the_device_are_those_of_the_cpu(tiny_bert: BertModel, tiny_tokenizer: Any, texts: list[str]) -> None:
@@ -27,18 +70,238 @@ def test_scores_on_the_device_are_those_of_the_cpu(tiny_bert: BertModel, tiny_to
     np.testing.assert_allclose(on_gpu.columns["std"], on_cpu.columns["std"], rtol=1e-3, atol=1e-5)
 
 
-def test_rf_of_a_cuda_tensor_stays_on_its_device() -> None:
-    values = torch.randn(64, 1000, device="cuda")
-    found = obce.r_f(values)
-    assert found.device == values.device
-    assert torch.equal(found.cpu(), obce.r_f(values.cpu()))
+class TestLines:
+    @pytest.mark.parametrize("backend", COMPILED)
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+    @pytest.mark.parametrize("n", [1, 2, 33, 1000, 5000, 10_240, 10_241, 100_000])
+    def test_r_f(self, backend: str, dtype: torch.dtype, n: int) -> None:
+        values = torch.randn(200, n, device="cuda", generator=generator(n)).to(dtype)
+        values[::3] = values[::3].mul(4).round()
+        lengths = torch.randint(1, n + 1, (200,), device="cuda", generator=generator(n))
+        wide = values.cpu().to(torch.float64 if dtype == torch.float64 else torch.float32)
+        for view, host in ((values, wide), (values.t().contiguous().t(), wide), (values[:, ::3], wide[:, ::3])):
+            assert torch.equal(obce.r_f(view, backend=backend).cpu(), obce.r_f(host))
+        assert torch.equal(
+            obce.r_f(values, lengths=lengths, backend=backend).cpu(), obce.r_f(wide, lengths=lengths.cpu())
+        )
+
+    @pytest.mark.parametrize("backend", COMPILED)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("n", [2, 31, 512, 3000, 8192])
+    def test_deaths(self, backend: str, dtype: torch.dtype, n: int) -> None:
+        values = torch.randn(100, n, device="cuda", generator=generator(n)).to(dtype)
+        assert torch.equal(obce.h0_line(values, backend=backend).deaths.cpu(), obce.h0_line(values.cpu()).deaths)
+
+    def test_longer_lines_are_sorted_by_torch_on_the_device(self) -> None:
+        values = torch.randn(3, 50_000, device="cuda", generator=generator(1))
+        found = obce.h0_line(values)
+        assert found.backend == "reference" and found.deaths.is_cuda
+        assert torch.equal(found.deaths.cpu(), obce.h0_line(values.cpu()).deaths)
 
 
-@pytest.mark.parametrize("d", [1, 3])
-def test_edges_of_a_cuda_cloud_equal_the_cpus(d: int) -> None:
-    points = torch.randn(4, 200, d, device="cuda")
-    points[:, 50:60] = points[:, :10]
-    found, expected = obce.h0(points, edges=True), obce.h0(points.cpu(), edges=True)
-    assert found.deaths.device == points.device
-    assert torch.equal(found.edges.cpu(), expected.edges)
-    assert torch.equal(found.deaths.cpu(), expected.deaths)
+class TestTrees:
+    @pytest.mark.parametrize("backend", ENGINES)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("kind", ["gauss", "ties", "duplicates", "heaps"])
+    @pytest.mark.parametrize(("n", "d"), [(1, 3), (2, 2), (100, 2), (257, 1), (1000, 8), (1024, 16), (600, 70)])
+    def test_clouds(self, backend: str, dtype: torch.dtype, kind: str, n: int, d: int) -> None:
+        points = clouds(5, n, d, dtype, kind)
+        same(obce.h0(points, edges=True, backend=backend), points)
+        lengths = torch.tensor([n, 1, max(1, n // 2), max(1, n - 1), min(n, 2)], device="cuda")
+        same(obce.h0(points, edges=True, backend=backend, lengths=lengths), points, lengths=lengths.cpu())
+
+    @pytest.mark.parametrize("backend", COMPILED)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("kind", ["gauss", "ties", "heaps"])
+    @pytest.mark.parametrize(("n", "d"), [(300, 3), (5000, 2), (20_000, 3), (6000, 24)])
+    def test_many_blocks_a_cloud(self, backend: str, dtype: torch.dtype, kind: str, n: int, d: int) -> None:
+        points = clouds(2, n, d, dtype, kind)
+        found = obce.h0(points, edges=True, backend=backend, algorithm="boruvka")
+        assert (found.backend, found.algorithm) == ("cuda", "boruvka")
+        same(found, points)
+
+    @pytest.mark.parametrize("backend", COMPILED)
+    def test_100_000_clouds(self, backend: str) -> None:
+        points = torch.randn(100_000, 64, 3, device="cuda", generator=generator(1))
+        same(obce.h0(points, edges=True, backend=backend), points)
+
+    def test_one_cloud_of_a_million_points(self) -> None:
+        points = torch.randn(1_000_000, 3, device="cuda", generator=generator(2))
+        same(obce.h0(points, edges=True), points)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_16_bit_clouds(self, dtype: torch.dtype) -> None:
+        points = torch.randn(4, 500, 6, device="cuda", generator=generator(3)).to(dtype)
+        same(obce.h0(points, edges=True), points)
+
+    @pytest.mark.parametrize("backend", COMPILED)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("n", [2, 100, 1024, 5000])
+    def test_matrices(self, backend: str, dtype: torch.dtype, n: int) -> None:
+        upper = torch.randint(0, 1000, (2, n, n), device="cuda", generator=generator(n)).to(dtype).triu(1)
+        upper[1] = torch.where(upper[1] > 10, torch.inf, upper[1]).triu(1)
+        entries = upper + upper.mT
+        found, expected = obce.h0_distances(entries, edges=True), obce.h0_distances(entries.cpu(), edges=True)
+        assert found.backend == backend and found.deaths.is_cuda
+        assert torch.equal(found.edges.cpu(), expected.edges)
+        assert torch.equal(found.deaths.cpu(), expected.deaths)
+        entries[0, 0, 1] += 1
+        with pytest.raises(ValueError, match="matrix 0 is not symmetric"):
+            obce.h0_distances(entries)
+
+    @pytest.mark.parametrize("metric", ["sqeuclidean", "cosine", "correlation", "manhattan"])
+    def test_metrics(self, metric: str) -> None:
+        points = torch.randn(3, 300, 5, device="cuda", generator=generator(4))
+        same(obce.h0(points, edges=True, metric=metric), points, metric=metric)
+
+    @pytest.mark.parametrize("backend", ENGINES)
+    def test_what_is_not_finite(self, backend: str) -> None:
+        points = clouds(3, 100, 3, torch.float32, "gauss")
+        points[1, 7, 2] = torch.nan
+        with pytest.raises(ValueError, match="points: cloud 1, point 7 holds nan"):
+            obce.h0(points, backend=backend)
+        found = obce.h0(points, edges=True, backend=backend, check=False)
+        assert found.deaths[1].isnan().all() and (found.edges[1] == -1).all()
+        assert torch.equal(found.edges[[0, 2]].cpu(), obce.h0(points[[0, 2]].cpu(), edges=True).edges)
+
+    @pytest.mark.parametrize("scale", [1e30, 1e-30])
+    @pytest.mark.parametrize("backend", ENGINES)
+    def test_squares_that_would_overflow(self, backend: str, scale: float) -> None:
+        points = clouds(2, 200, 3, torch.float32, "gauss") * scale
+        same(obce.h0(points, edges=True, backend=backend), points)
+
+
+class TestStreams:
+    def test_another_stream(self) -> None:
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            points = torch.randn(3, 400, 3, device="cuda", generator=generator(5))
+            found = obce.h0(points, edges=True, check=False)
+        stream.synchronize()
+        same(found, points)
+
+    def test_two_streams_at_once(self) -> None:
+        streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+        points = [torch.randn(50, 700, 3, device="cuda", generator=generator(seed)) for seed in (6, 7)]
+        torch.cuda.synchronize()
+        found: list[list[obce.H0]] = [[], []]
+        for _ in range(10):
+            for i, stream in enumerate(streams):
+                with torch.cuda.stream(stream):
+                    found[i].append(obce.h0(points[i], edges=True, check=False))
+        torch.cuda.synchronize()
+        for answers, cloud in zip(found, points, strict=True):
+            for answer in answers:
+                same(answer, cloud)
+
+    @pytest.mark.parametrize("backend", COMPILED)
+    @pytest.mark.parametrize("algorithm", ["prim", "boruvka"])
+    def test_graph_capture(self, backend: str, algorithm: str) -> None:
+        points = torch.randn(2, 600, 3, device="cuda", generator=generator(8))
+        values = torch.randn(20, 600, device="cuda", generator=generator(9))
+
+        def call() -> tuple[obce.H0, torch.Tensor]:
+            return (
+                obce.h0(points, edges=True, check=False, backend=backend, algorithm=algorithm),
+                obce.r_f(values, check=False, backend=backend),
+            )
+
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            call()  # sorts allocate their plans the first time
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found, gaps = call()
+        points.copy_(torch.randn(2, 600, 3, device="cuda", generator=generator(10)))
+        values.copy_(torch.randn(20, 600, device="cuda", generator=generator(11)))
+        graph.replay()
+        torch.cuda.synchronize()
+        same(found, points)
+        assert torch.equal(gaps.cpu(), obce.r_f(values.cpu()))
+
+
+class TestGradients:
+    def test_deaths_pull_on_the_ends_of_their_edges(self) -> None:
+        points = torch.randn(2, 50, 3, device="cuda", dtype=torch.float64, generator=generator(12))
+        points[:, 10] = points[:, 11]  # an edge of length 0 has the gradient 0
+        here, there = points.clone().requires_grad_(), points.cpu().clone().requires_grad_()
+        obce.h0(here).deaths.square().sum().backward()
+        obce.h0(there).deaths.square().sum().backward()
+        assert here.grad is not None and there.grad is not None
+        torch.testing.assert_close(here.grad.cpu(), there.grad)
+
+    def test_compiled_code(self) -> None:
+        @torch.compile(fullgraph=True)
+        def loss(points: torch.Tensor) -> torch.Tensor:
+            return obce.h0(points).deaths.sum()
+
+        points = torch.randn(2, 80, 3, device="cuda", generator=generator(13), requires_grad=True)
+        loss(points).backward()
+        assert points.grad is not None and points.grad.isfinite().all()
+
+
+class TestBadInput:
+    def test_out_of_memory_says_what_is_free(self) -> None:
+        free = torch.cuda.mem_get_info()[0]
+        hog = torch.empty(int(free * 0.97), dtype=torch.uint8, device="cuda")
+        try:
+            points = torch.randn(1, 2_000_000, 3, device="cuda") if free > 40e6 else None
+            if points is None:
+                pytest.skip("the device is full already")
+            try:
+                obce.h0(points, backend="cuda", algorithm="boruvka")
+            except RuntimeError as error:
+                assert "free bytes, too few for one cloud of 2000000 points" in str(error)  # noqa: PT017
+        except torch.OutOfMemoryError:
+            pass  # not even the points fit
+        finally:
+            del hog
+            torch.cuda.empty_cache()
+        assert obce.h0(torch.randn(10, 2, device="cuda")).deaths.isfinite().all()
+
+    def test_lengths_on_another_device(self) -> None:
+        points = clouds(2, 30, 2, torch.float32, "gauss")
+        same(obce.h0(points, edges=True, lengths=[30, 7]), points, lengths=[30, 7])
+
+    def test_integers(self) -> None:
+        points = torch.randint(0, 9, (2, 100, 3), device="cuda", generator=generator(14))
+        same(obce.h0(points, edges=True), points)
+
+
+SANITIZED = """
+import torch, obce
+g = torch.Generator(device="cuda").manual_seed(0)
+rand = lambda *size: torch.randn(*size, device="cuda", generator=g)
+values = rand(5, 700)
+for x in (values, values.t().contiguous().t(), values.double(), values.half(), values.bfloat16()):
+    obce.r_f(x, check=False, backend="cuda")
+obce.h0_line(values, backend="cuda")
+obce.r_f(rand(2, 10_400), backend="cuda")
+for algorithm in ("prim", "boruvka"):
+    for points in (rand(2, 150, 2), rand(2, 300, 3).round(), rand(1, 140, 20).double(), rand(2, 70, 1)):
+        obce.h0(points, edges=True, lengths=[len(points[0])] * len(points), backend="cuda", algorithm=algorithm)
+matrix = torch.cdist(rand(1, 200, 2), rand(1, 200, 2))
+matrix = (matrix + matrix.mT) / 2
+matrix.diagonal(dim1=1, dim2=2).zero_()
+obce.h0_distances(matrix, backend="cuda")
+import obce.cuda
+obce.cuda.trees(matrix, None, False, True, "boruvka", True)
+torch.cuda.synchronize()
+print("done")
+"""
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_compute_sanitizer_finds_nothing(tool: str) -> None:
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer is not installed")
+    if importlib.util.find_spec("obce._cuda") is None:
+        pytest.skip("obce._cuda is not built")
+    command = [sanitizer, f"--tool={tool}", "--error-exitcode=9"]
+    done = subprocess.run(
+        [*command, sys.executable, "-c", SANITIZED], capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert "done" in done.stdout

@@ -11,9 +11,10 @@ PACKAGE = Path(__file__).parents[1] / "obce"
 
 # Lowest first; modules of one line do not import each other.
 FLOW = (
-    ("kernels", "_cpu"),
-    ("reference",),
+    ("kernels", "_cpu", "_cuda"),
+    ("reference", "cuda"),
     ("backends", "gradients"),
+    ("operators",),
     ("h0",),
     ("transformer",),
     ("sites", "corpus"),

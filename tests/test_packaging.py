@@ -116,11 +116,75 @@ def test_a_compile_error_is_not_taken_for_a_missing_compiler(checkout: Path, tmp
     for source in (broken / "csrc").glob("ph0_cpu*.cpp"):
         source.unlink()
     command = (sys.executable, "setup.py", "build_ext", "--inplace")
-    done = subprocess.run(command, cwd=broken, check=False, capture_output=True, text=True, timeout=300)
+    env = {**os.environ, "OBCE_CUDA": "0"}
+    done = subprocess.run(command, cwd=broken, check=False, capture_output=True, text=True, timeout=300, env=env)
     if "no C++17 compiler" in done.stderr:
         pytest.skip("there is no compiler on this machine")
     assert done.returncode != 0
     assert "bind_cpu.cpp" in done.stdout + done.stderr
+
+
+def build_with(checkout: Path, folder: Path, nvcc: str | None, wish: str) -> subprocess.CompletedProcess[str]:
+    """Builds with a C++ compiler that makes empty files and with `nvcc`, a script; None: there is none."""
+    compiler = folder / "compiler"
+    compiler.write_text('#!/bin/sh\nwhile [ $# -gt 0 ]; do [ "$1" = -o ] && : > "$2"; shift; done\n')
+    compiler.chmod(0o755)
+    home = folder / "cuda"
+    (home / "bin").mkdir(parents=True)
+    if nvcc is not None:
+        script = home / "bin" / "nvcc"
+        script.write_text(f"#!/bin/sh\n{nvcc}\n")
+        script.chmod(0o755)
+    env = {**os.environ, "CC": str(compiler), "CXX": str(compiler), "OBCE_CUDA": wish, "CUDA_HOME": str(home)}
+    if nvcc is None:
+        env["PATH"] = os.pathsep.join(p for p in env["PATH"].split(os.pathsep) if not (Path(p) / "nvcc").exists())
+        env["PATH"] += os.pathsep + "/bin"
+    command = (sys.executable, "setup.py", "build_ext", "--build-lib", str(folder / "lib"))
+    command += ("--build-temp", str(folder / "temp"))
+    return subprocess.run(command, cwd=checkout, check=False, capture_output=True, text=True, timeout=300, env=env)
+
+
+WORKING_NVCC = """
+case "$*" in
+  *--list-gpu-arch*) printf 'compute_80\ncompute_90\n' ;;
+  *--dryrun*) echo '#$ TOP=/opt/cuda' ;;
+  *--version*) echo one ;;
+  *) echo "$*" >> "$(dirname "$0")/calls"; while [ $# -gt 0 ]; do [ "$1" = -o ] && : > "$2"; shift; done ;;
+esac
+"""
+BROKEN_NVCC = WORKING_NVCC.replace('echo "$*"', "echo unsupported GNU version; exit 1; echo").replace("echo one", "echo two")
+DEAD_NVCC = "echo no licence; exit 2"
+
+
+@pytest.mark.parametrize(
+    ("nvcc", "wish", "built", "said"),
+    [
+        (WORKING_NVCC, "", True, ""),
+        (WORKING_NVCC, "1", True, ""),
+        (WORKING_NVCC, "0", False, ""),
+        (WORKING_NVCC, "yes", None, "OBCE_CUDA is 'yes', expected 0, 1 or nothing."),
+        (None, "", False, ""),
+        (None, "1", None, "OBCE_CUDA is 1 and there is no nvcc in CUDA_HOME or PATH; install the CUDA toolkit."),
+        (BROKEN_NVCC, "", False, "cannot build it: unsupported GNU version"),
+        (BROKEN_NVCC, "1", None, "cannot build the CUDA engine: unsupported GNU version"),
+        (DEAD_NVCC, "", False, "cannot build it: no licence"),
+    ],
+    ids=["found", "asked", "forbidden", "unclear", "absent", "asked-absent", "broken", "asked-broken", "dead"],
+)
+def test_cuda_engine_is_built_as_asked(
+    checkout: Path, tmp_path: Path, nvcc: str | None, wish: str, built: bool | None, said: str
+) -> None:
+    done = build_with(checkout, tmp_path, nvcc, wish)
+    assert said in done.stderr
+    assert (done.returncode == 0) == (built is not None), done.stderr
+    assert bool(list((tmp_path / "lib").rglob("_cuda*.so"))) == bool(built)
+    assert bool(list((tmp_path / "lib").rglob("_cpu*.so"))) == (built is not None)
+    calls = tmp_path / "cuda" / "bin" / "calls"
+    if built and not wish:  # and nothing is kept from a build before
+        # What this compiler knows of the wished targets, and code for what comes later.
+        assert "arch=compute_80,code=sm_80" in calls.read_text()
+        assert "arch=compute_90,code=compute_90" in calls.read_text()
+        assert "sm_120" not in calls.read_text()
 
 
 @pytest.mark.parametrize("mode", ["lenient", "strict", "compat"])

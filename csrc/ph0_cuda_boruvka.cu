@@ -1,0 +1,174 @@
+#include "ph0_cuda_boruvka.cuh"
+
+#include <algorithm>
+
+#include "ph0_cuda_launch.cuh"
+
+namespace ph0::cuda {
+
+namespace {
+
+int rounds_of(int64_t n) {
+  int rounds = 0;
+  while (int64_t{1} << rounds < n) ++rounds;
+  return rounds;
+}
+
+// Everything in `in` and, for the code of the curve, ranges.
+template <class T>
+struct Space {
+  Rounds<T> in;
+  typename Ordered<T>::Word* largest;
+  typename Ordered<T>::Word* ranges;
+  T* points;
+  int32_t* ids;
+  int32_t* places;
+  T* boxes;
+  int64_t bytes;
+};
+
+template <class T>
+Space<T> boruvka_space(const Trees& trees, void* workspace) {
+  using Word = typename Ordered<T>::Word;
+  Parts parts(workspace);
+  const int64_t width = blocks_for(trees.n, Tile<T>::kSide) * Tile<T>::kSide, all = trees.B * width;
+  const int64_t tiles = trees.B * (width / Tile<T>::kSide);
+  Space<T> space{};
+  Rounds<T>& in = space.in;
+  in.n = trees.n;
+  in.d = trees.d;
+  in.width = width;
+  in.lengths = trees.lengths;
+  in.entries = trees.d == 0 ? static_cast<const T*>(trees.data) : nullptr;
+  in.largest = space.largest = parts.take<Word>(trees.B);
+  space.ranges = parts.take<Word>(trees.B * kCodeSides * 2);
+  in.points = space.points = parts.take<T>(all * trees.d);
+  in.boxes = space.boxes = parts.take<T>(tiles * 2 * trees.d);
+  in.ids = space.ids = parts.take<int32_t>(all);
+  in.places = space.places = parts.take<int32_t>(trees.B * trees.n);
+  in.parent = parts.take<int32_t>(all);
+  in.component = parts.take<int32_t>(all);
+  in.tile_component = parts.take<int32_t>(tiles);
+  in.near = parts.take<int32_t>(all);
+  in.low = parts.take<Word>(all);
+  in.best_weight = parts.take<Word>(all);
+  in.best_pair = parts.take<uint64_t>(all);
+  in.left = parts.take<int32_t>(trees.B);
+  in.joined = parts.take<int32_t>(trees.B * (rounds_of(trees.n) + 1));
+  space.bytes = parts.used();
+  return space;
+}
+
+void clear(void* memory, int64_t bytes, Stream stream) {
+  succeed(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)),
+          "cudaMemsetAsync");
+}
+
+dim3 over_clouds(int64_t blocks, int64_t B) {
+  return dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(B));
+}
+
+unsigned looping_blocks(int64_t numbers) {
+  return static_cast<unsigned>(std::min<int64_t>(blocks_for(numbers, kCopyThreads * 4), 1024));
+}
+
+template <class T>
+void codes_of(const Trees& trees, int64_t* codes, void* workspace, Stream stream) {
+  using Word = typename Ordered<T>::Word;
+  const Space<T> space = boruvka_space<T>(trees, workspace);
+  const T* const data = static_cast<const T*>(trees.data);
+  clear(space.largest, trees.B * static_cast<int64_t>(sizeof(Word)), stream);
+  clear(space.ranges, trees.B * kCodeSides * 2 * static_cast<int64_t>(sizeof(Word)), stream);
+  launch("find_largest", find_largest<T>, over_clouds(looping_blocks(trees.n * trees.d), trees.B),
+         kCopyThreads, 0, stream, data, trees.n, trees.d, trees.lengths, space.largest);
+  launch("find_ranges", find_ranges<T>, over_clouds(looping_blocks(trees.n), trees.B), kCopyThreads,
+         0, stream, data, trees.n, trees.d, trees.lengths, space.ranges);
+  launch("make_codes", make_codes<T>, over_clouds(blocks_for(trees.n, kCopyThreads), trees.B),
+         kCopyThreads, 0, stream, data, trees.n, trees.d, trees.lengths,
+         static_cast<const Word*>(space.ranges), codes);
+}
+
+template <class T>
+void rounds_on(const Trees& trees, const int64_t* order, void* weights, int64_t* pairs,
+               void* workspace, Stream stream) {
+  using Word = typename Ordered<T>::Word;
+  Space<T> space = boruvka_space<T>(trees, workspace);
+  Rounds<T>& in = space.in;
+  in.weights = static_cast<Word*>(weights);
+  in.pairs = pairs;
+  const int64_t B = trees.B, tiles = in.width / Tile<T>::kSide;
+  const int rounds = rounds_of(trees.n);
+  const dim3 places = over_clouds(blocks_for(in.width, kCopyThreads), B);
+  clear(in.joined, B * (rounds + 1) * static_cast<int64_t>(sizeof(int32_t)), stream);
+  if (in.entries == nullptr) {
+    launch("gather_points", gather_points<T>,
+           dim3(static_cast<unsigned>(in.width / 32), static_cast<unsigned>(blocks_for(in.d, 32)),
+                static_cast<unsigned>(B)),
+           kCopyThreads, 0, stream, static_cast<const T*>(trees.data), in.n, in.d, in.width,
+           in.lengths, order, static_cast<const Word*>(space.largest), space.points, space.ids);
+  }
+  launch("start_rounds", start_rounds<T>, places, kCopyThreads, 0, stream, in, space.ids);
+  launch("make_boxes", make_boxes<T>, over_clouds(tiles, B), kWarp, 0, stream, in, space.boxes,
+         space.places);
+  for (int round = 0; round < rounds; ++round) {
+    launch("round_start", round_start<T>, over_clouds(tiles, B), Tile<T>::kSide, 0, stream, in,
+           round);
+    launch("round_seed", round_seed<T>, places, kCopyThreads, 0, stream, in, round);
+    if (in.entries == nullptr) {
+      launch("round_scan", round_scan<T>, over_clouds(tiles, B), kScanThreads, sizeof(Scan<T>),
+             stream, in, round);
+    } else {
+      launch("round_scan_matrix", round_scan_matrix<T>,
+             over_clouds(blocks_for(in.n, kScanThreads / kWarp), B), kScanThreads, 0, stream, in,
+             round);
+    }
+    launch("round_pairs", round_pairs<T>, places, kCopyThreads, 0, stream, in, round);
+    launch("round_hook", round_hook<T>, places, kCopyThreads, 0, stream, in, round);
+    launch("round_flatten", round_flatten<T>, places, kCopyThreads, 0, stream, in, round);
+    launch("round_end", round_end<T>, dim3(1), kCopyThreads, 0, stream, in, round,
+           static_cast<int>(B));
+  }
+}
+
+template <class T>
+void write_to(const Trees& trees, const int64_t* ranks, const void* weights, const int64_t* pairs,
+              void* workspace, Stream stream) {
+  const Space<T> space = boruvka_space<T>(trees, workspace);
+  const Grow<T> out{nullptr,
+                    trees.lengths,
+                    space.largest,
+                    static_cast<int>(trees.n),
+                    static_cast<int>(trees.d),
+                    trees.squared,
+                    static_cast<T*>(trees.deaths),
+                    trees.edges};
+  launch("write_forest", write_forest<T>,
+         over_clouds(blocks_for(trees.n - 1, kCopyThreads), trees.B), kCopyThreads, 0, stream, out,
+         trees.d == 0, ranks, static_cast<const typename Ordered<T>::Word*>(weights), pairs);
+}
+
+}  // namespace
+
+int64_t boruvka_workspace(const Trees& in, Number number) {
+  return number == Number::kDouble ? boruvka_space<double>(in, nullptr).bytes
+                                   : boruvka_space<float>(in, nullptr).bytes;
+}
+
+void boruvka_codes(const Trees& in, Number number, int64_t* codes, void* workspace, Stream stream) {
+  number == Number::kDouble ? codes_of<double>(in, codes, workspace, stream)
+                            : codes_of<float>(in, codes, workspace, stream);
+}
+
+void boruvka(const Trees& in, Number number, const int64_t* order, void* weights, int64_t* pairs,
+             void* workspace, Stream stream) {
+  number == Number::kDouble ? rounds_on<double>(in, order, weights, pairs, workspace, stream)
+                            : rounds_on<float>(in, order, weights, pairs, workspace, stream);
+}
+
+void boruvka_write(const Trees& in, Number number, const int64_t* ranks, const void* weights,
+                   const int64_t* pairs, void* workspace, Stream stream) {
+  number == Number::kDouble ? write_to<double>(in, ranks, weights, pairs, workspace, stream)
+                            : write_to<float>(in, ranks, weights, pairs, workspace, stream);
+}
+
+}  // namespace ph0::cuda

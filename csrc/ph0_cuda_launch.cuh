@@ -1,0 +1,63 @@
+// Launches of kernels, each checked.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "ph0_cuda_device.cuh"
+
+#ifndef PH0_LAUNCH
+#define PH0_LAUNCH(kernel, grid, block, shared, stream, ...) \
+  kernel<<<grid, block, shared, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
+#endif
+
+namespace ph0::cuda {
+
+inline void succeed(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // the next call shall not meet this error again
+  throw std::runtime_error(std::string(what) + " failed: " + cudaGetErrorName(error) + ", " +
+                           cudaGetErrorString(error) + ".");
+}
+
+// Puts a kernel on the stream; `shared` bytes of shared memory beside what the kernel declares.
+template <class... Arguments, class... Given>
+void launch(const char* name, void (*kernel)(Arguments...), dim3 grid, unsigned block,
+            int64_t shared, Stream stream, const Given&... given) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  // More than 48 KB in all, what the kernel declares included, must be asked for.
+  if (shared > 32 << 10) {
+    succeed(
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+        name);
+  }
+  PH0_LAUNCH(kernel, grid, block, static_cast<size_t>(shared), stream, given...);
+  succeed(cudaGetLastError(), name);
+}
+
+inline int64_t blocks_for(int64_t work, int64_t block) { return (work + block - 1) / block; }
+
+// Hands out the parts of a workspace, each at a multiple of 256 bytes. With a null pointer it only
+// counts.
+class Parts {
+ public:
+  explicit Parts(void* workspace) : start_(static_cast<char*>(workspace)) {}
+
+  template <class P>
+  P* take(int64_t count) {
+    char* const at = start_ == nullptr ? nullptr : start_ + used_;
+    used_ += (count * static_cast<int64_t>(sizeof(P)) + 255) / 256 * 256;
+    return reinterpret_cast<P*>(at);
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* start_;
+  int64_t used_ = 0;
+};
+
+// Largest number of blocks in y and z.
+constexpr int64_t kMostBlocks = 65535;
+
+}  // namespace ph0::cuda

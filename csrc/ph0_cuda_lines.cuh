@@ -1,0 +1,352 @@
+// Clouds of scalars: the largest gap without a sort, and all gaps by a sort in shared memory. One
+// block a line.
+#pragma once
+
+#include "ph0_cuda_device.cuh"
+
+namespace ph0::cuda {
+
+// The largest gap by buckets. Let R be the range of m values and `buckets` exceed m - 1. bucket_of
+// is monotone, so every value of one bucket precedes every value of the next. Values of one bucket
+// differ by at most (1 + e) R / buckets, where e covers the roundings of bucket_of. The largest gap
+// is at least R / (m - 1), the mean one; when that is more, it lies between two buckets, and its
+// ends are the greatest value of one and the least value of the next that is not empty. Differences
+// are rounded correctly, and rounding is monotone, so the largest rounded gap is the rounded
+// largest gap.
+//   float in registers: buckets = n + n / 32 + 2, n <= 10,240: e < 3 * 2^-24 * buckets < 0.002
+//   float and double in memory: buckets = 2 n, bucket_of in double: e < 3 * 2^-53 * buckets
+// A range near the ends of the number format is brought inside by a power of two first. Rounding
+// down there keeps bucket_of monotone, and what it loses is far below a bucket.
+template <class Real>
+struct Buckets {
+  Real low, factor, scale;
+  int64_t count;
+
+  __device__ int64_t of(Real x) const {
+    const int64_t bucket = static_cast<int64_t>((x * factor - low) * scale);
+    return bucket < count ? bucket : count - 1;
+  }
+};
+
+__device__ inline Buckets<float> make_buckets(float low, float high, int64_t count) {
+  const float range = high - low;
+  const float factor = range > 0x1p126f ? 0.25f : range < 0x1p-100f ? 0x1p100f : 1.0f;
+  const float scaled = high * factor - low * factor;
+  return {low * factor, factor, static_cast<float>(count) / scaled, count};
+}
+__device__ inline Buckets<double> make_buckets(double low, double high, int64_t count) {
+  const double range = high - low;
+  const double factor = range > 0x1p1022 ? 0.25 : range < 0x1p-900 ? 0x1p900 : 1.0;
+  const double scaled = high * factor - low * factor;
+  return {low * factor, factor, static_cast<double>(count) / scaled, count};
+}
+
+// Where the least and greatest words of each bucket lie: in shared memory, or in global memory and
+// then read past the first-level cache, which atomics do not write to.
+template <bool GLOBAL>
+struct Held {
+  template <class Word>
+  static __device__ Word load(const Word* p) {
+    if (GLOBAL) return __ldcg(p);
+    return *p;
+  }
+};
+
+template <class T, bool GLOBAL>
+__device__ inline void put(typename Ordered<T>::Word word, typename Ordered<T>::Word* least,
+                           typename Ordered<T>::Word* most, int64_t bucket) {
+  // Most values change nothing, and a look is cheaper than an atomic.
+  if (word < Held<GLOBAL>::load(least + bucket)) atomic_min(least + bucket, word);
+  if (word > Held<GLOBAL>::load(most + bucket)) atomic_max(most + bucket, word);
+}
+
+// The largest difference between the least word of a bucket and the greatest before it, in every
+// thread.
+template <class T, bool GLOBAL>
+__device__ inline T largest_gap(const typename Ordered<T>::Word* least,
+                                const typename Ordered<T>::Word* most, int64_t count,
+                                typename Ordered<T>::Word lowest, uint64_t* slots) {
+  using Word = typename Ordered<T>::Word;
+  const int64_t each = (count + blockDim.x - 1) / blockDim.x;
+  const int64_t from = each * threadIdx.x < count ? each * threadIdx.x : count;
+  const int64_t to = from + each < count ? from + each : count;
+  uint64_t top = 0;
+  for (int64_t b = from; b < to; ++b) {
+    const uint64_t word = Held<GLOBAL>::load(most + b);
+    top = word > top ? word : top;
+  }
+  Word before = static_cast<Word>(block_running_max(top, lowest, slots));
+  T best = 0;
+  for (int64_t b = from; b < to; ++b) {
+    const Word word = Held<GLOBAL>::load(least + b);
+    if (word == Ordered<T>::kNone) continue;
+    const T gap = from_ordered<T>(word) - from_ordered<T>(before);
+    best = gap > best ? gap : best;
+    before = Held<GLOBAL>::load(most + b);
+  }
+  __syncthreads();
+  return from_ordered<T>(static_cast<Word>(block_max<uint64_t>(ordered<T>(best), slots)));
+}
+
+// Values of a line held in registers between the two looks at them: n <= THREADS * ITEMS. Shared
+// memory: two words a bucket.
+template <int THREADS, int ITEMS>
+__global__ __launch_bounds__(THREADS) void gap_in_registers(const float* __restrict__ values,
+                                                            int64_t row_stride, int n,
+                                                            const int64_t* __restrict__ lengths,
+                                                            float* __restrict__ out) {
+  PH0_DYNAMIC_SHARED(memory);
+  __shared__ uint64_t slots[3][kWarp];
+  const int m = static_cast<int>(length_of(lengths, blockIdx.x, n));
+  const int count = m + m / 32 + 2;
+  uint32_t* const least = reinterpret_cast<uint32_t*>(memory);
+  uint32_t* const most = least + count;
+  const float* const row = values + blockIdx.x * row_stride;
+  float held[ITEMS];
+  uint32_t low = ~0u, high = 0, odd = 0;
+#pragma unroll
+  for (int k = 0; k < ITEMS; ++k) {
+    const int i = static_cast<int>(threadIdx.x) + k * THREADS;
+    held[k] = i < m ? __ldcs(row + i) : 0.0f;
+    if (i >= m) continue;
+    const uint32_t word = ordered(held[k]);
+    low = word < low ? word : low;
+    high = word > high ? word : high;
+    odd |= finite_bits(magnitude_bits(held[k])) ? 0u : 1u;
+  }
+  for (int b = static_cast<int>(threadIdx.x); b < count; b += THREADS) {
+    least[b] = Ordered<float>::kNone;
+    most[b] = 0;
+  }
+  // The barriers of block_max also let every thread see the empty buckets.
+  const uint64_t both = block_max(static_cast<uint64_t>(odd) << 32 | high, slots[0]);
+  low = ~static_cast<uint32_t>(block_max(static_cast<uint64_t>(~low), slots[1]));
+  high = static_cast<uint32_t>(both);
+  if (both >> 32 != 0 || low == high || m == 1) {
+    if (threadIdx.x == 0) out[blockIdx.x] = both >> 32 != 0 && m > 1 ? Quiet<float>::nan() : 0.0f;
+    return;
+  }
+  const Buckets<float> buckets =
+      make_buckets(from_ordered<float>(low), from_ordered<float>(high), count);
+#pragma unroll
+  for (int k = 0; k < ITEMS; ++k) {
+    const int i = static_cast<int>(threadIdx.x) + k * THREADS;
+    if (i < m) put<float, false>(ordered(held[k]), least, most, buckets.of(held[k]));
+  }
+  __syncthreads();
+  const float gap = largest_gap<float, false>(least, most, count, low, slots[2]);
+  if (threadIdx.x == 0) out[blockIdx.x] = gap;
+}
+
+constexpr int kWideThreads = 512;
+
+// Any n: buckets in global memory, [gridDim.x, 2, 2 n] words; a block goes from line to line.
+template <class T>
+__global__ __launch_bounds__(kWideThreads, 1) void gap_in_memory(
+    const T* __restrict__ values, int64_t row_stride, int64_t B, int64_t n,
+    const int64_t* __restrict__ lengths, typename Ordered<T>::Word* __restrict__ workspace,
+    T* __restrict__ out) {
+  using Word = typename Ordered<T>::Word;
+  __shared__ uint64_t slots[4][kWarp];
+  Word* const least = workspace + blockIdx.x * 4 * n;
+  for (int64_t b = blockIdx.x; b < B; b += gridDim.x) {
+    const int64_t m = length_of(lengths, b, n), count = 2 * m;
+    Word* const most = least + count;
+    const T* const row = values + b * row_stride;
+    uint64_t low = ~uint64_t{0}, high = 0, odd = 0;
+    for (int64_t i = threadIdx.x; i < m; i += kWideThreads) {
+      const T x = row[i];
+      const uint64_t word = ordered(x);
+      low = word < low ? word : low;
+      high = word > high ? word : high;
+      odd |= finite_bits(magnitude_bits(x)) ? 0u : 1u;
+    }
+    for (int64_t at = threadIdx.x; at < count; at += kWideThreads) {
+      least[at] = Ordered<T>::kNone;
+      most[at] = 0;
+    }
+    // Each maximum has slots of its own, so a warp that is ahead, in the next line even, overwrites
+    // none that is read. Their barriers also let every thread see the empty buckets.
+    low = ~block_max(~low, slots[0]);
+    high = block_max(high, slots[1]);
+    odd = block_max(odd, slots[2]);
+    if (odd != 0 || low == high || m == 1) {
+      if (threadIdx.x == 0) out[b] = odd != 0 && m > 1 ? Quiet<T>::nan() : T{0};
+      continue;
+    }
+    const Buckets<double> buckets =
+        make_buckets(static_cast<double>(from_ordered<T>(static_cast<Word>(low))),
+                     static_cast<double>(from_ordered<T>(static_cast<Word>(high))), count);
+    for (int64_t i = threadIdx.x; i < m; i += kWideThreads) {
+      const T x = row[i];
+      put<T, true>(ordered(x), least, most, buckets.of(static_cast<double>(x)));
+    }
+    __syncthreads();
+    const T gap = largest_gap<T, true>(least, most, count, static_cast<Word>(low), slots[3]);
+    if (threadIdx.x == 0) out[b] = gap;
+  }
+}
+
+constexpr int kMapThreads = 256;
+constexpr int kMapWords = 2048;
+
+// Numbers of 16 bits: a map of the 65,536 of them is the sort of the distinct values. Any n.
+template <bool BFLOAT>
+struct Short {
+  static constexpr uint32_t kInfinite = BFLOAT ? 0x7f80u : 0x7c00u;
+
+  static __device__ bool finite(uint32_t bits) { return (bits & kInfinite) != kInfinite; }
+
+  // Position in the order of the numbers; -0 is +0.
+  static __device__ uint32_t rank(uint32_t bits) {
+    if (bits == 0x8000u) bits = 0;
+    return (bits & 0x8000u) != 0 ? ~bits & 0xffffu : bits | 0x8000u;
+  }
+
+  static __device__ float value(uint32_t rank) {
+    const uint32_t bits = (rank & 0x8000u) != 0 ? rank & 0x7fffu : ~rank & 0xffffu;
+    if (BFLOAT) return __uint_as_float(bits << 16);
+    // Exponent and fraction of a half at the place of a float's, and the difference of the two
+    // biases: exact.
+    const float size = __uint_as_float((bits & 0x7fffu) << 13) * 0x1p112f;
+    return (bits & 0x8000u) != 0 ? -size : size;
+  }
+
+  static __device__ void mark(uint32_t* map, uint32_t bits) {
+    const uint32_t at = rank(bits), bit = 1u << (at % 32);
+    if ((map[at / 32] & bit) == 0) atomicOr(map + at / 32, bit);
+  }
+};
+
+template <bool BFLOAT>
+__global__ __launch_bounds__(kMapThreads) void gap_by_map(const uint16_t* __restrict__ values,
+                                                          int64_t row_stride, int64_t n,
+                                                          const int64_t* __restrict__ lengths,
+                                                          float* __restrict__ out) {
+  using Number = Short<BFLOAT>;
+  __shared__ uint32_t map[kMapWords];
+  __shared__ uint64_t slots[3][kWarp];
+  const int64_t m = length_of(lengths, blockIdx.x, n);
+  const uint16_t* const row = values + blockIdx.x * row_stride;
+  for (int i = static_cast<int>(threadIdx.x); i < kMapWords; i += kMapThreads) map[i] = 0;
+  __syncthreads();
+  uint64_t odd = 0;
+  // Eight values a load where the line begins at a multiple of 16 bytes.
+  const int64_t whole = reinterpret_cast<uintptr_t>(row) % 16 == 0 ? m / 8 : 0;
+  for (int64_t i = threadIdx.x; i < whole; i += kMapThreads) {
+    const uint4 packed = __ldcs(reinterpret_cast<const uint4*>(row) + i);
+    const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      odd |= Number::finite(words[k] & 0xffffu) && Number::finite(words[k] >> 16) ? 0u : 1u;
+      Number::mark(map, words[k] & 0xffffu);
+      Number::mark(map, words[k] >> 16);
+    }
+  }
+  for (int64_t i = whole * 8 + threadIdx.x; i < m; i += kMapThreads) {
+    odd |= Number::finite(row[i]) ? 0u : 1u;
+    Number::mark(map, row[i]);
+  }
+  odd = block_max(odd, slots[0]);  // and the map is whole
+  constexpr int kEach = kMapWords / kMapThreads;
+  const int from = static_cast<int>(threadIdx.x) * kEach;
+  uint32_t last = 0;  // rank + 1 of the greatest of this thread's values
+  for (int w = from; w < from + kEach; ++w) {
+    if (map[w] != 0)
+      last = static_cast<uint32_t>(w) * 32 + 32 -
+             static_cast<uint32_t>(__clz(static_cast<int>(map[w])));
+  }
+  uint32_t before = static_cast<uint32_t>(block_running_max(last, 0, slots[1]));
+  float best = 0;
+  for (int w = from; w < from + kEach; ++w) {
+    for (uint32_t left = map[w]; left != 0; left &= left - 1) {
+      const uint32_t rank =
+          static_cast<uint32_t>(w) * 32 + static_cast<uint32_t>(__ffs(static_cast<int>(left))) - 1;
+      if (before != 0) {
+        const float gap = Number::value(rank) - Number::value(before - 1);
+        best = gap > best ? gap : best;
+      }
+      before = rank + 1;
+    }
+  }
+  const uint32_t word = static_cast<uint32_t>(block_max<uint64_t>(ordered(best), slots[2]));
+  if (threadIdx.x == 0)
+    out[blockIdx.x] = odd != 0 && m > 1 ? Quiet<float>::nan() : from_ordered<float>(word);
+}
+
+// A thread holds 16 values between the two sorts, and what it holds must fit its registers.
+constexpr int kSortItems = 16;
+template <class T>
+constexpr int kSortThreads = sizeof(T) == 4 ? 1024 : 512;
+
+// All gaps of a line, ascending; size: a power of two >= n, at most kSortItems * blockDim.x. Shared
+// memory: spread(size) words.
+template <class T>
+__global__ __launch_bounds__(kSortThreads<T>) void gaps_by_sort(const T* __restrict__ values,
+                                                                int64_t row_stride, int n, int size,
+                                                                const int64_t* __restrict__ lengths,
+                                                                T* __restrict__ deaths) {
+  using Word = typename Ordered<T>::Word;
+  PH0_DYNAMIC_SHARED(memory);
+  __shared__ Word slots[kWarp];
+  Word* const keys = reinterpret_cast<Word*>(memory);
+  const int m = static_cast<int>(length_of(lengths, blockIdx.x, n));
+  const T* const row = values + blockIdx.x * row_stride;
+  T* const out = deaths + static_cast<int64_t>(blockIdx.x) * (n - 1);
+  Word odd = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < size; i += static_cast<int>(blockDim.x)) {
+    const T x = i < m ? row[i] : T{0};
+    odd |= finite_bits(magnitude_bits(x)) ? 0u : 1u;
+    keys[spread(i)] = i < m ? ordered(x) : Ordered<T>::kNone;
+  }
+  if (block_max(odd, slots) != 0) {
+    for (int i = static_cast<int>(threadIdx.x); i < n - 1; i += static_cast<int>(blockDim.x))
+      out[i] = Quiet<T>::nan();
+    return;
+  }
+  block_sort<4>(keys, size);
+  Word gaps[kSortItems];
+#pragma unroll
+  for (int k = 0; k < kSortItems; ++k) {
+    const int i = static_cast<int>(threadIdx.x) + k * static_cast<int>(blockDim.x);
+    gaps[k] = i < m - 1
+                  ? ordered(from_ordered<T>(keys[spread(i + 1)]) - from_ordered<T>(keys[spread(i)]))
+                  : Ordered<T>::kNone;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < kSortItems; ++k) {
+    const int i = static_cast<int>(threadIdx.x) + k * static_cast<int>(blockDim.x);
+    if (i < size) keys[spread(i)] = gaps[k];
+  }
+  block_sort<4>(keys, size);
+  for (int i = static_cast<int>(threadIdx.x); i < n - 1; i += static_cast<int>(blockDim.x)) {
+    out[i] = i < m - 1 ? from_ordered<T>(keys[spread(i)]) : Quiet<T>::nan();
+  }
+}
+
+constexpr int kTransposed = 32;  // a tile is this square; block (32, 8)
+
+// Values with any strides to lines side by side: out [rows, n]. grid (tiles of n, tiles of rows).
+template <class Bits>
+__global__ __launch_bounds__(kTransposed * 8) void gather_lines(const Bits* __restrict__ values,
+                                                                int64_t row_stride,
+                                                                int64_t value_stride, int64_t rows,
+                                                                int64_t n, Bits* __restrict__ out) {
+  __shared__ Bits tile[kTransposed][kTransposed + 1];
+  const int64_t first_row = static_cast<int64_t>(blockIdx.y) * kTransposed;
+  const int64_t first_value = static_cast<int64_t>(blockIdx.x) * kTransposed;
+  const int lane = static_cast<int>(threadIdx.x) % kTransposed,
+            at = static_cast<int>(threadIdx.x) / kTransposed;
+  for (int k = at; k < kTransposed; k += 8) {
+    const int64_t row = first_row + lane, value = first_value + k;
+    if (row < rows && value < n) tile[lane][k] = values[row * row_stride + value * value_stride];
+  }
+  __syncthreads();
+  for (int k = at; k < kTransposed; k += 8) {
+    const int64_t row = first_row + k, value = first_value + lane;
+    if (row < rows && value < n) out[row * n + value] = tile[k][lane];
+  }
+}
+
+}  // namespace ph0::cuda
