@@ -49,6 +49,29 @@ def attach(source: torch.Tensor, deaths: torch.Tensor, edges: torch.Tensor, metr
     return result
 
 
+def pull_back(
+    grad: torch.Tensor, source: torch.Tensor, deaths: torch.Tensor, edges: torch.Tensor, metric: str, p: float
+) -> torch.Tensor:
+    """The gradient towards `source` from the one towards `deaths`, grad [B, n - 1]; the rest as in `attach`.
+
+    `edges` and `deaths` may be a part of the n - 1 where `source` is points.
+
+    Returns:
+        Of the shape and dtype of `source`.
+    """
+    present = (edges[:, :, 0] >= 0) & torch.isfinite(deaths)
+    grad = torch.where(present, grad, 0)
+    a, b = edges.clamp(min=0).unbind(2)
+    if metric == "precomputed":
+        return _to_entries(source, grad, a, b)
+    cloud = torch.arange(len(source), device=source.device)[:, None]
+    to_a, to_b = _pull(source[cloud, a], source[cloud, b], deaths, grad, metric, p)
+    out = torch.zeros_like(source)
+    out.index_put_((cloud.expand_as(a), a), to_a, accumulate=True)
+    out.index_put_((cloud.expand_as(b), b), to_b, accumulate=True)
+    return out
+
+
 class _Deaths(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -62,17 +85,7 @@ class _Deaths(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         source, deaths, edges = ctx.saved_tensors
-        present = (edges[:, :, 0] >= 0) & torch.isfinite(deaths)
-        grad = torch.where(present, grad, 0)
-        a, b = edges.clamp(min=0).unbind(2)
-        if ctx.metric == "precomputed":
-            return _to_entries(source, grad, a, b), None, None, None, None
-        cloud = torch.arange(len(source), device=source.device)[:, None]
-        to_a, to_b = _pull(source[cloud, a], source[cloud, b], deaths, grad, ctx.metric, ctx.p)
-        out = torch.zeros_like(source)
-        out.index_put_((cloud.expand_as(a), a), to_a, accumulate=True)
-        out.index_put_((cloud.expand_as(b), b), to_b, accumulate=True)
-        return out, None, None, None, None
+        return pull_back(grad, source, deaths, edges, ctx.metric, ctx.p), None, None, None, None
 
 
 def _to_entries(entries: torch.Tensor, grad: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -94,48 +107,61 @@ def _pull(
     x: torch.Tensor, y: torch.Tensor, deaths: torch.Tensor, grad: torch.Tensor, metric: str, p: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients [B, n - 1, d] towards the ends x and y [B, n - 1, d] of each edge."""
-    if metric in ("euclidean", "sqeuclidean", "minkowski"):
-        to_x = grad[:, :, None] * _slope(x - y, deaths, metric, p)
-        to_y = -to_x
+    grad = grad[:, :, None]
+    if metric in ("cosine", "correlation"):
+        to_x, to_y = _turn(x, y, grad, metric == "correlation")
     else:
-        with torch.enable_grad():
-            x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
-            lengths = torch.where(grad != 0, _lengths(x, y, metric), 0)
-        to_x, to_y = torch.autograd.grad(lengths, (x, y), grad)
-    silent = (grad == 0)[:, :, None]  # no edge, or one of infinite length: 0 / 0 and 0 * inf are no gradient
+        to_x = _slope(x - y, deaths, grad, metric, p)
+        to_y = -to_x
+    silent = grad == 0  # no edge, or one of infinite length: 0 / 0 and 0 * inf are no gradient
     return torch.where(silent, 0, to_x), torch.where(silent, 0, to_y)
 
 
-def _slope(difference: torch.Tensor, deaths: torch.Tensor, metric: str, p: float) -> torch.Tensor:
-    """Derivative of a length by x from the differences x - y [B, n - 1, d]; 0 where x equals y."""
+def _slope(difference: torch.Tensor, deaths: torch.Tensor, grad: torch.Tensor, metric: str, p: float) -> torch.Tensor:
+    """Gradient towards x from the differences x - y [B, n - 1, d] and grad [B, n - 1, 1]; 0 where x equals y."""
     if metric == "sqeuclidean":
-        return 2 * difference
+        return grad * (2 * difference)
     if metric == "euclidean":
-        return difference / torch.where(deaths > 0, deaths, 1)[:, :, None]
-    # As the weight is computed: shares of the largest difference, whose powers neither overflow nor all vanish.
-    top = difference.abs().amax(2, keepdim=True)
-    share = difference.abs() / torch.where(top > 0, top, 1)
-    total = torch.where(top > 0, share.pow(p).sum(2, keepdim=True), 1)
-    slope: torch.Tensor = difference.sign() * share.pow(p - 1) * total.pow(1 / p - 1)
-    return slope
-
-
-def _tamed(v: torch.Tensor) -> torch.Tensor:
-    """Each row over a power of two, its largest magnitude then in [1, 2): exact, and squares stay in the range."""
-    top = v.detach().abs().amax(2, keepdim=True)
-    return v / (top / (2 * torch.frexp(top).mantissa))
-
-
-def _lengths(x: torch.Tensor, y: torch.Tensor, metric: str) -> torch.Tensor:
-    lengths: torch.Tensor
+        return grad * (difference / torch.where(deaths > 0, deaths, 1)[:, :, None])
     if metric == "manhattan":
-        lengths = (x - y).abs().sum(2)
-    elif metric == "chebyshev":
-        lengths = (x - y).abs().amax(2)
-    else:
-        x, y = _tamed(x), _tamed(y)
-        if metric == "correlation":
-            x, y = x - x.mean(2, keepdim=True), y - y.mean(2, keepdim=True)
-        x, y = (v / torch.linalg.vector_norm(v, dim=2, keepdim=True) for v in (x, y))
-        lengths = (x - y).square().sum(2) / 2
-    return lengths
+        return grad * difference.sign()
+    size = difference.abs()
+    top = size.amax(2, keepdim=True)
+    if metric == "chebyshev":  # coordinates that share the maximum share the gradient
+        largest = size == top
+        return grad * largest / largest.sum(2, keepdim=True) * difference.sign()
+    # As the weight is computed: shares of the largest difference, whose powers neither overflow nor all vanish.
+    share = size / torch.where(top > 0, top, 1)
+    total = torch.where(top > 0, share.pow(p).sum(2, keepdim=True), 1)
+    return grad * (difference.sign() * share.pow(p - 1) * total.pow(1 / p - 1))
+
+
+def _turn(x: torch.Tensor, y: torch.Tensor, grad: torch.Tensor, centred: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients towards x and y of half the squared distance of their directions u and v, 1 - u.v.
+
+    d u / d x: what is left of a change after its part along u, over the length of x; less its mean where the rows
+    were centred.
+    """
+    (u, x_norm, x_scale), (v, y_norm, y_scale) = _direction(x, centred), _direction(y, centred)
+    pull = grad * (u - v)
+    out = []
+    for g, direction, norm, scale in ((pull, u, x_norm, x_scale), (-pull, v, y_norm, y_scale)):
+        across = g / norm - direction * (g * (direction / norm)).sum(2, keepdim=True)
+        if centred:
+            across = across - across.mean(2, keepdim=True)
+        out.append(across / scale)
+    return out[0], out[1]
+
+
+def _direction(v: torch.Tensor, centred: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows of length 1, and the two divisors that made them: the length, of the row over a power of two.
+
+    That power brings the largest magnitude into [1, 2): exact, and squares stay in the range.
+    """
+    top = v.abs().amax(2, keepdim=True)
+    scale = top / (2 * torch.frexp(top).mantissa)
+    v = v / scale
+    if centred:
+        v = v - v.mean(2, keepdim=True)
+    norm = torch.linalg.vector_norm(v, dim=2, keepdim=True)
+    return v / norm, norm, scale

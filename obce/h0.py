@@ -33,7 +33,9 @@ MAX_POINTS = 1 << 30
 METRICS = ("euclidean", "sqeuclidean", "cosine", "correlation", "manhattan", "chebyshev", "minkowski")
 
 _DLPACK_HOST = 1  # kDLCPU
+_ENTRIES = 1 << 26  # of matrices on a device checked at a time
 _EXACT_INTEGER = 1 << 53
+_NO_NUMBERS = (str, bytes, bool, np.bool_)  # although float() takes them
 _ROWS = 1 << 16  # numbers of a cloud normalised at a time
 _SQUARES = ("sqeuclidean", "cosine", "correlation")  # their engine's weight is a squared length
 _TILE = 128  # a matrix is checked in square tiles, so that both a tile and its mirror stay in the cache
@@ -88,7 +90,8 @@ class H0:
         edges: [B, n - 1, 2] int64, the two points that each death joins, smaller index first, in the order
             (weight, smaller index, larger index); -1 where there is no edge. None unless edges=True.
         lengths: [B] int64, number of points of each cloud.
-        backend: name of the backend that answered.
+        backend: name of the backend that answered. In code that torch.compile or torch.export traced, it and the
+            algorithm are what was asked for, or "auto".
         algorithm: what it ran.
     """
 
@@ -113,7 +116,7 @@ class H0:
         if deaths.shape[1] == 0:
             return xp.zeros_like(lengths, dtype=deaths.dtype)
         last = xp.clip(lengths - 2, 0, None)[:, None]
-        value = xp.take_along_dim(deaths, last, 1) if xp is not np else np.take_along_axis(deaths, last, 1)
+        value = np.take_along_axis(deaths, last, 1) if xp is np else deaths.gather(1, last)
         return xp.where(lengths > 1, value[:, 0], xp.zeros_like(value[:, 0]))
 
     def _finite_deaths(self) -> Any:
@@ -321,7 +324,7 @@ class H0:
 def _take_number(value: Any, name: str, expected: str) -> float:
     """The value as a float; text and truth values, which float() would take, are no numbers here."""
     try:
-        if isinstance(value, str | bytes | bool | np.bool_):
+        if isinstance(value, _NO_NUMBERS):
             raise TypeError
         return float(value)
     except (TypeError, ValueError, RuntimeError):  # torch raises RuntimeError for more than one element
@@ -330,7 +333,7 @@ def _take_number(value: Any, name: str, expected: str) -> float:
 
 def _take_scale(r: float) -> float:
     scale = _take_number(r, "r", "a number, an edge length")
-    if math.isnan(scale):
+    if not -math.inf <= scale <= math.inf:  # math.isnan is not traced by torch.compile
         raise ValueError("r is NaN, expected a number.")
     return scale
 
@@ -355,8 +358,11 @@ def _is_sparse(x: object) -> bool:
     return sparse is not None and bool(sparse.issparse(x))
 
 
-def _take(x: Input, name: str) -> Any:
-    """The input as float32 or float64: numpy when it lies on the host, a torch tensor otherwise."""
+def _take(x: Input, name: str, short: bool = False) -> Any:
+    """The input as float32 or float64: numpy when it lies on the host, a torch tensor otherwise.
+
+    With short, 16-bit numbers that do not lie on the host stay what they are.
+    """
     if _is_torch(x):
         import torch
 
@@ -364,7 +370,7 @@ def _take(x: Input, name: str) -> Any:
         if tensor.layout is not torch.strided:
             raise TypeError(f"{name} is a {tensor.layout} tensor, expected a dense one; call .to_dense() first.")
         if tensor.dtype in (torch.float16, torch.bfloat16):
-            tensor = tensor.float()
+            tensor = tensor if short and tensor.device.type != "cpu" else tensor.float()
         elif tensor.dtype not in (torch.float32, torch.float64):
             if tensor.is_complex() or tensor.is_floating_point() or tensor.dtype == torch.bool:
                 raise TypeError(_dtype_sentence(name, tensor.dtype))
@@ -421,12 +427,56 @@ def _shape(x: Any) -> str:
 
 
 def _sizes(name: str, n: int, d: int = 1) -> None:
+    n, d = (size if isinstance(size, int) else 1 for size in (n, d))  # else: what tracing leaves open, told at run time
     if n == 0:
         raise ValueError(f"{name} has clouds of 0 points, expected at least 1; drop empty clouds.")
     if d == 0:
         raise ValueError(f"{name} has points with 0 coordinates, expected at least 1.")
     if n > MAX_POINTS:
         raise ValueError(f"{name} has clouds of {n} points, expected at most {MAX_POINTS}.")
+
+
+def _points_size(points: Any) -> tuple[int, int, int]:
+    """B, n and d of points [n, d] or [B, n, d]."""
+    if points.ndim == 1:
+        raise ValueError(
+            f"points has shape {_shape(points)}, expected [n, d] or [B, n, d]: the coordinate axis d is missing; for "
+            "scalars use obce.h0_line."
+        )
+    if points.ndim not in (2, 3):
+        raise ValueError(f"points has shape {_shape(points)}, expected [n, d] (one cloud) or [B, n, d] (a batch).")
+    B, n, d = (1, *points.shape) if points.ndim == 2 else points.shape
+    _sizes("points", n, d)
+    return B, n, d
+
+
+def _values_size(values: Any) -> tuple[int, int]:
+    """B and n of values [n] or [B, n]."""
+    if values.ndim not in (1, 2):
+        raise ValueError(
+            f"values has shape {_shape(values)}, expected [n] (one cloud of scalars) or [B, n] (a batch); for points "
+            "with coordinates use obce.h0."
+        )
+    B, n = (1, *values.shape) if values.ndim == 1 else values.shape
+    _sizes("values", n)
+    return B, n
+
+
+def _matrix_size(matrix: Any) -> tuple[int, int]:
+    """B and n of a condensed matrix [n (n - 1) / 2], or of square ones [n, n] or [B, n, n]."""
+    if matrix.ndim == 1:
+        n = reference.condensed_points(len(matrix))
+        if n is None:
+            raise ValueError(
+                f"matrix has shape {_shape(matrix)}, expected [n, n], [B, n, n] or, condensed, [n (n - 1) / 2], and "
+                f"{len(matrix)} is no such number; for scalars use obce.h0_line."
+            )
+        _sizes("matrix", n)
+        return 1, n
+    if matrix.ndim not in (2, 3) or matrix.shape[-1] != matrix.shape[-2]:
+        raise ValueError(f"matrix has shape {_shape(matrix)}, expected [n, n] or [B, n, n]; for points use obce.h0.")
+    _sizes("matrix", matrix.shape[-1])
+    return 1 if matrix.ndim == 2 else matrix.shape[0], matrix.shape[-1]
 
 
 def _take_lengths(lengths: Any, B: int, n: int) -> NDArray[np.int64] | None:
@@ -437,8 +487,7 @@ def _take_lengths(lengths: Any, B: int, n: int) -> NDArray[np.int64] | None:
         array = array[None]
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"lengths has dtype {array.dtype}, expected integers.")
-    if array.shape != (B,):
-        raise ValueError(f"lengths has shape {_shape(array)}, expected [{B}], one number a cloud.")
+    _check_lengths_shape(array, B)
     bad = np.flatnonzero((array < 1) | (array > n))
     if bad.size:
         i = int(bad[0])
@@ -472,8 +521,30 @@ def _check_finite(data: Any, lengths: NDArray[np.int64] | None, name: str) -> No
         )
 
 
+def _check_lengths_shape(lengths: Any, B: int) -> None:
+    if lengths.ndim != 1 or lengths.shape[0] != B:
+        raise ValueError(f"lengths has shape {_shape(lengths)}, expected [{B}], one number a cloud.")
+
+
+def _check_one_matrix_has_no_lengths(lengths: Any, kind: backends.Kind) -> None:
+    if lengths is not None and kind != "matrix":
+        raise ValueError("lengths is given with one condensed or sparse matrix, expected None; cut the matrix instead.")
+
+
+def _are_distances(matrices: torch.Tensor) -> bool:
+    """Whether all of [B, n, n] are symmetric, non-negative and zero on the diagonal, asked where they lie."""
+    step = max(1, _ENTRIES // matrices[:1].numel())
+    for part in (matrices[at : at + step] for at in range(0, len(matrices), step)):
+        fine = (part == part.mT).all() & (part >= 0).all() & (part.diagonal(dim1=1, dim2=2) == 0).all()
+        if not bool(fine):
+            return False
+    return True
+
+
 def _check_matrices(matrices: Array, lengths: NDArray[np.int64] | None) -> None:
     """Raises unless every matrix is symmetric, non-negative and zero on the diagonal."""
+    if not isinstance(matrices, np.ndarray) and lengths is None and len(matrices) and _are_distances(matrices):
+        return
     entries = _to_numpy(matrices)
     B, n, _ = entries.shape
     for b in range(B):
@@ -670,6 +741,23 @@ def _beyond(values: Any, max_edge: float) -> Any:
     return (values.astype(np.float64) if _namespace(values) is np else values.double()) > max_edge
 
 
+def _is_traced(x: object) -> bool:
+    """Whether torch.compile or torch.export looks on: then the call becomes an operator (obce/operators.py)."""
+    if not _is_torch(x):
+        return False
+    import torch
+
+    return torch.compiler.is_compiling()
+
+
+def _traced(
+    deaths: Array, edges: Array | None, lengths: Array, progress: object, backend: str | None, algorithm: str
+) -> H0:
+    if progress is not None:
+        raise ValueError("progress is given in compiled code, expected None; call the function outside of it.")
+    return H0(deaths, edges, lengths, backend or "auto", algorithm)
+
+
 def _wants_grad(x: Any) -> bool:
     return _is_torch(x) and bool(x.requires_grad) and bool(sys.modules["torch"].is_grad_enabled())
 
@@ -702,12 +790,19 @@ def _h0(
         deaths = deaths * 0.5
     if limit is not None:
         beyond = _beyond(deaths, limit)
-        deaths[beyond] = math.inf
+        xp = _namespace(deaths)
+        deaths = xp.where(beyond, xp.full_like(deaths, math.inf), deaths)
         if ends is not None:
-            ends[beyond] = -1
+            ends = xp.where(beyond[:, :, None], xp.full_like(ends, -1), ends)
     B, n = job.size
-    counts = np.full(B, n, np.int64) if job.lengths is None else job.lengths
-    deaths, ends, lengths = _give(deaths, like), None if ends is None else _give(ends, like), _give(counts, like)
+    if job.lengths is not None:
+        lengths = _give(job.lengths, like)
+    elif _is_torch(like):
+        torch = sys.modules["torch"]
+        lengths = torch.full((B,), n, device=like.device)  # type: ignore[union-attr]  # no copy from the host
+    else:
+        lengths = np.full(B, n, np.int64)
+    deaths, ends = _give(deaths, like), None if ends is None else _give(ends, like)
     if grad:
         deaths = _with_gradient(like, job, deaths, ends, lengths, metric)
     return H0(deaths, ends if edges else None, lengths, answer.backend, answer.algorithm)
@@ -771,25 +866,22 @@ def h0(
         ValueError: a shape, length, name or value that is refused; the sentence says which.
         RuntimeError: the named backend cannot run on this machine.
     """
+    if _is_traced(points):
+        from obce.operators import trace_h0
+
+        found = trace_h0(points, lengths, metric, p, max_edge, edges, algorithm, backend, check, threads)
+        return _traced(*found, progress, backend, algorithm)
     metric, exponent = _take_metric(metric, p)
     points = _open(points)
     data = _take(points, "points")
-    if data.ndim == 1:
-        raise ValueError(
-            f"points has shape {_shape(data)}, expected [n, d] or [B, n, d]: the coordinate axis d is missing; for "
-            "scalars use obce.h0_line."
-        )
-    if data.ndim not in (2, 3):
-        raise ValueError(f"points has shape {_shape(data)}, expected [n, d] (one cloud) or [B, n, d] (a batch).")
+    B, n, d = _points_size(data)
     if data.ndim == 2:
         data = data[None]
-    B, n, d = data.shape
-    _sizes("points", n, d)
     counts = _take_lengths(lengths, B, n)
     if check:
         _check_finite(data, counts, "points")
     if metric in ("cosine", "correlation"):
-        data = _normalised(_to_numpy(data), counts, metric, check)
+        data = _give(_normalised(_to_numpy(data), counts, metric, check), data)
     kind: backends.Kind = "line" if d == 1 else "cloud"
     job = backends.Job(
         kind,
@@ -805,17 +897,10 @@ def h0(
     return _h0(points, job, max_edge, edges, backend, metric)
 
 
-def _take_line(values: Input) -> Any:
-    data = _take(values, "values")
-    if data.ndim not in (1, 2):
-        raise ValueError(
-            f"values has shape {_shape(data)}, expected [n] (one cloud of scalars) or [B, n] (a batch); for points "
-            "with coordinates use obce.h0."
-        )
-    if data.ndim == 1:
-        data = data[None]
-    _sizes("values", data.shape[1])
-    return data
+def _take_line(values: Input, short: bool = False) -> Any:
+    data = _take(values, "values", short)
+    _values_size(data)
+    return data[None] if data.ndim == 1 else data
 
 
 def h0_line(
@@ -852,6 +937,11 @@ def h0_line(
         ValueError: as `h0`.
         RuntimeError: as `h0`.
     """
+    if _is_traced(values):
+        from obce.operators import trace_h0_line
+
+        found = trace_h0_line(values, lengths, max_edge, edges, algorithm, backend, check, threads)
+        return _traced(*found, progress, backend, algorithm)
     values = _open(values)
     return _line(values, _take_line(values), lengths, max_edge, edges, algorithm, backend, check, threads, progress)
 
@@ -915,6 +1005,11 @@ def h0_distances(
         ValueError: as `h0`; the sentence names the matrix and the entry.
         RuntimeError: as `h0`.
     """
+    if _is_traced(matrix):
+        from obce.operators import trace_h0_distances
+
+        found = trace_h0_distances(matrix, lengths, max_edge, edges, algorithm, backend, check, threads)
+        return _traced(*found, progress, backend, algorithm)
     matrix = _open(matrix)
     kind: backends.Kind = "matrix"
     counts = None
@@ -926,26 +1021,16 @@ def h0_distances(
     else:
         data = _take(matrix, "matrix")
         kind = "condensed" if data.ndim == 1 else "matrix"
-    if lengths is not None and kind != "matrix":
-        raise ValueError("lengths is given with one condensed or sparse matrix, expected None; cut the matrix instead.")
+    _check_one_matrix_has_no_lengths(lengths, kind)
     if kind == "condensed":
-        n = reference.condensed_points(len(data))
-        if n is None:
-            raise ValueError(
-                f"matrix has shape {_shape(data)}, expected [n, n], [B, n, n] or, condensed, [n (n - 1) / 2], and "
-                f"{len(data)} is no such number; for scalars use obce.h0_line."
-            )
-        _sizes("matrix", n)
+        n = _matrix_size(data)[1]
         if check:
             _check_condensed(_to_numpy(data), n)
         data = data[None]
     elif kind == "matrix":
-        if data.ndim not in (2, 3) or data.shape[-1] != data.shape[-2]:
-            raise ValueError(f"matrix has shape {_shape(data)}, expected [n, n] or [B, n, n]; for points use obce.h0.")
+        counts = _take_lengths(lengths, *_matrix_size(data))
         if data.ndim == 2:
             data = data[None]
-        _sizes("matrix", data.shape[1])
-        counts = _take_lengths(lengths, *data.shape[:2])
         if check:
             look = partial(_check_matrices, data, counts)
     algorithm = _take_algorithm(algorithm, kind, edges)
@@ -986,8 +1071,12 @@ def r_f(
         ValueError: as `h0`.
         RuntimeError: as `h0`.
     """
+    if _is_traced(values):
+        from obce.operators import trace_r_f
+
+        return trace_r_f(values, lengths, max_edge, backend, check, threads)
     values = _open(values)
-    data = _take_line(values)
+    data = _take_line(values, short=not _wants_grad(values))
     if _wants_grad(values):
         return _line(values, data, lengths, max_edge, False, "auto", backend, check, threads).r_f
     counts = _take_lengths(lengths, *data.shape)
@@ -999,5 +1088,5 @@ def r_f(
     if check and (lone or bool(_namespace(out).isnan(out).any())):
         _check_finite(data, counts, "values")
     if limit is not None:
-        out[_beyond(out, limit)] = math.inf
+        out = _namespace(out).where(_beyond(out, limit), _namespace(out).full_like(out, math.inf), out)
     return _give(out, values)

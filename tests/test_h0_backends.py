@@ -406,7 +406,7 @@ def test_torch_sort_path_equals_numpys() -> None:
 def test_named_backend_runs_or_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     values = [0.0, 1.0, 3.0]
     assert h0_line(values, backend="reference").backend == "reference"
-    with pytest.raises(ValueError, match="backend is 'gpu', expected one of triton, cpu, reference"):
+    with pytest.raises(ValueError, match="backend is 'gpu', expected one of cuda, triton, cpu, reference"):
         h0_line(values, backend="gpu")
     monkeypatch.setenv("OBCE_BACKEND", "reference")
     assert h0_line(values).backend == "reference"
