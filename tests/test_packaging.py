@@ -152,7 +152,9 @@ case "$*" in
   *) echo "$*" >> "$(dirname "$0")/calls"; while [ $# -gt 0 ]; do [ "$1" = -o ] && : > "$2"; shift; done ;;
 esac
 """
-BROKEN_NVCC = WORKING_NVCC.replace('echo "$*"', "echo unsupported GNU version; exit 1; echo").replace("echo one", "echo two")
+BROKEN_NVCC = WORKING_NVCC.replace('echo "$*"', "echo unsupported GNU version; exit 1; echo").replace(
+    "echo one", "echo two"
+)
 DEAD_NVCC = "echo no licence; exit 2"
 
 
