@@ -1,4 +1,4 @@
-"""Fused squared distances and nearest foreign neighbour.
+"""Fused squared distances and nearest foreign neighbour, and the weights of listed pairs.
 
 For each point i of a cloud: min over j with component[j] != component[i] of (w(i, j), j), where
 
@@ -9,16 +9,22 @@ which are the weights of obce/reference.py, bit for bit: `tl.fma` rounds once, a
 Among equal weights the smallest j is the least edge {i, j} in the order (weight, smaller end, larger end), see
 csrc/ph0_core.h. This is one round of Boruvka (ArborX, Prokopenko et al., ICPP 2022, does it on a tree).
 
-Shapes: X [B, n, d] contiguous, float32 or float64; component [B, n] int32; weight [B, n] as X; index [B, n] int32.
+Shapes: X [B, n, d] contiguous, float32 or float64; component [B, n] int32; rows [M] int64, cloud * n + point,
+ascending. A tile is up to BM successive entries of rows in one cloud (`RowTiles`); the columns of a cloud are cut into
+`splits` equal parts so that few rows fill a device too: weight [splits, M] as X, index [splits, M] int32.
 A row without a foreign point, and a row at or beyond its cloud's length, gets weight +inf and index n.
 Memory: no n x n array; a program keeps BM x BN weights in registers.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
+
+PROGRAMS = 1024  # about as many as fill a large device; columns are split until there are so many
 
 
 @triton.jit
@@ -26,31 +32,42 @@ def nearest_foreign_kernel(
     p_x,
     p_component,
     p_lengths,
+    p_rows,
+    p_tile_cloud,
+    p_tile_first,
+    p_tile_end,
     p_weight,
     p_index,
     n,
     d,
+    width,
+    n_rows,
     ONE_COORDINATE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """One block of BM rows of one cloud against all its points; shapes in the module docstring."""
-    i_cloud = tl.program_id(1).to(tl.int64)
+    """One tile of rows against columns [split * width, (split + 1) * width); shapes in the module docstring."""
+    i_tile = tl.program_id(0)
+    i_split = tl.program_id(1)
+    i_cloud = tl.load(p_tile_cloud + i_tile)
     length = tl.load(p_lengths + i_cloud)
     p_x += i_cloud * n * d
     p_component += i_cloud * n
-    i_row = tl.program_id(0) * BM + tl.arange(0, BM)
+    i_slot = tl.load(p_tile_first + i_tile) + tl.arange(0, BM)
+    m_slot = i_slot < tl.load(p_tile_end + i_tile)
+    i_row = (tl.load(p_rows + i_slot, mask=m_slot, other=0) - i_cloud * n).to(tl.int32)
     o_row = i_row.to(tl.int64) * d
-    m_row = i_row < length
+    m_row = m_slot & (i_row < length)
     own = tl.load(p_component + i_row, mask=m_row, other=-1)
     # [BM]
     best = tl.full((BM,), float("inf"), p_x.dtype.element_ty)
     nearest = tl.zeros((BM,), tl.int32) + n
-    i_start = 0
-    while i_start < length:
+    i_start = i_split * width
+    end = tl.minimum(i_start + width, length)
+    while i_start < end:
         i_col = i_start + tl.arange(0, BN)
         o_col = i_col.to(tl.int64) * d
-        m_col = i_col < length
+        m_col = i_col < end
         component = tl.load(p_component + i_col, mask=m_col, other=-1)
         # [BM, BN]
         w = tl.zeros((BM, BN), p_x.dtype.element_ty)
@@ -77,29 +94,138 @@ def nearest_foreign_kernel(
         best = tl.where(better, low, best)
         nearest = tl.where(better, at, nearest)
         i_start += BN
-    m_out = i_row < n
-    tl.store(p_weight + i_cloud * n + i_row, best, mask=m_out)
-    tl.store(p_index + i_cloud * n + i_row, nearest, mask=m_out)
+    o_out = i_split.to(tl.int64) * n_rows + i_slot
+    tl.store(p_weight + o_out, best, mask=m_slot)
+    tl.store(p_index + o_out, nearest, mask=m_slot)
+
+
+@triton.jit
+def pair_weights_kernel(p_x, p_row, p_column, p_weight, n_pairs, d, BP: tl.constexpr):
+    """weight[pair] = w(row, column), d >= 2; row and column [n_pairs] int64 are points of the flat X [B n, d]."""
+    i_pair = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP)
+    m_pair = i_pair < n_pairs
+    p_a = p_x + tl.load(p_row + i_pair, mask=m_pair, other=0) * d
+    p_b = p_x + tl.load(p_column + i_pair, mask=m_pair, other=0) * d
+    w = tl.zeros((BP,), p_x.dtype.element_ty)
+    k = 0
+    while k < d:
+        diff = tl.load(p_a + k, mask=m_pair, other=0.0) - tl.load(p_b + k, mask=m_pair, other=0.0)
+        w = tl.fma(diff, diff, w)
+        k += 1
+    tl.store(p_weight + i_pair, w, mask=m_pair)
+
+
+@dataclass(frozen=True)
+class RowTiles:
+    """Tiles of a list of rows; none reaches over the end of a cloud.
+
+    Attributes:
+        cloud: [T] int64, the cloud of each tile.
+        first: [T] int64, its first entry of the list.
+        end: [T] int64, the end of its cloud's part of the list: a tile ends there or after BM entries.
+    """
+
+    cloud: torch.Tensor
+    first: torch.Tensor
+    end: torch.Tensor
+
+    def splits(self, blocks: int) -> int:
+        """Parts into which `blocks` column blocks are cut so that tiles times parts fill a device, at most 32."""
+        return max(1, min(PROGRAMS // max(1, len(self.cloud)), blocks, 32))
+
+
+def row_tiles(rows: torch.Tensor, B: int, n: int, BM: int) -> RowTiles:
+    """Tiles of BM rows.
+
+    Args:
+        rows: [M] int64, cloud * n + point, clouds ascending.
+        B: number of clouds.
+        n: points a cloud.
+        BM: rows a tile.
+
+    Returns:
+        The tiles, clouds ascending.
+    """
+    count = torch.bincount(torch.div(rows, n, rounding_mode="floor"), minlength=B)
+    tiles = (count + (BM - 1)) // BM
+    cloud = torch.repeat_interleave(torch.arange(B, device=rows.device), tiles)
+    end = torch.cumsum(count, 0)
+    before = torch.cumsum(tiles, 0) - tiles
+    inside = torch.arange(len(cloud), device=rows.device) - before[cloud]
+    return RowTiles(cloud, (end - count)[cloud] + inside * BM, end[cloud])
+
+
+def direct_warps(itemsize: int) -> int:
+    """Warps of a program of nearest_foreign_kernel: float64 weights of 64 x 64 pairs fill the registers of four."""
+    return 8 if itemsize == 8 else 4
 
 
 def nearest_foreign(
-    x: torch.Tensor, component: torch.Tensor, lengths: torch.Tensor
+    x: torch.Tensor, component: torch.Tensor, lengths: torch.Tensor, rows: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nearest point of another component for every point of every cloud.
+    """Nearest point of another component for every point of every cloud, or for listed points.
 
     Args:
         x: [B, n, d] contiguous, float32 or float64, already scaled (obce.reference.scaled).
         component: [B, n] int32 labels; equal label, same component.
         lengths: [B] int32 points of each cloud.
+        rows: [M] int64 points cloud * n + point, clouds ascending; None for all.
 
     Returns:
-        (weight [B, n] in the dtype of x, index [B, n] int32); (+inf, n) where there is no foreign point.
+        (weight in the dtype of x, index int32), [B, n] or [M]; (+inf, n) where there is no foreign point.
     """
     B, n, d = x.shape
-    weight = torch.empty((B, n), dtype=x.dtype, device=x.device)
-    index = torch.empty((B, n), dtype=torch.int32, device=x.device)
+    shape = (B, n) if rows is None else rows.shape
+    rows = torch.arange(B * n, device=x.device) if rows is None else rows
+    M = len(rows)
+    if M == 0:
+        return x.new_empty(shape), torch.empty(shape, dtype=torch.int32, device=x.device)
     BM = BN = 64
-    nearest_foreign_kernel[(triton.cdiv(n, BM), B)](
-        x, component, lengths, weight, index, n, d, ONE_COORDINATE=d == 1, BM=BM, BN=BN, num_warps=4
+    tiles = row_tiles(rows, B, n, BM)
+    blocks = triton.cdiv(n, BN)
+    width = triton.cdiv(blocks, tiles.splits(blocks)) * BN
+    splits = triton.cdiv(n, width)
+    weight = torch.empty((splits, M), dtype=x.dtype, device=x.device)
+    index = torch.empty((splits, M), dtype=torch.int32, device=x.device)
+    nearest_foreign_kernel[(len(tiles.cloud), splits)](
+        x,
+        component,
+        lengths,
+        rows,
+        tiles.cloud,
+        tiles.first,
+        tiles.end,
+        weight,
+        index,
+        n,
+        d,
+        width,
+        M,
+        ONE_COORDINATE=d == 1,
+        BM=BM,
+        BN=BN,
+        num_warps=direct_warps(x.element_size()),
     )
-    return weight, index
+    low = weight.amin(0)
+    at = torch.where(weight == low, index, n).amin(0)
+    return low.view(shape), at.view(shape)
+
+
+def pair_weights(x: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+    """Weights of listed pairs.
+
+    Args:
+        x: [B, n, d] contiguous, float32 or float64, already scaled; d >= 2.
+        row: [P] int64 points cloud * n + point, one end of each pair.
+        column: [P] int64, the other.
+
+    Returns:
+        [P] in the dtype of x.
+    """
+    weight = torch.empty(len(row), dtype=x.dtype, device=x.device)
+    if len(row):
+        BP = 128
+        pair_weights_kernel[(triton.cdiv(len(row), BP),)](
+            x, row, column, weight, len(row), x.shape[2], BP=BP, num_warps=4
+        )
+    return weight

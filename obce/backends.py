@@ -29,6 +29,9 @@ Kind = Literal["line", "cloud", "matrix", "condensed", "graph"]
 Want = Literal["r_f", "deaths", "edges"]
 
 ALGORITHMS = ("auto", "sort", "prim", "boruvka", "kdtree", "kruskal")
+# Of large clouds with many coordinates tensor cores look at all pairs (kernels/filter.py), where the compiled engine
+# would compute all distances. Estimated from counts of operations, not measured.
+PRODUCT_POINTS, PRODUCT_COORDINATES = 4096, 16
 SQUARED = ("euclidean", "sqeuclidean")  # metrics with one tree: their weight is the squared length
 
 _log = logging.getLogger("obce")
@@ -360,7 +363,7 @@ def _last(deaths: torch.Tensor, lengths: torch.Tensor | None) -> Any:
 
 
 class TritonBackend(Backend):
-    """Boruvka rounds over the fused kernel kernels/pairwise.py, on a CUDA device.
+    """Boruvka rounds over the fused kernels of kernels/pairwise.py and kernels/filter.py, on a CUDA device.
 
     With TRITON_INTERPRET=1 in the environment it runs on the host, for tests: Triton's interpreter is slow.
     """
@@ -474,6 +477,8 @@ def _order(job: Job) -> tuple[str, ...]:
         return ("cpu", "reference")
     if job.sorts:
         return ("cuda", "reference", "cpu")  # reference: torch.sort on the device, no copy
+    if job.kind == "cloud" and job.size[1] > PRODUCT_POINTS and job.data.shape[2] >= PRODUCT_COORDINATES:
+        return ("triton", "cuda", "cpu", "reference")
     return ("cuda", "triton", "cpu", "reference")
 
 

@@ -25,6 +25,7 @@ import numpy as np
 import obce.cuda
 import pytest
 import torch
+from obce import backends
 from obce.h0 import h0, h0_distances, h0_line, r_f
 
 ROOT = Path(__file__).parents[1]
@@ -427,3 +428,12 @@ class TestDispatch:
             ).deaths.square().sum().backward()
             grads.append(x.grad)
         assert torch.equal(*grads)
+
+
+def test_large_clouds_of_many_coordinates_go_to_tensor_cores_first() -> None:
+    def order(*shape: int) -> tuple[str, ...]:
+        points = torch.empty(shape, device="meta")  # neither on the host nor of numbers
+        return backends._order(backends.Job("cloud", points, None, "deaths", "auto", 1))
+
+    assert order(1, 4097, 16) == ("triton", "cuda", "cpu", "reference")
+    assert order(1, 4097, 15) == order(1, 4096, 16) == ("cuda", "triton", "cpu", "reference")
