@@ -372,7 +372,7 @@ def _take(x: Input, name: str, short: bool = False) -> Any:
         if tensor.dtype in (torch.float16, torch.bfloat16):
             tensor = tensor if short and tensor.device.type != "cpu" else tensor.float()
         elif tensor.dtype not in (torch.float32, torch.float64):
-            if tensor.is_complex() or tensor.is_floating_point() or tensor.dtype == torch.bool:
+            if tensor.is_complex() or tensor.is_floating_point():
                 raise TypeError(_dtype_sentence(name, tensor.dtype))
             if tensor.dtype.itemsize == 8 and tensor.numel():
                 _check_integers(name, int(tensor.min()), int(tensor.max()))
@@ -390,7 +390,7 @@ def _take(x: Input, name: str, short: bool = False) -> Any:
     if array.dtype.kind == "f" and array.dtype.itemsize <= 8:
         array = array.astype(np.float64 if array.dtype.itemsize == 8 else np.float32, copy=False)
         return array if array.flags.aligned else array.copy()
-    if array.dtype.kind in "iu":
+    if array.dtype.kind in "biu":
         if array.dtype.itemsize == 8 and array.size:
             _check_integers(name, int(array.min()), int(array.max()))
         return array.astype(np.float64)
@@ -407,7 +407,7 @@ def _check_integers(name: str, low: int, high: int) -> None:
 
 def _dtype_sentence(name: str, dtype: object) -> str:
     return (
-        f"{name} has dtype {dtype}, expected float16, bfloat16, float32, float64 or an integer type; "
+        f"{name} has dtype {dtype}, expected float16, bfloat16, float32, float64, bool or an integer type; "
         "convert it to float32 or float64."
     )
 
@@ -839,8 +839,8 @@ def h0(
 
     Args:
         points: [n, d], one cloud, or [B, n, d], a batch; numpy, torch, nested sequences, or anything with __dlpack__
-            or __array__. float32 and float64 are computed as they are, float16 and bfloat16 in float32, integers in
-            float64. A torch tensor that requires grad gets the gradient of each death through its edge (once; a
+            or __array__. float32 and float64 are computed as they are, float16 and bfloat16 in float32, integers and
+            truth values in float64. A torch tensor that requires grad gets the gradient of each death through its edge (once; a
             second derivative raises).
         lengths: [B] number of points of each cloud; what lies beyond is padding and is never read. Default: n.
         metric: "euclidean"; "sqeuclidean", its square; "cosine" and "correlation", 1 - cosine of the rows (minus their

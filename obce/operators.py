@@ -48,7 +48,7 @@ def _dtype(data: torch.Tensor, name: str) -> torch.dtype:
         raise TypeError(f"{name} is a {data.layout} tensor, expected a dense one; call .to_dense() first.")
     if data.dtype in (torch.float16, torch.bfloat16, torch.float32):
         return torch.float32
-    if data.dtype != torch.float64 and (data.is_floating_point() or data.is_complex() or data.dtype == torch.bool):
+    if data.dtype != torch.float64 and (data.is_floating_point() or data.is_complex()):
         raise TypeError(_door()._dtype_sentence(name, data.dtype))
     return torch.float64
 

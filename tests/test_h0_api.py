@@ -781,3 +781,14 @@ def test_progress_rises_and_what_it_raises_ends_the_call() -> None:
         LONG["prim"](fail)
     with pytest.raises(TypeError, match="progress is 5, expected a function"):
         h0_line([1.0], progress=5)  # type: ignore[arg-type]
+
+
+def test_truth_values_are_zeros_and_ones() -> None:
+    points = np.random.default_rng(5).random((2, 30, 6)) < 0.4
+    expected = h0(points.astype(np.float64), edges=True)
+    for form in (points, torch.as_tensor(points), points.tolist()):
+        found = h0(form, edges=True)
+        assert np.array_equal(np.asarray(found.deaths), expected.deaths)
+        assert np.asarray(found.deaths).dtype == np.float64
+        assert np.array_equal(np.asarray(found.edges), expected.edges)
+    assert r_f(points[0, :, :1].T) == 1

@@ -303,7 +303,7 @@ REFUSED: list[tuple[Function, str]] = [
     (lambda x: obce.h0(x[0, 0]).deaths, r"points has shape \[3\], expected \[n, d\] or \[B, n, d\]"),
     (lambda x: obce.h0(x[:, :0]).deaths, "points has clouds of 0 points"),
     (lambda x: obce.h0(x[:, :, :0]).deaths, "points has points with 0 coordinates"),
-    (lambda x: obce.h0(x > 0).deaths, "points has dtype torch.bool, expected float16"),
+    (lambda x: obce.h0(torch.complex(x, x)).deaths, "points has dtype torch.complex64, expected float16"),
     (lambda x: obce.h0(x, lengths=[1]).deaths, r"lengths has shape \[1\], expected \[2\], one number a cloud"),
     (lambda x: obce.h0(x, lengths=[1.0, 2.0]).deaths, "lengths has dtype float32, expected integers"),
     (lambda x: obce.h0_line(x).deaths, r"values has shape \[2, 5, 3\], expected \[n\]"),
