@@ -840,8 +840,8 @@ def h0(
     Args:
         points: [n, d], one cloud, or [B, n, d], a batch; numpy, torch, nested sequences, or anything with __dlpack__
             or __array__. float32 and float64 are computed as they are, float16 and bfloat16 in float32, integers and
-            truth values in float64. A torch tensor that requires grad gets the gradient of each death through its edge (once; a
-            second derivative raises).
+            truth values in float64. A torch tensor that requires grad gets the gradient of each death through its edge
+            (once; a second derivative raises).
         lengths: [B] number of points of each cloud; what lies beyond is padding and is never read. Default: n.
         metric: "euclidean"; "sqeuclidean", its square; "cosine" and "correlation", 1 - cosine of the rows (minus their
             mean), whose rows must not be zero (constant); "manhattan" ("cityblock"); "chebyshev"; "minkowski".
