@@ -343,10 +343,10 @@ class CudaBackend(Backend):
             if job.want == "r_f":
                 return Answer(cuda.lines_r_f(data, lengths), None, self.name, "buckets")
             return Answer(cuda.lines_deaths(data, lengths), None, self.name, "sort")
-        algorithm = cuda.choose(*job.size, job.algorithm)
         tree = replace(job, data=data).as_wide().as_cloud()
-        squared, edges = job.metric == "sqeuclidean", job.want == "edges"
-        deaths, ends = cuda.trees(tree.data, lengths, squared, edges, algorithm, job.kind == "matrix")
+        squared, edges, matrix = job.metric == "sqeuclidean", job.want == "edges", job.kind == "matrix"
+        algorithm = cuda.choose(tree.data, matrix, job.algorithm)
+        deaths, ends = cuda.trees(tree.data, lengths, squared, edges, algorithm, matrix)
         if job.want == "r_f":
             return Answer(_last(deaths, lengths), None, self.name, algorithm)
         return Answer(deaths, ends, self.name, algorithm)

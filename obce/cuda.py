@@ -21,9 +21,11 @@ NUMBERS = {
 }
 
 # Prim does one edge after the other and keeps one multiprocessor busy; Boruvka pays for launches and shares a cloud
-# among all of them. Estimated from the floors of both, not measured.
+# among all of them. Prim on coordinates that do not fit a multiprocessor reads all of them for every edge, which pays
+# only up to a few edges. Estimated from the floors of both, not measured.
 PRIM_ALWAYS = 1024
 PRIM_CLOUDS = 64
+PRIM_IN_MEMORY = 128
 
 _MOST_CLOUDS = 65_535  # blocks of a launch in y
 
@@ -135,12 +137,17 @@ def _lines(data: torch.Tensor, lengths: torch.Tensor | None, out: torch.Tensor, 
     getattr(cuda, call)(lines, number, out.data_ptr(), workspace.data_ptr(), device, stream)
 
 
-def choose(B: int, n: int, name: str) -> str:
-    """The algorithm for B clouds or matrices of n points: "prim" or "boruvka"."""
+def choose(data: torch.Tensor, matrix: bool, name: str) -> str:
+    """The algorithm for clouds [B, n, d] or matrices [B, n, n]: "prim" or "boruvka"."""
     if name != "auto":
         return name
+    B, n, d = data.shape
     most: int = engine().prim_points()
-    return "prim" if n <= PRIM_ALWAYS or (n <= most and B >= PRIM_CLOUDS) else "boruvka"
+    if n > PRIM_ALWAYS and not (n <= most and B >= PRIM_CLOUDS):
+        return "boruvka"
+    job = engine().Trees(0, B, n, 0 if matrix else d, 0, False, 0, 0)
+    fits = n <= PRIM_IN_MEMORY or not engine().prim_workspace(job, NUMBERS[data.dtype], _place(data)[0])
+    return "prim" if fits else "boruvka"
 
 
 def trees(

@@ -393,9 +393,24 @@ class TestDispatch:
             with pytest.raises(ValueError, match=reason):
                 call()
 
-    def test_auto_goes_by_points_and_clouds(self, emulated: ctypes.CDLL) -> None:
-        chosen = [obce.cuda.choose(*size, "auto") for size in ((1, 1024), (1, 1025), (64, 4096), (64, 4097))]
-        assert chosen == ["prim", "boruvka", "prim", "boruvka"]
+    @pytest.mark.parametrize(
+        ("shape", "algorithm"),
+        [
+            ((1, 1024, 2), "prim"),
+            ((1, 1025, 2), "boruvka"),
+            ((64, 4096, 2), "prim"),
+            ((64, 4097, 2), "boruvka"),
+            ((9, 500, 60), "boruvka"),  # 120 KB of coordinates
+            ((9, 128, 600), "prim"),
+        ],
+    )
+    def test_auto_goes_by_points_clouds_and_coordinates(
+        self, emulated: ctypes.CDLL, shape: tuple[int, ...], algorithm: str
+    ) -> None:
+        points = torch.zeros(1, 1, 1).expand(shape)
+        assert obce.cuda.choose(points, False, "auto") == algorithm
+        assert obce.cuda.choose(points, False, "prim") == "prim"
+        assert obce.cuda.choose(torch.zeros(1, 1, 1).expand(3, 1000, 1000), True, "auto") == "prim"
 
     def test_kinds_of_input(self, emulated: ctypes.CDLL) -> None:
         g = np.random.default_rng(3)
