@@ -1,6 +1,8 @@
 # make demo    score, prune and show a real trained encoder on real sentences
 # make test    the whole suite
 # make sanitize  the H0 suite on the engine under ASan + UBSan, then under TSan; needs gcc with its sanitizers
+# make emulated  the errors, the fuzz corpus and the laws on the CUDA engine, its grid emulated on the host
+# make gpu     on a machine with a GPU: builds the CUDA engine with nvcc, tests it there, measures it (into OUT)
 # make fuzz SECONDS=1800  random calls against the oracle, under ASan + UBSan; failures are kept in tests/corpus/
 # make verify  100,000 small and 200 large clouds: every algorithm, SIMD level and thread count, the oracle and scipy;
 #              100,000 streams: no certificate of a sketch is wrong
@@ -16,7 +18,7 @@ OUT ?= gpu-results
 ENGINE := $(wildcard csrc/*) $(wildcard kernels/*) setup.py pyproject.toml MANIFEST.in
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test lint format bench gpu sanitize fuzz verify aarch64 clean
+.PHONY: help dev demo test lint format bench gpu emulated sanitize fuzz verify aarch64 clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -69,6 +71,11 @@ gpu:
 	  "large --texts 10000 --precision bfloat16" "large --texts 10000 --precision bfloat16 --padded"; do \
 	  $(PYTHON) benchmarks/bench_score.py --device cuda --repeats 2 --out $(OUT)/score.csv --model $$settings || exit 1; \
 	done
+
+# What must hold of every engine, with the CUDA engine on the emulated grid in the first place.
+emulated: dev
+	OBCE_TEST_EMULATED=1 $(BIN)/python -P -m pytest -q tests/test_h0_errors.py tests/test_h0_fuzz.py \
+	  tests/test_h0_reference.py tests/test_transformer.py
 
 # 10 minutes on one core, 6 with -j2: the builds 1.5, the suite 3 under ASan + UBSan and 5 under TSan, all of it in each.
 # Python's own leaks are no findings. Fresh memory is filled with 0xcd, so that reading it before writing shows in the

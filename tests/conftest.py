@@ -126,6 +126,25 @@ def make_texts(n: int, seed: int = 0) -> list[str]:
     return list(seen)
 
 
+def _load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def pytest_configure() -> None:
+    """With OBCE_TEST_EMULATED=1 (`make emulated`) all data goes to the CUDA engine on its emulated grid first."""
+    if os.environ.get("OBCE_TEST_EMULATED") != "1":
+        return
+    from obce import backends
+
+    sys.modules["obce._cuda"] = _load_script("emulated_cuda").load()
+    backends._order = lambda job: ("cuda", "cpu", "reference")
+
+
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
     return make_texts(200)
@@ -204,12 +223,4 @@ def wikipedia() -> Path:
 def script() -> Callable[[str], ModuleType]:
     """Loads a script of this folder, one that is run by hand too, as a module."""
 
-    def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    return _load_script
