@@ -8,6 +8,7 @@
 #include <string>
 
 #include "ph0_cuda.h"
+#include "ph0_cuda_error.h"
 
 // True in the build of the tests, whose grid is emulated on the host: it takes tensors that lie
 // there.
@@ -16,17 +17,6 @@
 #endif
 
 namespace ph0::cuda {
-
-namespace {
-
-void succeed(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();
-  throw std::runtime_error(std::string(what) + " failed: " + cudaGetErrorName(error) + ", " +
-                           cudaGetErrorString(error) + ".");
-}
-
-}  // namespace
 
 Device device_limits(int device) {
   Device limits;
@@ -75,6 +65,9 @@ std::string why_not() {
   int devices = 0;
   const cudaError_t error = cudaGetDeviceCount(&devices);
   cudaGetLastError();
+  int driver = 0;
+  cudaDriverGetVersion(&driver);
+  if (error != cudaSuccess && driver == 0) return "there is no NVIDIA driver";
   if (error != cudaSuccess)
     return std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error);
   return devices == 0 ? "the CUDA runtime sees no device" : "";

@@ -36,7 +36,7 @@ struct Lines {
 int64_t lines_workspace(const Lines& in, Number number, bool deaths, const Device& device);
 
 // r_f [B] (float for the 16-bit numbers): the largest gap, without sorting. One read of the values
-// from memory for up to kRegisterValues floats a line and for 16-bit numbers, two otherwise.
+// from memory for up to 10,240 floats a line and for 16-bit numbers, two otherwise.
 void lines_r_f(const Lines& in, Number number, void* out, void* workspace, const Device& device,
                Stream stream);
 

@@ -68,10 +68,6 @@ dim3 over_clouds(int64_t blocks, int64_t B) {
   return dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(B));
 }
 
-unsigned looping_blocks(int64_t numbers) {
-  return static_cast<unsigned>(std::min<int64_t>(blocks_for(numbers, kCopyThreads * 4), 1024));
-}
-
 template <class T>
 void codes_of(const Trees& trees, int64_t* codes, void* workspace, Stream stream) {
   using Word = typename Ordered<T>::Word;
@@ -79,10 +75,11 @@ void codes_of(const Trees& trees, int64_t* codes, void* workspace, Stream stream
   const T* const data = static_cast<const T*>(trees.data);
   clear(space.largest, trees.B * static_cast<int64_t>(sizeof(Word)), stream);
   clear(space.ranges, trees.B * kCodeSides * 2 * static_cast<int64_t>(sizeof(Word)), stream);
-  launch("find_largest", find_largest<T>, over_clouds(looping_blocks(trees.n * trees.d), trees.B),
-         kCopyThreads, 0, stream, data, trees.n, trees.d, trees.lengths, space.largest);
-  launch("find_ranges", find_ranges<T>, over_clouds(looping_blocks(trees.n), trees.B), kCopyThreads,
-         0, stream, data, trees.n, trees.d, trees.lengths, space.ranges);
+  launch("find_largest", find_largest<T>,
+         over_clouds(looping_blocks(trees.n * trees.d, kCopyThreads), trees.B), kCopyThreads, 0,
+         stream, data, trees.n, trees.d, trees.lengths, space.largest);
+  launch("find_ranges", find_ranges<T>, over_clouds(looping_blocks(trees.n, kCopyThreads), trees.B),
+         kCopyThreads, 0, stream, data, trees.n, trees.d, trees.lengths, space.ranges);
   launch("make_codes", make_codes<T>, over_clouds(blocks_for(trees.n, kCopyThreads), trees.B),
          kCopyThreads, 0, stream, data, trees.n, trees.d, trees.lengths,
          static_cast<const Word*>(space.ranges), codes);

@@ -1,10 +1,10 @@
 // Launches of kernels, each checked.
 #pragma once
 
-#include <stdexcept>
-#include <string>
+#include <algorithm>
 
 #include "ph0_cuda_device.cuh"
+#include "ph0_cuda_error.h"
 
 #ifndef PH0_LAUNCH
 #define PH0_LAUNCH(kernel, grid, block, shared, stream, ...) \
@@ -12,13 +12,6 @@
 #endif
 
 namespace ph0::cuda {
-
-inline void succeed(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // the next call shall not meet this error again
-  throw std::runtime_error(std::string(what) + " failed: " + cudaGetErrorName(error) + ", " +
-                           cudaGetErrorString(error) + ".");
-}
 
 // Puts a kernel on the stream; `shared` bytes of shared memory beside what the kernel declares.
 template <class... Arguments, class... Given>
@@ -37,6 +30,12 @@ void launch(const char* name, void (*kernel)(Arguments...), dim3 grid, unsigned 
 }
 
 inline int64_t blocks_for(int64_t work, int64_t block) { return (work + block - 1) / block; }
+
+// For kernels whose threads go on to further numbers: enough blocks to fill a device, a few numbers
+// a thread.
+inline unsigned looping_blocks(int64_t numbers, int64_t block) {
+  return static_cast<unsigned>(std::min<int64_t>(blocks_for(numbers, block * 4), 1024));
+}
 
 // Hands out the parts of a workspace, each at a multiple of 256 bytes. With a null pointer it only
 // counts.

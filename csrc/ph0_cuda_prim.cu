@@ -91,8 +91,7 @@ void prim_of(const Trees& in, void* workspace, const Device& device, Stream stre
       const int64_t B = std::min(kMostBlocks, in.B - first), at = first * in.n * in.d;
       const int64_t* const lengths = in.lengths == nullptr ? nullptr : in.lengths + first;
       const unsigned clouds = static_cast<unsigned>(B);
-      const unsigned blocks =
-          static_cast<unsigned>(std::min<int64_t>(blocks_for(in.n * in.d, kCopyThreads * 4), 1024));
+      const unsigned blocks = looping_blocks(in.n * in.d, kCopyThreads);
       launch("find_largest", find_largest<T>, dim3(blocks, clouds), kCopyThreads, 0, stream,
              job.data + at, in.n, in.d, lengths, space.largest + first);
       launch("gather_points", gather_points<T>,

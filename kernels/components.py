@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from obce.kernels.filter import MAX_COORDINATES, Filter
+from obce.kernels.filter import MAX_COORDINATES, Filter, product_holds
 from obce.kernels.pairwise import nearest_foreign
 from obce.kernels.scaling import scaled, times_power
 
@@ -54,7 +54,7 @@ class Search:
         B, n, d = x.shape
         self.x, self.lengths = x, lengths
         filtered = FILTER_COORDINATES[x.dtype] <= d <= MAX_COORDINATES and n >= FILTER_POINTS
-        self.filter = Filter(x, lengths) if filtered else None
+        self.filter = Filter(x, lengths) if filtered and product_holds(x.device) else None
         self.low = torch.zeros(B * n, dtype=x.dtype, device=x.device)
         self.weight = torch.full_like(self.low, torch.inf)
         self.near = torch.zeros(B * n, dtype=torch.int64, device=x.device)

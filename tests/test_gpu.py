@@ -38,6 +38,12 @@ ENGINES = [usable("cuda"), usable("triton")]
 COMPILED = [usable("cuda")]
 
 
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_both_engines_run_here(backend: str) -> None:
+    """What cannot run is left out below; on a machine with a device that is a failure, and this one tells it."""
+    assert BACKENDS[backend].why_not() is None
+
+
 def generator(seed: int) -> torch.Generator:
     return torch.Generator(device="cuda").manual_seed(seed)
 

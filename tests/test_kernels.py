@@ -188,6 +188,18 @@ hat = torch.as_tensor(g.standard_normal((70, 160)).astype(np.float16))
 assert filter.product_error(hat) < 0.01  # plain float32 sums; tests marked gpu measure tensor cores
 assert filter.product_error(filter.rounded_to_tf32(hat[:, :64].float())) < 0.01
 
+# A device whose products err by more than the proof allows is not trusted with the filter.
+assert filter.product_holds(torch.device("cpu"))
+filter.product_holds.cache_clear()
+trusted, filter.product_error = filter.product_error, lambda hat: 0.6
+before = len(made)
+assert not filter.product_holds(torch.device("cpu"))
+points = g.standard_normal((1, 70, 16)).astype(np.float32)
+expected = h0(points, edges=True, backend="reference")
+assert np.array_equal(h0(points, edges=True, backend="triton").edges, expected.edges) and len(made) == before
+filter.product_error = trusted
+filter.product_holds.cache_clear()
+
 # Without its bound the filter loses edges: the tests above can fail.
 class Blind(Filter):
     def __init__(self, x, lengths):
@@ -254,7 +266,8 @@ def adversaries() -> list[Array]:
 @needs_triton
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_the_filters_bound_holds_on_rounded_and_truncated_products(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     kernels = importlib.import_module("obce.kernels.filter")
     copy = kernels.Filter._copy
     format_of = getattr(torch, dtype)
@@ -297,7 +310,8 @@ def test_the_filters_bound_holds_on_rounded_and_truncated_products(dtype: str, m
 
 @needs_triton
 def test_tf32_is_rounded_to_nearest_even() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     kernels = importlib.import_module("obce.kernels.filter")
     step = 2.0**-10
     x = torch.tensor([1 + step / 2, 1 + 1.5 * step, 1 + 0.49 * step, -(1 + 0.51 * step), 2 - step / 2, 0.0])

@@ -104,7 +104,7 @@ def test_no_kernel_spills_or_outgrows_shared_memory(compiled: list[dict[str, Any
     for row in compiled:
         where = row["name"], row["kernel"], row["capability"], row["usage"]
         # ptxas of Triton 3.6 keeps 32 bytes of this one kernel outside the registers, on 8.6 and 8.9 only.
-        old = row["version"].startswith("3.6") and row["name"] == "direct fp32"
+        old = row["version"].startswith("3.6") and row["name"] == "direct fp32" and row["capability"] in (86, 89)
         assert row["usage"]["STACK"] <= 32 * old, where
         assert row["usage"]["LOCAL"] == 0, where
         assert row["shared"] <= SHARED[row["capability"]], where
