@@ -16,7 +16,7 @@ import re
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from io import BufferedReader
@@ -81,6 +81,8 @@ class Corpus:
         dropped_empty: Entries left out because nothing but white space was in them.
         dropped_duplicate: Entries left out because the same text came before.
         replaced: Texts in which bytes that are no UTF-8, or halves of surrogate pairs, became U+FFFD.
+        pairs: Second text of each, as in tasks on pairs of sentences, or None; then a "text" is the pair of both.
+        reading: What to call `read_corpus` with to read it again, or None if it was not read from a file or dataset.
     """
 
     texts: tuple[str, ...]
@@ -88,9 +90,23 @@ class Corpus:
     dropped_empty: int
     dropped_duplicate: int
     replaced: int = 0
+    pairs: tuple[str, ...] | None = None
+    reading: dict[str, Any] | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def entries(self, positions: Iterable[int] | None = None) -> list[str] | list[tuple[str, str]]:
+        """What `tokenize` takes, of all texts or of those at some positions."""
+        chosen = range(len(self)) if positions is None else positions
+        if self.pairs is None:
+            return [self.texts[i] for i in chosen]
+        return [(self.texts[i], self.pairs[i]) for i in chosen]
+
+    def _contents(self) -> Iterator[bytes]:
+        """Each text as bytes; the byte between the two of a pair is in no UTF-8."""
+        for i, text in enumerate(self.texts):
+            yield text.encode() if self.pairs is None else text.encode() + b"\xff" + self.pairs[i].encode()
 
     @cached_property
     def hash(self) -> str:
@@ -99,12 +115,12 @@ class Corpus:
         It is the BLAKE2b of the sorted BLAKE2b digests (32 bytes each) of the UTF-8 texts. Digests have one
         length, so different sets of digests are different bytes for the outer hash.
         """
-        digests = sorted(blake2b(text.encode(), digest_size=32).digest() for text in self.texts)
+        digests = sorted(blake2b(content, digest_size=32).digest() for content in self._contents())
         return blake2b(b"".join(digests), digest_size=16, person=b"obce.corpus").hexdigest()
 
     def digests(self) -> NDArray[np.uint64]:
         """uint64 [n], a digest of each text in the order of `texts`: equal texts have equal ones."""
-        whole = b"".join(blake2b(text.encode(), digest_size=8, person=b"obce.text").digest() for text in self.texts)
+        whole = b"".join(blake2b(content, digest_size=8, person=b"obce.text").digest() for content in self._contents())
         return np.frombuffer(whole, np.uint64)
 
     def order(self, seed: int = 0) -> NDArray[np.int64]:
@@ -130,7 +146,7 @@ class Corpus:
             raise ValueError(_too_few(len(self), self.source))
         key = seed.to_bytes(8, "little")
         digests = [
-            blake2b(text.encode(), digest_size=32, key=key, person=b"obce.halves").digest() for text in self.texts
+            blake2b(content, digest_size=32, key=key, person=b"obce.halves").digest() for content in self._contents()
         ]
         return np.array(sorted(range(len(self)), key=digests.__getitem__), dtype=np.int64)
 
@@ -247,10 +263,12 @@ def read_corpus(
 
     if isinstance(source, Corpus):
         _refuse_column(column, "a Corpus")
-        kept = source.texts if limit is None else source.texts[:limit]
-        if len(kept) < MIN_TEXTS:
-            raise ValueError(_too_few(len(kept), source.source))
-        return replace(source, texts=kept)
+        if len(source) < MIN_TEXTS:
+            raise ValueError(_too_few(len(source), source.source))
+        if limit is None or limit >= len(source):
+            return source
+        pairs = None if source.pairs is None else source.pairs[:limit]
+        return replace(source, texts=source.texts[:limit], pairs=pairs, reading=None)
 
     dataset = _dataset_name(source) if isinstance(source, str) else None
     if dataset is not None:
@@ -266,7 +284,13 @@ def read_corpus(
         _refuse_column(column, f"{_a(source)}")
         values = _read_iterable(source)
     with closing(values):
-        return _gather(values, label, limit, strict)
+        corpus = _gather(values, label, limit, strict)
+    if not isinstance(source, str | os.PathLike):
+        return corpus
+    place = str(source) if dataset is not None else str(Path(os.path.expanduser(source)).resolve())
+    return replace(
+        corpus, reading={"source": place, "column": column, "split": split, "limit": limit, "strict": strict}
+    )
 
 
 def _gather(values: Iterator[str | None], label: str, limit: int | None, strict: bool) -> Corpus:
@@ -766,7 +790,7 @@ class TokenBatches:
 
 
 def tokenize(
-    texts: Corpus | Sequence[str],
+    texts: Corpus | Sequence[str] | Sequence[tuple[str, str]],
     tokenizer: Any,
     *,
     max_length: int = 128,
@@ -776,7 +800,7 @@ def tokenize(
     """Tokenise texts once and keep them as batches of similar length.
 
     Args:
-        texts: A corpus, or a sequence of strings taken as they are.
+        texts: A corpus, or a sequence of strings, or of pairs of strings, taken as they are.
         tokenizer: A tokenizer of transformers, fast or slow, with a padding token. Its own padding side plays
             no part: batches are padded on the right.
         max_length: Most tokens a text may have, special tokens included; longer texts are cut by the
@@ -789,7 +813,8 @@ def tokenize(
         Batches that can be iterated any number of times.
 
     Raises:
-        TypeError: An argument is of the wrong type, or an entry of `texts` is not a string.
+        TypeError: An argument is of the wrong type, or an entry of `texts` is neither a string nor a pair of them
+            as the others are.
         ValueError: There is no text, a text gives no token, the tokenizer has no padding token, `max_length`
             leaves no room beside the special tokens or is above the tokenizer's own, or `batch_size` or
             `batch_tokens` is below 1.
@@ -806,7 +831,7 @@ def tokenize(
             "tokenizer.pad_token."
         )
     max_length = _integer("max_length", max_length)
-    least = tokenizer.num_special_tokens_to_add(pair=False) + 1
+    least = tokenizer.num_special_tokens_to_add(pair=isinstance(entries[0], tuple)) + 1
     if max_length < least:
         raise ValueError(
             f"max_length is {max_length}, expected at least {least}: the special tokens and one of the text."
@@ -849,13 +874,16 @@ def tokenize(
     )
 
 
-def _entries(texts: Corpus | Sequence[str]) -> list[str]:
+def _entries(texts: Corpus | Sequence[str] | Sequence[tuple[str, str]]) -> list[str] | list[tuple[str, str]]:
     if isinstance(texts, Corpus):
-        entries = list(texts.texts)
+        entries: list[Any] = texts.entries()
     elif isinstance(texts, Sequence) and not isinstance(texts, str | bytes | bytearray):
         entries = list(texts)
+        pairs = bool(entries) and isinstance(entries[0], tuple)
         for index, entry in enumerate(entries):
-            if not isinstance(entry, str):
+            if pairs and not (isinstance(entry, tuple) and [isinstance(part, str) for part in entry] == [True, True]):
+                raise TypeError(f"texts: entry {index} is {_a(entry)}, expected a pair of strings as the first one.")
+            if not pairs and not isinstance(entry, str):
                 raise TypeError(f"texts: entry {index} is {_a(entry)}, expected a str.")
     else:
         raise TypeError(f"texts is {_a(texts)}, expected a Corpus or a list of strings.")
@@ -864,19 +892,27 @@ def _entries(texts: Corpus | Sequence[str]) -> list[str]:
     return entries
 
 
-def _encode(tokenizer: Any, texts: list[str], max_length: int) -> tuple[dict[str, list[list[int]]], int]:
+def _encode(
+    tokenizer: Any, entries: list[str] | list[tuple[str, str]], max_length: int
+) -> tuple[dict[str, list[list[int]]], int]:
     """Token rows of at most `max_length`, and how many of them lost tokens."""
     keep = {"padding": False, "return_attention_mask": False, "verbose": False}
+
+    def columns(rows: Iterable[Any]) -> list[list[str]]:
+        """The texts, and the second texts if there are any."""
+        chosen = list(rows)
+        return [list(column) for column in zip(*chosen, strict=True)] if isinstance(chosen[0], tuple) else [chosen]
+
     if tokenizer.is_fast:
-        encoded = tokenizer(texts, truncation=True, max_length=max_length, **keep)
+        encoded = tokenizer(*columns(entries), truncation=True, max_length=max_length, **keep)
         # What was cut off hangs on each row; a full row with nothing cut off had exactly max_length tokens.
         full = (row for row in encoded.encodings if len(row) == max_length)
         return dict(encoded), sum(bool(row.overflowing) for row in full)
     # A slow tokenizer does not tell which rows of a batch it cut: long ones are found first, then cut by it.
-    encoded = dict(tokenizer(texts, **keep))
+    encoded = dict(tokenizer(*columns(entries), **keep))
     long = [i for i, row in enumerate(encoded["input_ids"]) if len(row) > max_length]
     if long:
-        cut = tokenizer([texts[i] for i in long], truncation=True, max_length=max_length, **keep)
+        cut = tokenizer(*columns(entries[i] for i in long), truncation=True, max_length=max_length, **keep)
         for name, rows in encoded.items():
             for i, row in zip(long, cut[name], strict=True):
                 rows[i] = row

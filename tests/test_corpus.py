@@ -146,6 +146,28 @@ def test_a_corpus_passes_through_and_can_be_cut() -> None:
     assert read_corpus(corpus, limit=400).texts == TEXTS
 
 
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_corpus_says_how_to_read_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    WRITERS[name](tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    column = "text" if name.endswith(("csv", "TSV", "jsonl", "ndjson", "parquet")) else None
+    found = read_corpus(Path(name), column=column, limit=4)
+    monkeypatch.chdir("/")
+    assert found.reading is not None
+    again = read_corpus(**json.loads(json.dumps(found.reading)))
+    assert (again.texts, again.hash, again.dropped_empty) == (found.texts, found.hash, found.dropped_empty)
+    assert len(again) == 4
+    assert again.reading == found.reading
+
+
+def test_what_was_in_memory_cannot_be_read_again(tmp_path: Path) -> None:
+    assert read_corpus(RAW).reading is None
+    write_txt(tmp_path / "a.txt")
+    whole = read_corpus(tmp_path / "a.txt")
+    assert read_corpus(whole) is whole
+    assert read_corpus(whole, limit=4).reading is None, "the limit is none of the file's"
+
+
 def test_limit_counts_distinct_texts_and_stops_reading() -> None:
     source = (str(n // 2) for n in itertools.count())
     corpus = read_corpus(source, limit=10)
@@ -526,6 +548,9 @@ def test_dataset_names(datasets: Any, source: str, arguments: tuple[str, str | N
     assert datasets.calls == [(arguments, {"split": "validation", "streaming": True})]
     assert corpus.texts == TEXTS
     assert corpus.source == ":".join(filter(None, arguments)) + "[validation]"
+    assert corpus.reading is not None
+    assert read_corpus(**corpus.reading) == corpus
+    assert datasets.calls[1] == datasets.calls[0]
 
 
 def test_a_dataset_is_streamed(datasets: Any) -> None:
@@ -814,6 +839,76 @@ def test_the_tokenizers_own_padding_values_are_used(own_tokenizer: Any) -> None:
     assert batch.inputs["input_ids"].tolist() == [[CLS, B, C, SEP], [CLS, A, SEP, VOCABULARY.index("[MASK]")]]
     if own_tokenizer.is_fast:
         assert batch.inputs["token_type_ids"].tolist() == [[0, 0, 0, 0], [0, 0, 0, 3]]
+
+
+def pairs_of(firsts: list[str], seconds: list[str]) -> Corpus:
+    return Corpus(tuple(firsts), "here", 0, 0, pairs=tuple(seconds))
+
+
+FIRSTS, SECONDS = ["a b", "c", "d e f", "a b", "h"], ["c", "a", "g", "h", "c c c"]
+
+
+def test_a_pair_is_neither_of_its_texts_nor_both_joined() -> None:
+    pairs = pairs_of(FIRSTS, SECONDS)
+    others = [
+        pairs_of(SECONDS, FIRSTS),
+        Corpus(tuple(FIRSTS), "here", 0, 0),
+        *(Corpus(tuple(f"{a}{gap}{b}" for a, b in zip(FIRSTS, SECONDS, strict=True)), "", 0, 0) for gap in ("", " ")),
+        # the place between the two counts
+        pairs_of([f"{a} {b}"[:-1] for a, b in zip(FIRSTS, SECONDS, strict=True)], [b[-1] for b in SECONDS]),
+    ]
+    for other in others:
+        assert other.hash != pairs.hash
+        assert not np.isin(other.digests(), pairs.digests()).any()
+    assert len(np.unique(pairs.digests())) == 5, "two pairs share their first text"
+    order = [4, 2, 0, 3, 1]
+    turned = pairs_of([FIRSTS[i] for i in order], [SECONDS[i] for i in order])
+    assert turned.hash == pairs.hash
+    assert turned.digests().tolist() == pairs.digests()[order].tolist()
+    assert turned.entries(turned.order(5)) == pairs.entries(pairs.order(5))
+    assert pairs.entries([3, 0]) == [("a b", "h"), ("a b", "c")]
+    assert pairs.entries() == list(zip(FIRSTS, SECONDS, strict=True))
+    assert others[1].entries([1]) == ["c"]
+    assert read_corpus(pairs, limit=4) == pairs_of(FIRSTS[:4], SECONDS[:4])
+
+
+def test_pairs_are_tokenised_as_the_tokenizer_does(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = pairs_of(FIRSTS, SECONDS)
+    for max_length in (4, 6, 9):
+        batches = tokenize(pairs, tokenizer, max_length=max_length, batch_size=2)
+        assert same(batches, tokenize(pairs.entries(), tokenizer, max_length=max_length, batch_size=2))
+        for batch in batches:
+            # one by one, which even slow tokenizers can
+            for row, text in enumerate(batch.indices):
+                entry = tokenizer(FIRSTS[text], SECONDS[text], truncation=True, max_length=max_length)
+                for name, tensor in batch.inputs.items():
+                    if name in entry:
+                        real = tensor[row, : len(entry["input_ids"])].tolist()
+                        assert real == entry[name]
+                        assert (tensor[row, len(real) :] == 0).all()
+        lengths = [len(tokenizer(*pair)["input_ids"]) for pair in pairs.entries()]
+        assert batches.truncated == sum(length > max_length for length in lengths)
+    if tokenizer.is_fast:
+        (batch,) = tokenize([("a b", "c")], tokenizer)
+        assert batch.inputs["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1]]
+    monkeypatch.setattr(corpus_module, "_CHUNK", 2)
+    assert same(tokenize(pairs, tokenizer, batch_size=2), tokenize(pairs.entries(), tokenizer, batch_size=2))
+    with pytest.raises(ValueError, match="max_length is 3, expected at least 4: the special tokens and one of the te"):
+        tokenize(pairs, tokenizer, max_length=3)
+
+
+def test_texts_and_pairs_do_not_mix(tokenizer: Any) -> None:
+    for entries, sentence in (
+        ([("a", "b"), "c"], "texts: entry 1 is a str, expected a pair of strings as the first one"),
+        ([("a", "b"), ("a",)], "texts: entry 1 is a tuple, expected a pair of strings"),
+        ([("a", "b", "c")], "texts: entry 0 is a tuple, expected a pair of strings"),
+        ([("a", 1)], "texts: entry 0 is a tuple, expected a pair of strings"),
+        (["a", ("a", "b")], "texts: entry 1 is a tuple, expected a str"),
+    ):
+        with pytest.raises(TypeError, match=sentence):
+            tokenize(entries, tokenizer)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="texts is empty, expected at least one text"):
+        tokenize([], tokenizer)
 
 
 def test_control_characters_leave_the_special_tokens(tokenizer: Any) -> None:
