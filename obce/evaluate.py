@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from obce.capture import eval_mode
 from obce.corpus import Batch
 from obce.plan import FLOPS_LENGTH
-from obce.sites import base_model
+from obce.sites import SITE_KINDS, WRITERS, base_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,6 +86,25 @@ def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
         )
     # parameters() yields each parameter object once, which is what makes tied weights count once
     return _numel(model), _numel(encoder)
+
+
+def site_parameters(model: PreTrainedModel) -> dict[str, int]:
+    """Parameters of the Linears of each kind of site, over all layers.
+
+    Args:
+        model: a BERT or a model pruned by obce, with or without a head.
+
+    Returns:
+        Kind in `obce.sites.SITE_KINDS` -> parameters, 0 where nothing of the kind is left.
+    """
+    found = dict.fromkeys(SITE_KINDS, 0)
+    layers: Any = base_model(model).get_submodule("encoder.layer")
+    for layer in layers:
+        modules = dict(layer.named_modules())
+        for kind, name in WRITERS.items():
+            if name in modules:
+                found[kind] += _numel(modules[name])
+    return found
 
 
 def weight_bytes(model: torch.nn.Module) -> int:

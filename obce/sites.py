@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -25,8 +26,7 @@ SUPPORTED_FAMILIES = ("bert",)
 DEFAULT_MAX_LENGTH = 128
 """Tokens a text is cut to when none are named."""
 
-# The Linear of each kind, relative to its layer.
-_WRITERS = {
+WRITERS = {
     "query": "attention.self.query",
     "key": "attention.self.key",
     "value": "attention.self.value",
@@ -34,6 +34,8 @@ _WRITERS = {
     "intermediate": "intermediate.dense",
     "output": "output.dense",
 }
+"""The Linear of each kind, relative to its layer."""
+
 # Query and key are read by the attention product; attention_output and output write the residual stream.
 _READERS = {"value": "attention.output.dense", "intermediate": "output.dense"}
 _PER_HEAD = ("query", "key", "value")
@@ -94,7 +96,7 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
     for layer in range(len(base.get_submodule(stack))):  # type: ignore[arg-type]
         prefix = f"{stack}.{layer}."
         for kind in SITE_KINDS:
-            writer = prefix + _WRITERS[kind]
+            writer = prefix + WRITERS[kind]
             _check_linear(base.get_submodule(writer), f"{type(model).__name__}: {writer}", inputs[kind], widths[kind])
             reader = prefix + _READERS[kind] if kind in _READERS else None
             sites.append(Site(layer, kind, writer, reader, widths[kind], heads if kind in _PER_HEAD else 1))
@@ -181,6 +183,23 @@ def architecture(model: PreTrainedModel) -> dict[str, int | str]:
     return facts
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Holds back transformers' loading report and bars: what matters in them is raised as an error instead."""
+    from transformers import utils
+
+    logging: Any = utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    try:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def _body_parameters(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
     for name, parameter in base_model(model).named_parameters():
         if name.startswith(("embeddings.", "encoder.")):
@@ -218,7 +237,7 @@ def _layer_stack(base: PreTrainedModel, cls: str) -> str:
     ]
     if len(found) != 1:
         raise ValueError(
-            f"model is a {cls} with {len(found)} stacks of layers that hold {', '.join(_WRITERS.values())}, "
+            f"model is a {cls} with {len(found)} stacks of layers that hold {', '.join(WRITERS.values())}, "
             "expected exactly one."
         )
     return found[0]
@@ -226,7 +245,7 @@ def _layer_stack(base: PreTrainedModel, cls: str) -> str:
 
 def _holds_writers(layer: nn.Module) -> bool:
     names = {name for name, _ in layer.named_modules()}
-    return names.issuperset(_WRITERS.values())
+    return names.issuperset(WRITERS.values())
 
 
 def _check_linear(module: nn.Module, where: str, inputs: int, width: int) -> None:

@@ -1,0 +1,624 @@
+"""Fine-tune a model on a task of GLUE, with or without a teacher to follow.
+
+transformers' Trainer steps; the order of the rows is fixed here, in advance and for the whole training, so that
+a training which was killed goes on with the very batches that were to come. With a directory it keeps
+
+    finetune.json    what was asked, with hashes, and the losses once it is finished
+    checkpoints/     what a killed training goes on from; gone when it is finished
+    model/           the trained model and its tokenizer
+
+Distillation: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from transformers import BertForSequenceClassification, BertModel, Trainer, TrainerCallback, TrainingArguments
+
+from obce.glue import MAX_LENGTH, Encoded, Task, TaskData, encode, label_order, logits
+from obce.modeling_obce import ObceBertForSequenceClassification, ObceBertModel
+from obce.sites import base_model, quiet_transformers, usable_max_length
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel
+
+Progress = Callable[[int, int], None]
+
+_FORMAT = "obce-finetune"
+_FORMAT_VERSION = 1
+_PARTIAL = ".partial-"
+_WHOLE = "whole"  # in a checkpoint: every file of it is on disk
+_GROUP = 50  # batches whose rows are sorted by length together, as transformers' length-grouped sampler has it
+_LOGGED = 100  # losses of a training, about
+
+# Words for what decides the bits of a training and is no setting.
+_OTHER = {
+    "task": "another task",
+    "data": "other training rows (texts, labels or tokenizer)",
+    "model": "another model",
+    "teacher": "another teacher",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. The defaults are those of BERT's paper for a dense model.
+
+    Attributes:
+        epochs: Passes over the training rows.
+        learning_rate: Peak of the schedule, which rises linearly from 0 and falls linearly to 0.
+        batch_size: Rows a step.
+        max_length: Most tokens a row, special tokens included.
+        warmup_ratio: Share of the steps in which the learning rate rises.
+        weight_decay: AdamW's, of all weights but biases and LayerNorms.
+        max_steps: Steps in all, instead of `epochs`.
+        seed: Decides the order of the rows and the dropout.
+        distill: Weight of the teacher's loss, from 0 (labels alone) to 1 (teacher alone).
+        temperature: By which logits are divided in the teacher's loss.
+        precision: "bfloat16" runs forward passes in mixed precision; weights and AdamW stay in float32.
+    """
+
+    epochs: int = 3
+    learning_rate: float = 2e-5
+    batch_size: int = 32
+    max_length: int = MAX_LENGTH
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.01
+    max_steps: int | None = None
+    seed: int = 0
+    distill: float = 0.0
+    temperature: float = 2.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("epochs", 1, math.inf),
+            ("batch_size", 1, math.inf),
+            ("max_length", 1, math.inf),
+            ("max_steps", 1, math.inf),
+            ("warmup_ratio", 0, 1),
+            ("weight_decay", 0, math.inf),
+            ("seed", 0, (1 << 32) - 1),
+            ("distill", 0, 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                bound = f"at least {least}" if most == math.inf else f"{least} to {most}"
+                raise ValueError(f"{name}: found {value}, expected {bound}; choose another.")
+        for name in ("learning_rate", "temperature"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}: found {value}, expected a number above 0; choose another.")
+        if self.precision not in {"float32", "bfloat16"}:
+            raise ValueError(f"precision: found {self.precision!r}, expected float32 or bfloat16; choose one of them.")
+
+
+@dataclass(frozen=True)
+class History:
+    """How a training went.
+
+    Attributes:
+        steps: Steps at which the loss was noted, the last one among them.
+        losses: Mean loss of the steps since the one before.
+        rows: Rows that were trained on, over all steps.
+        seconds: Wall-clock seconds of the steps, over all parts of a training that was taken up again.
+    """
+
+    steps: tuple[int, ...]
+    losses: tuple[float, ...]
+    rows: int
+    seconds: float
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows trained on in a second."""
+        return self.rows / self.seconds
+
+
+def with_head(encoder: PreTrainedModel, task: Task, seed: int = 0) -> PreTrainedModel:
+    """A copy of an encoder with a fresh classification head for a task.
+
+    The head depends on the seed and the hidden size alone, so that a dense encoder and its pruned form start
+    with the same one. The pooler is the encoder's own where it has one, else it is part of the fresh head.
+
+    Args:
+        encoder: A BERT or a model pruned by obce, with any head or none; never changed. One with a sequence
+            classification head of the task is copied as it is.
+        task: The task; its labels are written to the config.
+        seed: Which head.
+
+    Returns:
+        `BertForSequenceClassification` or `ObceBertForSequenceClassification`, in eval mode, with the device and
+        dtype of the encoder.
+
+    Raises:
+        ValueError: The model is of another family, or has a sequence classification head that does not fit.
+    """
+    if type(encoder).__name__.endswith("ForSequenceClassification"):
+        label_order(encoder, task)
+        copied: PreTrainedModel = copy.deepcopy(encoder).eval()
+        return copied
+    body = base_model(encoder)
+    kind: Any
+    if isinstance(body, ObceBertModel):
+        kind = ObceBertForSequenceClassification
+    elif isinstance(body, BertModel):
+        kind = BertForSequenceClassification
+    else:
+        raise ValueError(
+            f"encoder: {type(encoder).__name__} is no BERT, expected BertModel, a BertFor* or a model pruned by obce; "
+            "load one of these."
+        )
+    config = copy.deepcopy(body.config)
+    config.num_labels = task.num_labels
+    config.problem_type = "regression" if task.regression else "single_label_classification"
+    if not task.regression:
+        config.id2label = dict(enumerate(task.names))
+        config.label2id = {name: number for number, name in enumerate(task.names)}
+    with torch.random.fork_rng(devices=[]):
+        model = kind(config)
+    state = body.state_dict()
+    missing, unexpected = model.bert.load_state_dict(state, strict=False)
+    fresh = ["classifier"] + (["bert.pooler.dense"] if any(name.startswith("pooler.") for name in missing) else [])
+    unknown = [name for name in [*missing, *unexpected] if not name.startswith("pooler.")]
+    if unknown:
+        raise ValueError(
+            f"encoder: its weight '{unknown[0]}' is not as in {type(body).__name__}, expected a plain one; merge or "
+            "remove adapters first."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name in fresh:
+            linear = model.get_submodule(name)
+            linear.weight.normal_(0.0, config.initializer_range, generator=generator)
+            linear.bias.zero_()
+    weight = next(body.parameters())
+    made: PreTrainedModel = model.to(weight.device, weight.dtype).eval()
+    return made
+
+
+def finetune(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    data: TaskData,
+    settings: Settings | None = None,
+    *,
+    teacher: PreTrainedModel | None = None,
+    out: str | os.PathLike[str] | None = None,
+    save_every: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[PreTrainedModel, History]:
+    """Train a copy of a model on a task's training rows.
+
+    The same model, rows and settings give the same weights on the same machine and number of threads, bit for
+    bit on a CPU, also if the training was killed and taken up again in between.
+
+    With a teacher, the loss of a row is `(1 - distill) * task + distill * T^2 KL(teacher || model)`, both softened
+    by the temperature T; for regression the teacher's part is the squared difference. The teacher runs once over
+    the rows, in eval mode.
+
+    Args:
+        model: A model with a sequence classification head, see `with_head`; never changed.
+        tokenizer: Its tokenizer.
+        data: The task's rows; the dev splits are not looked at.
+        settings: How to train.
+        teacher: A model with a head for the same task on the same device; needed if `distill` is above 0.
+        out: Directory for checkpoints and the trained model. A training that stands there unfinished is gone on
+            with, a finished one is given back.
+        save_every: Steps between two checkpoints; an epoch when left out. Needs `out`.
+        progress: Called with (steps done, steps in all) after each step.
+
+    Returns:
+        The trained model, float32, in eval mode on the device of `model`, and how it went.
+
+    Raises:
+        ImportError: accelerate is not installed.
+        ValueError: No training rows, a head that does not fit the task, a teacher that is missing, superfluous or
+            elsewhere, a loss that is not finite, or a training in `out` that differs from this one.
+    """
+    settings = settings or Settings()
+    task = data.task
+    order = label_order(model, task)
+    usable_max_length(model, tokenizer, settings.max_length)
+    _check(model, data, settings, teacher, out, save_every)
+    device = next(model.parameters()).device
+    rows = encode(data.train, tokenizer, max_length=settings.max_length)
+    plan = _plan(rows.lengths, settings)
+
+    trained = copy.deepcopy(model).float()
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        asked = _asked(model, rows, data, settings, teacher)
+        history = _standing(folder, asked)
+        if history is not None:
+            _load(trained, folder / "model")
+            return trained.eval(), history
+
+    # the model's own outputs are trained: labels and teacher are put in its order, not the other way round
+    labels = data.train.labels if task.regression else order[data.train.labels]
+    followed = None
+    if teacher is not None:
+        used = np.unique(np.concatenate(plan))
+        followed = np.empty((len(rows), task.num_labels), dtype=np.float32)
+        followed[:, order] = logits(teacher, rows, only=used)[:, label_order(teacher, task)]
+    with _left_alone(), tempfile.TemporaryDirectory(prefix="obce-finetune-") as temporary:
+        checkpoints = Path(temporary) if folder is None else folder / "checkpoints"
+        watch = _Watch(len(plan), progress, _whole_checkpoint(checkpoints))
+        trainer = _Steps(
+            trained,
+            _arguments(settings, checkpoints, plan, device, _saving(folder, save_every, len(rows), settings)),
+            watch,
+            rows=rows,
+            plan=plan,
+            labels=labels,
+            followed=followed,
+            settings=settings,
+        )
+        trainer.train(resume_from_checkpoint=watch.resumed)
+        history = watch.history(trainer.state.log_history, sum(map(len, plan)))
+    trained.to(device).eval()
+    if folder is not None:
+        _write(folder, asked, trained, tokenizer, history)
+    return trained, history
+
+
+def _check(
+    model: PreTrainedModel,
+    data: TaskData,
+    settings: Settings,
+    teacher: PreTrainedModel | None,
+    out: str | os.PathLike[str] | None,
+    save_every: int | None,
+) -> None:
+    try:
+        import accelerate  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "finetune: transformers' Trainer needs the package accelerate; install it with `pip install 'obce[glue]'`."
+        ) from error
+    if not len(data.train):
+        raise ValueError(
+            f"data: {data.task.name} has no training rows, expected some; put its train.tsv beside the dev set."
+        )
+    if (teacher is None) != (settings.distill == 0):
+        found = f"a distill of {settings.distill:g} and {'no' if teacher is None else 'a'} teacher"
+        raise ValueError(f"teacher: found {found}, expected both or neither; give the teacher and its weight.")
+    if teacher is not None:
+        here, there = next(model.parameters()).device, next(teacher.parameters()).device
+        try:
+            label_order(teacher, data.task)
+        except ValueError as error:
+            raise ValueError(f"teacher: {str(error).removeprefix('model: ')}") from None
+        if here != there:
+            raise ValueError(f"teacher: found it on {there}, expected {here}, where the model is; move it there.")
+    if save_every is not None and (out is None or save_every < 1):
+        raise ValueError(f"save_every: found {save_every}, expected at least 1, and `out` to save to; give both.")
+
+
+# The training
+
+
+def steps_of(rows: int, settings: Settings) -> int:
+    """Steps that a training on so many rows takes."""
+    return settings.max_steps or settings.epochs * -(-rows // settings.batch_size)
+
+
+def _plan(lengths: NDArray[np.int64], settings: Settings) -> list[NDArray[np.int64]]:
+    """The rows of every step: each epoch in another order, rows of similar length together."""
+    size = settings.batch_size
+    steps = steps_of(len(lengths), settings)
+    plan: list[NDArray[np.int64]] = []
+    epoch = 0
+    while len(plan) < steps:
+        generator = np.random.default_rng([settings.seed, epoch])
+        order = generator.permutation(len(lengths))
+        batches: list[NDArray[np.int64]] = []
+        for start in range(0, len(order), _GROUP * size):
+            group = order[start : start + _GROUP * size]
+            group = group[np.argsort(-lengths[group], kind="stable")]
+            batches += [group[first : first + size] for first in range(0, len(group), size)]
+        plan += [batches[i] for i in generator.permutation(len(batches))]
+        epoch += 1
+    return plan[:steps]
+
+
+def _saving(folder: Path | None, save_every: int | None, rows: int, settings: Settings) -> int | None:
+    return None if folder is None else save_every or -(-rows // settings.batch_size)
+
+
+def _arguments(
+    settings: Settings, folder: Path, plan: Sequence[NDArray[np.int64]], device: torch.device, saving: int | None
+) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=len(plan),
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        # as a number of steps: the name of the share has changed between versions
+        warmup_steps=math.ceil(settings.warmup_ratio * len(plan)),
+        weight_decay=settings.weight_decay,
+        seed=settings.seed,
+        use_cpu=device.type == "cpu",
+        logging_steps=max(1, len(plan) // _LOGGED),
+        logging_nan_inf_filter=False,  # a loss that is not finite is an error here, not left out
+        save_strategy="no" if saving is None else "steps",
+        save_steps=saving or len(plan),
+        save_total_limit=2,  # the last but one stands until the last is whole
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+class _Watch(TrainerCallback):
+    """Tells how far a training is, and keeps what it said."""
+
+    def __init__(self, steps: int, progress: Progress | None, resumed: str | None) -> None:
+        self.steps = steps
+        self.progress = progress
+        self.resumed = resumed
+        self.before = 0.0 if resumed is None else float((Path(resumed) / _WHOLE).read_text())
+        self.start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.perf_counter() - self.start
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.start = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # the sum of losses since the last note is not part of a checkpoint
+        control.should_log |= control.should_save or state.global_step == self.steps
+        if self.progress is not None:
+            self.progress(state.global_step, self.steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, **said: Any) -> None:
+        if not math.isfinite(said["logs"].get("loss", 0.0)):
+            raise ValueError(
+                f"learning_rate: the loss is not finite before step {state.global_step}, expected a finite one; choose "
+                "a lower learning rate, or check the model's weights."
+            )
+
+    def history(self, notes: Sequence[Mapping[str, Any]], rows: int) -> History:
+        losses = {int(note["step"]): float(note["loss"]) for note in notes if "loss" in note}
+        return History(tuple(losses), tuple(losses.values()), rows, self.seconds)
+
+
+class _Steps(Trainer):
+    """transformers' Trainer on a plan of batches, with the losses of this module."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        arguments: TrainingArguments,
+        watch: _Watch,
+        *,
+        rows: Encoded,
+        plan: Sequence[NDArray[np.int64]],
+        labels: NDArray[Any],
+        followed: NDArray[np.float32] | None,
+        settings: Settings,
+    ) -> None:
+        # several devices would each be given a part of a batch, whose rows are planned for one
+        arguments._n_gpu = min(1, arguments.n_gpu)
+        super().__init__(model=model, args=arguments, train_dataset=range(len(rows)), callbacks=[watch])
+        for callback in [c for c in self.callback_handler.callbacks if type(c).__name__ == "PrinterCallback"]:
+            self.remove_callback(callback)
+        self.watch = watch
+        self.rows = rows
+        self.plan = plan
+        self.labels = torch.from_numpy(labels)
+        self.followed = None if followed is None else torch.from_numpy(followed)
+        self.settings = settings
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(
+            range(len(self.rows)),  # type: ignore[arg-type]  # a sequence is all that a loader needs
+            batch_sampler=self.plan,  # type: ignore[arg-type]  # any iterable of lists of indices
+            collate_fn=self._collated,
+        )
+
+    def _collated(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        batch = self.rows.batch(indices)
+        inputs = {**batch.inputs, "labels": self.labels[batch.indices]}
+        if self.followed is not None:
+            inputs["followed"] = self.followed[batch.indices]
+        return inputs
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        del return_outputs, num_items_in_batch  # asked for in evaluation and gradient accumulation alone
+        labels, followed = inputs.pop("labels"), inputs.pop("followed", None)
+        narrow = self.settings.precision == "bfloat16"
+        with torch.autocast(labels.device.type, torch.bfloat16, enabled=narrow):
+            outputs = model(**inputs).logits
+        outputs = outputs.float()
+        loss = _task_loss(outputs, labels)
+        if followed is None:
+            return loss
+        weight = self.settings.distill
+        return (1 - weight) * loss + weight * _teacher_loss(outputs, followed, self.settings.temperature)
+
+    def floating_point_ops(self, _inputs: Any) -> int:
+        return 0  # counting the parameters at every step is a part of a small model's time
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        for file in folder.iterdir():
+            _flush(file)
+        (folder / _WHOLE).write_text(repr(self.watch.seconds))
+        _flush(folder / _WHOLE)
+
+
+def _task_loss(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    if labels.is_floating_point():
+        return functional.mse_loss(outputs[:, 0], labels)
+    return functional.cross_entropy(outputs, labels)
+
+
+def _teacher_loss(outputs: torch.Tensor, followed: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 KL of the softened distributions, mean over the rows; squared difference of a single output."""
+    if outputs.shape[1] == 1:
+        return functional.mse_loss(outputs, followed)
+    soft, target = (functional.log_softmax(part / temperature, dim=1) for part in (outputs, followed))
+    return temperature**2 * functional.kl_div(soft, target, reduction="batchmean", log_target=True)
+
+
+@contextmanager
+def _left_alone() -> Iterator[None]:
+    """Trainer seeds every generator of the process and talks: both are as before afterwards."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with quiet_transformers(), torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+# The directory
+
+
+def _asked(
+    model: PreTrainedModel, rows: Encoded, data: TaskData, settings: Settings, teacher: PreTrainedModel | None
+) -> dict[str, Any]:
+    parts: list[NDArray[Any]] = [rows.lengths, rows.ids, data.train.labels]
+    parts += [] if rows.types is None else [rows.types]
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(f"{part.dtype}{part.shape}".encode())
+        digest.update(np.ascontiguousarray(part).data)
+    return {
+        "task": data.task.name,
+        "data": digest.hexdigest(),
+        "model": _weights_hash(model),
+        "teacher": None if teacher is None else _weights_hash(teacher),
+        **asdict(settings),
+    }
+
+
+def _weights_hash(model: PreTrainedModel) -> str:
+    """Fingerprint of all weights and the names of the labels; unlike `obce.sites.model_hash`, heads are in it."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(f"{type(model).__name__}\0{sorted((model.config.id2label or {}).items())}\0".encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _standing(folder: Path, asked: dict[str, Any]) -> History | None:
+    """What a finished training in the folder said; refuses another one, and notes what is asked of a new one."""
+    file = folder / "finetune.json"
+    if not file.is_file():
+        if folder.exists() and (not folder.is_dir() or any(p.name[:9] != _PARTIAL for p in folder.iterdir())):
+            raise ValueError(
+                f"out: '{folder}' holds something other than a fine-tuning, expected a new directory; choose another."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(file, {"asked": asked})
+        return None
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if (record["format"], record["version"]) != (_FORMAT, _FORMAT_VERSION):
+            raise ValueError(f"format {record['format']} {record['version']}")
+        before: dict[str, Any] = record["asked"]
+        history, found = record.get("history"), None
+        if history is not None:
+            steps, losses = tuple(history["steps"]), tuple(history["losses"])
+            found = History(steps, losses, history["rows"], history["seconds"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"out: '{file}' was not written by this version of obce ({error}), expected a fine-tuning's own; choose a "
+            "new directory."
+        ) from error
+    for name in [*asked, *before]:
+        if before.get(name) != asked.get(name):
+            differs = _OTHER.get(name, f"{name} {before.get(name)}, not {asked.get(name)}")
+            raise ValueError(
+                f"out: '{folder}' holds a fine-tuning with {differs}, expected the same one; choose a new directory."
+            )
+    return found
+
+
+def _whole_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint that is whole; those that are not are removed, so that none of them is ever read."""
+    whole = None
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for path in found:
+        if (path / _WHOLE).is_file() and (path / _WHOLE).read_text():
+            whole = str(path)
+        else:
+            shutil.rmtree(path)
+    return whole
+
+
+def _write(folder: Path, asked: dict[str, Any], model: PreTrainedModel, tokenizer: Any, history: History) -> None:
+    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder))
+    try:
+        with quiet_transformers():
+            model.save_pretrained(partial / "model")
+            tokenizer.save_pretrained(partial / "model")
+        for file in (partial / "model").iterdir():
+            _flush(file)
+        # one that was written before the process was killed is of the same bits, but may not be finished
+        shutil.rmtree(folder / "model", ignore_errors=True)
+        os.replace(partial / "model", folder / "model")
+        _flush(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    _write_json(folder / "finetune.json", {"asked": asked, "history": asdict(history)})
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _write_json(file: Path, record: dict[str, Any]) -> None:
+    partial = file.with_name(_PARTIAL + file.name)
+    text = json.dumps({"format": _FORMAT, "version": _FORMAT_VERSION, **record}, indent=1)
+    partial.write_text(text + "\n", encoding="utf-8")
+    _flush(partial)
+    os.replace(partial, file)
+    _flush(file.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _load(model: PreTrainedModel, folder: Path) -> None:
+    """Puts saved weights into a model of the same shape, whose memory is aligned as torch allocates it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"out: the trained model in '{folder}' is missing or damaged, expected the one that was saved; remove "
+            f"'{folder.parent}' and train again."
+        ) from error
