@@ -230,20 +230,27 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(body: nn.Module, precision: Precision) -> Iterator[None]:
-    """Eval mode, no gradients, products of matrices in the precision asked for whatever the caller has set."""
-    device = next(body.parameters()).device
-    # no_grad, not inference_mode: hidden states kept between layers may meet code that makes views of them
+def precise_products(device: torch.device, precision: Precision = "float32") -> Iterator[None]:
+    """Products of matrices in the precision asked for inside the `with`, whatever the caller has set."""
     narrow = precision == "bfloat16"
     before = torch.backends.cuda.matmul.allow_tf32
     try:
         if device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-        with eval_mode(body), torch.no_grad(), torch.autocast(device.type, torch.bfloat16 if narrow else None, narrow):
+        with torch.autocast(device.type, torch.bfloat16 if narrow else None, narrow):
             yield
     finally:
         if device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextmanager
+def _evaluating(body: nn.Module, precision: Precision) -> Iterator[None]:
+    """Eval mode, no gradients, products of matrices in the precision asked for."""
+    device = next(body.parameters()).device
+    # no_grad, not inference_mode: hidden states kept between layers may meet code that makes views of them
+    with eval_mode(body), torch.no_grad(), precise_products(device, precision):
+        yield
 
 
 def _layer_module(body: nn.Module, site: Site) -> nn.Module:
@@ -309,6 +316,18 @@ def _stopping_before(block: nn.Module, keep: Callable[[torch.Tensor, tuple[Any, 
         yield
     finally:
         handle.remove()
+
+
+def first_inputs(
+    body: nn.Module, first: nn.Module, batches: TokenBatches
+) -> Iterator[tuple[Batch, tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]]]:
+    """Every batch with what a model hands to its first layer: hidden states, and the other arguments as they come."""
+    device = next(body.parameters()).device
+    held: list[tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]] = []
+    for batch in batches:
+        with _stopping_before(first, lambda hidden, args, kwargs: held.append((hidden, args, kwargs))):
+            _run_to_stop(body, {name: tensor.to(device) for name, tensor in batch.inputs.items()})
+        yield batch, held.pop()
 
 
 def _layer_at_cls(block: nn.Module, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -381,16 +400,9 @@ def _layer_by_layer(
     precision: Precision,
     progress: Progress,
 ) -> Iterator[LayerActivations]:
-    held: list[tuple[Batch, torch.Tensor, tuple[Any, ...], dict[str, Any]]] = []
     first = _layer_module(body, next(site for site in sites if site.layer == layers[0]))
     with _evaluating(body, precision):
-        for batch in batches:
-
-            def keep(hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Batch = batch) -> None:
-                held.append((batch, hidden, args, kwargs))
-
-            with _stopping_before(first, keep):
-                _run_to_stop(body, {name: tensor.to(device) for name, tensor in batch.inputs.items()})
+        held = [(batch, *inputs) for batch, inputs in first_inputs(body, first, batches)]
 
     done = 0.0
     for layer in layers:
@@ -410,30 +422,3 @@ def _layer_by_layer(
                 progress(done, batches.n_texts)
         observer.check_counts()
         yield observer.results(layer)
-
-
-def token_means(
-    model: PreTrainedModel,
-    batches: TokenBatches,
-    sites: Sequence[Site],
-    *,
-    progress: Progress | None = None,
-) -> dict[str, NDArray[np.float64]]:
-    """Mean over all real tokens of what each site's reader takes in.
-
-    Args:
-        model: The dense model; never changed.
-        batches: Tokenised texts.
-        sites: Sites to watch; those without a reader are left out of the result.
-        progress: Called with (texts done, texts in all).
-
-    Returns:
-        Site name -> float64 [width]: after the activation function for `intermediate`, the attention context
-        for `value`. This is the constant that `repair="mean"` puts in a removed neuron's place.
-    """
-    read = [site for site in sites if site.reader is not None]
-    return {
-        f"{layer.layer}.{kind}": sums.sums / sums.count
-        for layer in capture(model, batches, read, progress=progress)
-        for kind, sums in layer.tokens.items()
-    }

@@ -8,7 +8,7 @@ the halves tell how far a ranking can be trusted. `obce.scoring` makes the table
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,28 @@ from obce.clouds import Clouds
 from obce.sites import SITE_KINDS
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
-SCORE_NAMES = ("rf", "rf_bagged", "std", "range", "mean", "mean_abs", "random")
+SCORE_NAMES = (
+    "effect",
+    "effect_abs",
+    "spread",
+    "rf",
+    "rf_bagged",
+    "std",
+    "range",
+    "mean",
+    "mean_abs",
+    "magnitude",
+    "taylor",
+    "random",
+)
+CLS_SCORES = ("rf", "rf_bagged", "std", "range", "mean", "mean_abs")
+"""Scores of the outputs at [CLS] alone: a neuron that is constant there is not ranked by them."""
+
+# What a table of scores has beside them, and `text_...`.
+_TABLE = ("layer", "site", "index", "constant")
+
 TEXT_COLUMNS = ("gap_below", "gap_above", "least", "greatest")
 
 
@@ -49,12 +68,16 @@ class Scores:
         index: [N] int32, neuron's row in its site's Linear.
         constant: [N] bool, the output at [CLS] does not vary beyond rounding; `rf`, `std` and `range` are then
             undefined (NaN), and the neuron is never ranked.
-        columns: Score name -> [N] float64, in the units of the activations. `rf`, `rf_bagged` (mean r_f of groups of
-            20 texts; from 40 texts on), `std` (population), `range`, `mean`, `mean_abs` and `random` (uniform in
-            [0, 1), seeded); the measured ones again as `<name>_a` and `<name>_b` on two disjoint halves of the
-            texts; `token_mean`, `token_std`, `token_min` and `token_max` over all tokens of what the site's reader
-            takes in, or of the Linear's output where none reads it, unless tokens were left out. `rf_high` where a
-            sketch was kept instead of every value: r_f lies between `rf` and it, and is `rf` where both are equal.
+        columns: Score name -> [N] float64. Of the outputs at [CLS], in the units of the activations: `rf`,
+            `rf_bagged` (mean r_f of groups of 20 texts; from 40 texts on), `std` (population), `range`, `mean` and
+            `mean_abs`. Of the effect cloud (`obce.effects`), in the units of what is read: `effect` (its bagged r_f)
+            and `effect_abs` (its mean absolute value); `taylor`, the mean absolute effect on the loss, where labels
+            were given. `spread` (standard deviation over all tokens times the norm of the weights that read the
+            neuron), `magnitude` (norm of all weights that go with it) and `random` (uniform in [0, 1), seeded). The
+            measured ones again as `<name>_a` and `<name>_b` on two disjoint halves of the texts; `token_mean`,
+            `token_std`, `token_min` and `token_max` over all tokens of what the site's reader takes in, or of the
+            Linear's output where none reads it, unless tokens were left out. `rf_high` where a sketch was kept instead
+            of every value: r_f lies between `rf` and it, and is `rf` where both are equal. And those of `with_column`.
         meta: What was scored, as JSON-able facts: model, hashes, counts, seed, versions.
         texts: Name -> [N] int64 positions in the corpus: `gap_below` and `gap_above`, the two texts at the largest gap
             (of equal gaps, one), and `least` and `greatest`, those of the extremes; -1 where a neuron is constant.
@@ -118,16 +141,53 @@ class Scores:
         present = {kind for _, kind in self.sites()}
         return [kind for kind in SITE_KINDS if kind in present]
 
+    def names(self) -> list[str]:
+        """Names of the scores there are, those of `with_column` last."""
+        return [name for name in (*SCORE_NAMES, *self.meta.get("own_scores", ())) if name in self.columns]
+
     def column(self, score: str) -> NDArray[np.float64]:
         """[N] values of a score.
 
         Raises:
             ValueError: No such score; names those there are.
         """
-        if score not in SCORE_NAMES or score not in self.columns:
-            known = ", ".join(name for name in SCORE_NAMES if name in self.columns)
-            raise ValueError(f"score is {score!r}, but these scores hold {known}: name one of them")
+        if score not in self.names():
+            raise ValueError(
+                f"score is {score!r}, but these scores hold {', '.join(self.names())}: name one of them"
+                + _missing_reason(score)
+            )
         return self.columns[score]
+
+    def ranked(self, score: str) -> NDArray[np.bool_]:
+        """[N] whether a score ranks the neuron: it is defined, and not a score of [CLS] where the neuron is constant.
+
+        Raises:
+            ValueError: No such score.
+        """
+        defined: NDArray[np.bool_] = np.isfinite(self.column(score))
+        return defined & ~self.constant if score in CLS_SCORES else defined
+
+    def with_column(self, name: str, values: ArrayLike) -> Scores:
+        """These scores and one of your own: `plan(scores.with_column("mine", values), score="mine")`.
+
+        Args:
+            name: An identifier that is no column yet.
+            values: [N], high for what is to stay; NaN for neurons that are not to be ranked, and stay.
+
+        Raises:
+            ValueError: The name is taken or no identifier, or the values are not N numbers.
+        """
+        taken = name in self.columns or name in SCORE_NAMES or name in _TABLE or name.startswith("text_")
+        if taken or not name.isidentifier():
+            raise ValueError(f"name is {name!r}, expected an identifier that is no column of these scores.")
+        column = np.asarray(values, dtype=np.float64)
+        if column.shape != (len(self),) or np.isinf(column).any():
+            raise ValueError(
+                f"values has the shape {column.shape}{' and holds infinity' if np.isinf(column).any() else ''}, "
+                f"expected {(len(self),)} numbers, one a neuron in the order of these scores."
+            )
+        meta = {**self.meta, "own_scores": [*self.meta.get("own_scores", ()), name]}
+        return replace(self, columns={**self.columns, name: column.copy()}, meta=meta)
 
     def certified(self) -> float:
         """Share of the neurons that are not constant whose r_f is exact; below 1 only where a sketch was kept."""
@@ -137,28 +197,28 @@ class Scores:
         return float(np.mean(self.columns["rf"][ranked] == self.columns["rf_high"][ranked]))
 
     def medians(self, score: str = "rf") -> dict[tuple[int, str], float]:
-        """Median of a score over the neurons of each site that are not constant; NaN where all are."""
-        column = self.column(score)
+        """Median of a score over the neurons of each site that it ranks; NaN where it ranks none."""
+        column, ranked = self.column(score), self.ranked(score)
         found = {}
         for site in self.sites():
             rows = self.rows(*site)
-            values = column[rows][~self.constant[rows]]
+            values = column[rows][ranked[rows]]
             found[site] = float(np.median(values)) if values.size else float("nan")
         return found
 
     def stability(self, score: str) -> Stability:
         """Agreement of two disjoint halves of the texts on the ranking inside each site.
 
-        NaN and empty for a score that is not measured on texts (`random`).
+        NaN and empty for a score that is not measured on texts (`random`, `magnitude`).
         """
-        self.column(score)
+        defined = self.ranked(score)
         if f"{score}_a" not in self.columns:
             return Stability(float("nan"), float("nan"), {})
         a, b = self.columns[f"{score}_a"], self.columns[f"{score}_b"]
         totals: dict[str, list[tuple[float, float, int]]] = {}
         for layer, kind in self.sites():
             rows = self.rows(layer, kind)
-            ranked = ~self.constant[rows]
+            ranked = defined[rows]
             if np.count_nonzero(ranked) < 4:
                 continue
             x, y = a[rows][ranked], b[rows][ranked]
@@ -166,6 +226,14 @@ class Scores:
         by_kind = {kind: _weighted(found) for kind, found in totals.items()}
         spearman, overlap = _weighted([entry for found in totals.values() for entry in found])
         return Stability(spearman, overlap, by_kind)
+
+
+def _missing_reason(score: str) -> str:
+    if score == "taylor":
+        return " (taylor needs labels when scoring)"
+    if score in ("effect", "effect_abs", "spread"):
+        return f" ({score} needs the texts: score again, with sums over tokens and effect_texts of at least 2)"
+    return ""
 
 
 def rank_correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:

@@ -23,6 +23,7 @@ from obce import __version__
 from obce.capture import Memory, Precision, capture
 from obce.clouds import CLOUD_KINDS, cloud_scores
 from obce.corpus import Corpus, Shard, TokenBatches, joined_hash, read_corpus, tokenize
+from obce.effects import READS, bagged_rf, checked_labels, effect_clouds, reading_of, weight_scores
 from obce.h0 import r_f
 from obce.scores import TEXT_COLUMNS, Scores, rank_correlation
 from obce.sites import SITE_KINDS, Site, architecture, base_model, find_sites, model_hash, usable_max_length
@@ -30,19 +31,23 @@ from obce.sketch import GapCells, Gaps, Moments, Sketch, TokenMoments
 from obce.world import World
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _UNDEFINED_WHEN_CONSTANT = ("rf", "rf_bagged", "std", "range")
 
 SHARD_TEXTS = 1000
 CLOUD_TEXTS = 500
+EFFECT_TEXTS = 400
 EXACT_BYTES = 2 << 30
 """Every value is kept, and r_f exact for every neuron, while all of them take at most so many bytes."""
 
 # Places a forward pass, padding included: enough for the products to run at full speed.
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 _AGREEMENT_TEXTS = 200
+
+# Bytes that a batch's activations may take while they wait for the backward pass.
+_GRADIENT_BYTES = 1 << 30
 
 # A constant output still varies by rounding where the batch's shape changes the order in which its K fp32 products
 # are summed: by about eps sqrt(K), 2e-6 for K = 1,024, relative to the neuron's own magnitude or, for a neuron near
@@ -115,6 +120,8 @@ def site_columns(
     tokens.merge(b.tokens)
     if tokens.count.any():
         columns["token_mean"], columns["token_std"] = tokens.mean(), tokens.std()
+        for suffix, half in (("_a", a.tokens), ("_b", b.tokens)):
+            columns["token_std" + suffix] = half.std()
         columns["token_min"], columns["token_max"] = (e.astype(np.float64) for e in (tokens.least, tokens.greatest))
     found.texts[constant] = -1
     return columns, dict(zip(TEXT_COLUMNS, np.ascontiguousarray(found.texts.T), strict=True)), constant
@@ -342,7 +349,7 @@ class _Job:
 
     def batches(self, texts: NDArray[np.int64]) -> TokenBatches:
         return tokenize(
-            [self.corpus.texts[i] for i in texts],
+            self.corpus.entries(texts),
             self.tokenizer,
             max_length=self.max_length,
             batch_tokens=self.batch_tokens,
@@ -612,13 +619,17 @@ def score(
     exact: bool | None = None,
     tokens: bool = True,
     cloud_texts: int = CLOUD_TEXTS,
+    effect_texts: int = EFFECT_TEXTS,
+    read: str = "auto",
+    labels: ArrayLike | None = None,
     precision: Precision = "float32",
     threads: int | None = None,
     store: Store | None = None,
     progress: Callable[[ShardProgress], None] | None = None,
+    effect_progress: Callable[[float, float], None] | None = None,
     on_kept: Callable[[Kept], None] | None = None,
 ) -> Scores:
-    """Scores every neuron of a BERT on its [CLS] outputs over a corpus.
+    """Scores every neuron of a BERT over a corpus: its [CLS] outputs, its effect on what is read, its weights.
 
     Under `torch.distributed` (a process group that is initialised) the ranks share the shards, and every rank gets
     the scores; they have the bits that one process finds with as many threads a process.
@@ -640,11 +651,17 @@ def score(
         tokens: Sum up what every neuron does over all tokens, for `token_mean` and its like; without them the last
             layer is computed at [CLS] alone.
         cloud_texts: Texts whose vectors are points of the heads' and layers' clouds; 0 for no clouds.
+        effect_texts: Texts that effect clouds are made of, by a forward and a backward pass: half of them from each
+            half of the texts; 0 for no `effect`, `effect_abs` and `taylor`. Needs `tokens`.
+        read: What effects are measured at, see `obce.effects.effect_clouds`; give `"mean"` for an encoder that is used
+            with mean pooling.
+        labels: [n_texts], in the order of a `Corpus`: adds `taylor`, from the loss of the model's head.
         precision: Of products of matrices, see `obce.capture.capture`; other than `"float32"`,
-            `meta["precision_agreement"]` says how well scores rank as in float32.
+            `meta["precision_agreement"]` says how well scores rank as in float32. Effects are always float32.
         threads: Threads of the persistence engine; default from `OMP_NUM_THREADS`, else all.
         store: Where finished shards are kept, and found by a later call with the same arguments (default: memory).
         progress: Called during the forward passes.
+        effect_progress: Called with (texts done, texts in all) while effects are measured.
         on_kept: Called on rank 0 with what `merge` takes.
 
     Returns:
@@ -662,6 +679,7 @@ def score(
     batch_tokens = default_batch_tokens(device) if batch_tokens is None else batch_tokens
     if cloud_texts < 0:
         raise ValueError(f"cloud_texts is {cloud_texts}, expected 0 or more.")
+    given = _checked_effects(model, corpus, effect_texts, read, labels, tokens)
     job = _Job(
         model,
         tokenizer,
@@ -747,9 +765,105 @@ def score(
     scores = table.scores(triples, seed, meta)
     if vectors:
         scores = replace(scores, clouds=cloud_scores(vectors, meta["heads"], threads=threads))
+    columns = _weight_columns(job, scores)
+    if tokens and effect_texts:
+        columns |= _effect_columns(job, scores, effect_texts, read, given, seed, effect_progress)
+        meta |= {"effect_texts": min(effect_texts, len(corpus)), "read": reading_of(model) if read == "auto" else read}
+    scores = replace(scores, columns={**scores.columns, **columns})
     if on_kept is not None and halves is not None:
         on_kept(Kept(halves, vectors, corpus.digests(), {**meta, "sites": triples}))
     return world.from_first(scores)  # type: ignore[no-any-return]
+
+
+def _checked_effects(
+    model: PreTrainedModel, corpus: Corpus, effect_texts: int, read: str, labels: ArrayLike | None, tokens: bool
+) -> NDArray[Any] | None:
+    """The labels as an array; refuses what no forward pass could make valid, before the first one."""
+    if effect_texts != 0 and effect_texts < 2:
+        raise ValueError(f"effect_texts is {effect_texts}, expected 0, or at least 2: some of each half.")
+    if read != "auto" and read not in READS:
+        raise ValueError(f"read is {read!r}, expected 'auto' or one of {', '.join(map(repr, READS))}.")
+    if read in ("head", "logits") and not isinstance(getattr(model, "classifier", None), torch.nn.Linear):
+        raise ValueError(
+            f"read is {read!r}, but a {type(model).__name__} has no classifier: read 'cls', 'mean' or 'tokens'."
+        )
+    if labels is None:
+        return None
+    if not (tokens and effect_texts):
+        raise ValueError("labels are given for the score taylor, which needs tokens=True and effect_texts above 0.")
+    return checked_labels(model, labels, len(corpus))
+
+
+def _gradient_tokens(model: PreTrainedModel, max_length: int, batch_tokens: int) -> int:
+    """Places a forward and backward pass whose activations take `_GRADIENT_BYTES`, as a rough count has them."""
+    config: Any = base_model(model).config
+    each: int = 16 * config.hidden_size + 4 * config.intermediate_size + 2 * config.num_attention_heads * max_length
+    fit = _GRADIENT_BYTES // (4 * int(config.num_hidden_layers) * each)
+    return max(max_length, min(batch_tokens, fit))
+
+
+def _effect_columns(
+    job: _Job,
+    scores: Scores,
+    effect_texts: int,
+    read: str,
+    labels: NDArray[Any] | None,
+    seed: int,
+    progress: Callable[[float, float], None] | None,
+) -> dict[str, NDArray[np.float64]]:
+    order = job.corpus.order(seed)
+    middle = (len(order) + 1) // 2
+    first = order[:middle][: (effect_texts + 1) // 2]
+    texts = np.concatenate([first, order[middle:][: effect_texts // 2]])
+    rows = {site.name: here for here, site in _site_rows(job.sites)}
+    means = {name: scores.columns["token_mean"][here] for name, here in rows.items()}
+    batches = tokenize(
+        job.corpus.entries(texts),
+        job.tokenizer,
+        max_length=job.max_length,
+        batch_tokens=_gradient_tokens(job.model, job.max_length, job.batch_tokens),
+    )
+    parts = {"": slice(None), "_a": slice(None, len(first)), "_b": slice(len(first), None)}
+    columns: dict[str, NDArray[np.float64]] = {}
+
+    def put(name: str, here: slice, values: NDArray[np.float64]) -> None:
+        columns.setdefault(name, np.full(len(scores), np.nan))[here] = values
+
+    passes = 1 if labels is None else 2
+
+    def note(at: int) -> Callable[[float, float], None] | None:
+        return None if progress is None else lambda done, total: progress(at * total + done, passes * total)
+
+    clouds = effect_clouds(job.model, batches, job.sites, means, read=read, seed=seed, progress=note(0))
+    for site, cloud in clouds.items():
+        for suffix, part in parts.items():
+            put("effect" + suffix, rows[site], bagged_rf(cloud[:, part], seed=seed, threads=job.threads))
+            put("effect_abs" + suffix, rows[site], np.abs(cloud[:, part]).mean(1, dtype=np.float64))
+    del clouds
+    if labels is not None:
+        clouds = effect_clouds(job.model, batches, job.sites, means, labels=labels[texts], progress=note(1))
+        for site, cloud in clouds.items():
+            for suffix, part in parts.items():
+                put("taylor" + suffix, rows[site], np.abs(cloud[:, part]).mean(1, dtype=np.float64))
+    if np.isnan(columns["effect_b"]).any():  # a half of fewer texts than a bag; the first has no fewer
+        for name in ("effect_a", "effect_b"):
+            del columns[name]
+    if np.isnan(columns["effect"]).any():
+        del columns["effect"]
+    return columns
+
+
+def _weight_columns(job: _Job, scores: Scores) -> dict[str, NDArray[np.float64]]:
+    columns: dict[str, NDArray[np.float64]] = {}
+    for suffix in ("", "_a", "_b") if "token_std" in scores.columns else ("",):
+        spreads = scores.columns.get("token_std" + suffix)
+        rows = {site.name: here for here, site in _site_rows(job.sites)}
+        given = None if spreads is None else {name: spreads[here] for name, here in rows.items()}
+        for site, found in weight_scores(job.model, job.sites, given).items():
+            for name, values in found.items():
+                if name == "spread" or not suffix:
+                    columns.setdefault(name + suffix, np.full(len(scores), np.nan))[rows[site]] = values
+    return columns
 
 
 def default_batch_tokens(device: str) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from obce.capture import capture, token_means
+from obce.capture import capture
 from obce.clouds import CLOUD_KINDS
 from obce.corpus import tokenize
 from obce.sites import SITE_KINDS, find_sites
@@ -116,16 +116,6 @@ def test_layer_memory_gives_the_same_bits(tiny_bert: BertModel, batches: TokenBa
         for kind, sums in a.tokens.items():
             assert (sums.sums == b.tokens[kind].sums).all(), kind
             assert (sums.squares == b.tokens[kind].squares).all(), kind
-
-
-def test_token_means_alone_equal_those_of_the_capture(tiny_bert: BertModel, batches: TokenBatches) -> None:
-    sites = find_sites(tiny_bert)
-    means = token_means(tiny_bert, batches, sites)
-    assert sorted(means) == sorted(s.name for s in sites if s.reader is not None)
-    for layer in capture(tiny_bert, batches, sites):
-        for kind, sums in layer.tokens.items():
-            if kind in ("value", "intermediate"):
-                np.testing.assert_array_equal(means[f"{layer.layer}.{kind}"], sums.sums / sums.count)
 
 
 def count_hooks(model: BertModel) -> int:

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from obce.capture import capture
 from obce.corpus import read_corpus, tokenize
-from obce.scores import SCORE_NAMES, Scores
+from obce.plan import plan
+from obce.run import read_scores, write_scores
+from obce.scores import CLS_SCORES, SCORE_NAMES, Scores
 from obce.scoring import score
 from obce.sites import SITE_KINDS, find_sites, model_hash
 from scipy.stats import spearmanr
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from transformers import BertModel
 
@@ -37,7 +42,7 @@ def test_one_row_a_neuron_in_order(scores: Scores, model: BertModel) -> None:
         assert (scores.index[rows] == np.arange(site.width)).all()
         assert {SITE_KINDS[code] for code in scores.site[rows]} == {site.kind}
         at += site.width
-    assert all(len(scores.columns[name]) == len(scores) for name in SCORE_NAMES)
+    assert all(len(scores.columns[name]) == len(scores) for name in SCORE_NAMES if name != "taylor")
 
 
 def test_columns_are_those_of_the_captured_values(
@@ -154,8 +159,77 @@ def test_a_neuron_by_its_name(scores: Scores) -> None:
 
 
 def test_unknown_score(scores: Scores) -> None:
-    with pytest.raises(ValueError, match="score is 'taylor', but these scores hold rf, rf_bagged, std"):
-        scores.medians("taylor")
+    for name, sentence in (
+        ("taylor", r"score is 'taylor', but these scores hold effect, effect_abs, spread, rf, .*taylor needs labels"),
+        ("token_std", "score is 'token_std', but these scores hold effect, .*random: name one of them"),
+        ("rf_a", "score is 'rf_a'"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            scores.medians(name)
+
+
+def test_names_are_those_of_the_scores_there_are(scores: Scores) -> None:
+    assert scores.names() == [name for name in SCORE_NAMES if name != "taylor"]
+    less = replace(scores, columns={name: column for name, column in scores.columns.items() if "effect" not in name})
+    assert "effect" not in less.names()
+    with pytest.raises(ValueError, match=r"score is 'effect', but .* \(effect needs the texts: score again"):
+        less.column("effect")
+
+
+def test_only_scores_of_cls_leave_out_what_is_constant_there(scores: Scores) -> None:
+    assert scores.constant.any()
+    for name in scores.names():
+        assert (scores.ranked(name) == (~scores.constant if name in CLS_SCORES else True)).all(), name
+    # layer 0's keys are constant at [CLS], but not at other tokens: they do have an effect
+    rows = scores.rows(0, "key")
+    assert scores.constant[rows].all()
+    assert (scores.columns["effect"][rows] > 0).all()
+    with pytest.raises(ValueError, match="score is 'token_mean'"):
+        scores.ranked("token_mean")
+
+
+def test_a_score_of_ones_own(scores: Scores, tmp_path: Path) -> None:
+    own = np.random.default_rng(3).random(len(scores))
+    own[5] = np.nan
+    more = scores.with_column("mine", own).with_column("yours", -own)
+    own[0] = 7.0
+    assert more.names() == [*scores.names(), "mine", "yours"]
+    assert more.columns["mine"][0] != 7, "the table keeps its own numbers"
+    assert "mine" not in scores.columns
+    assert "own_scores" not in scores.meta
+    assert np.flatnonzero(~more.ranked("mine")).tolist() == [5]
+    assert np.isnan(more.stability("mine").spearman)
+    write_scores(tmp_path / "scores.parquet", more)
+    back = read_scores(tmp_path / "scores.parquet")
+    assert back.names() == more.names()
+    for name in ("mine", "yours"):
+        np.testing.assert_array_equal(back.columns[name], more.columns[name])
+    made = plan(more, keep=0.7, of="encoder", score="mine")
+    assert plan(back, keep=0.7, of="encoder", score="mine") == made
+    assert plan(scores, keep=0.7, of="encoder", score=lambda _scores: more.columns["mine"]).kept == made.kept
+    kept = np.isin(np.arange(64), made.kept["1.intermediate"])
+    values = more.columns["mine"][more.rows(1, "intermediate")]
+    assert 0 < kept.sum() < 64
+    assert values[kept].min() > values[~kept].max()
+    # what is not ranked stays
+    assert 5 in plan(more, keep=0.5, of="encoder", score="mine").kept["0.query"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "my score", "1st", "rf", "taylor", "rf_a", "token_mean", "layer", "site", "index", "constant", "text_a"],
+)
+def test_names_that_are_taken(name: str, scores: Scores) -> None:
+    with pytest.raises(ValueError, match=f"name is '{name}', expected an identifier that is no column"):
+        scores.with_column(name, np.zeros(len(scores)))
+
+
+def test_columns_that_do_not_fit(scores: Scores) -> None:
+    for values, shape in ((np.zeros(3), "(3,)"), (np.zeros((len(scores), 1)), "(672, 1)"), (1.0, "()")):
+        with pytest.raises(ValueError, match=re.escape(f"values has the shape {shape}, expected (672,) numbers")):
+            scores.with_column("mine", values)
+    with pytest.raises(ValueError, match="and holds infinity"):
+        scores.with_column("mine", np.full(len(scores), np.inf))
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from obce.capture import capture
 from obce.clouds import CLOUD_KINDS, CLOUD_SCORES, Clouds, cloud_scores
-from obce.corpus import Corpus, read_corpus
+from obce.corpus import Corpus, read_corpus, tokenize
+from obce.effects import bagged_rf, effect_clouds
 from obce.h0 import h0
 from obce.run import Run, _Files, merge_runs, read_kept
 from obce.scores import Scores
@@ -207,9 +209,159 @@ def test_bagged_rf_is_the_mean_over_groups(
         np.testing.assert_array_equal(found.columns["rf_bagged" + name][live], expected[live])
     few = score(model, tiny_tokenizer, texts[:39])
     assert "rf_bagged" not in few.columns
-    with pytest.raises(ValueError, match="score is 'rf_bagged', but these scores hold rf, std"):
+    with pytest.raises(
+        ValueError, match="score is 'rf_bagged', but these scores hold effect, effect_abs, spread, rf, std"
+    ):
         few.column("rf_bagged")
     assert exact.stability("rf_bagged").spearman > exact.stability("rf").spearman
+
+
+MEASURED = ("effect", "effect_abs", "spread")
+
+
+def test_effects_are_those_of_some_texts_of_each_half(
+    exact: Scores, model: BertModel, tiny_tokenizer: Any, texts: list[str]
+) -> None:
+    """The columns from `obce.effects` alone, one text a batch."""
+    corpus = read_corpus(texts)
+    found = score(model, tiny_tokenizer, corpus, effect_texts=91, read="mean", seed=2)
+    assert (found.meta["effect_texts"], found.meta["read"]) == (91, "mean")
+    assert (exact.meta["effect_texts"], exact.meta["read"]) == (200, "cls")
+    order = corpus.order(2)
+    chosen = np.concatenate([order[:46], order[100:145]])
+    means = {f"{k}.{kind}": found.columns["token_mean"][found.rows(k, kind)] for k, kind in found.sites()}
+    batches = tokenize(corpus.entries(chosen), tiny_tokenizer, max_length=64, batch_size=1)
+    clouds = effect_clouds(model, batches, find_sites(model), means, read="mean", seed=2)
+    cloud = np.concatenate(list(clouds.values()))
+    for suffix, part in (("", cloud), ("_a", cloud[:, :46]), ("_b", cloud[:, 46:])):
+        expected = np.abs(part).mean(1, dtype=np.float64)
+        np.testing.assert_allclose(found.columns["effect_abs" + suffix], expected, rtol=1e-3, atol=1e-6)
+        bags = bagged_rf(np.ascontiguousarray(part), seed=2)
+        np.testing.assert_allclose(found.columns["effect" + suffix], bags, rtol=1e-3, atol=1e-5)
+
+
+def test_new_scores_have_stability_and_rank_every_neuron(exact: Scores) -> None:
+    for name in MEASURED:
+        assert np.isfinite(exact.columns[name]).all(), name
+        stability = exact.stability(name)
+        assert 0.3 < stability.spearman <= 1, name
+        assert set(stability.by_kind) == set(exact.kinds())
+    assert exact.stability("effect").spearman > exact.stability("rf").spearman
+    assert np.isnan(exact.stability("magnitude").spearman)
+    assert np.isfinite(exact.columns["magnitude"]).all()
+    assert "magnitude_a" not in exact.columns
+    # the spread of a half is made of that half's deviations
+    rows = exact.rows(1, "intermediate")
+    weights = exact.columns["spread"][rows] / exact.columns["token_std"][rows]
+    for suffix in ("_a", "_b"):
+        expected = exact.columns["token_std" + suffix][rows] * weights
+        np.testing.assert_allclose(exact.columns["spread" + suffix][rows], expected, rtol=1e-12)
+
+
+def test_taylor_needs_labels(make_bert: Callable[..., BertModel], tiny_tokenizer: Any, texts: list[str]) -> None:
+    from transformers import BertForSequenceClassification
+
+    torch.manual_seed(1)
+    classifier = BertForSequenceClassification(make_bert(num_labels=3).config).eval()
+    with torch.no_grad():
+        classifier.bert.load_state_dict(make_bert().state_dict())
+    corpus = read_corpus(texts[:60])
+    labels = np.random.default_rng(0).integers(0, 3, 60)
+    found = score(classifier, tiny_tokenizer, corpus, labels=labels.tolist(), effect_texts=50, cloud_texts=0)
+    assert found.meta["read"] == "head"
+    assert {"taylor", "taylor_a", "taylor_b"} <= set(found.columns)
+    assert found.stability("taylor").spearman > 0.3
+    # the labels go with the texts, whatever their order
+    turned = score(
+        classifier, tiny_tokenizer, read_corpus(texts[:60][::-1]), labels=labels[::-1], effect_texts=50, cloud_texts=0
+    )
+    np.testing.assert_allclose(turned.columns["taylor"], found.columns["taylor"], rtol=1e-3, atol=1e-7)
+    other = score(classifier, tiny_tokenizer, corpus, labels=labels[::-1], effect_texts=50, cloud_texts=0)
+    assert np.abs(other.columns["taylor"] / found.columns["taylor"] - 1).max() > 0.1
+    np.testing.assert_array_equal(other.columns["effect"], found.columns["effect"])
+    assert "taylor" not in score(classifier, tiny_tokenizer, corpus).columns
+    for bad, sentence in (
+        (labels[:50], r"labels have the shape \(50,\), expected \(60,\): one a text of the corpus, in its order"),
+        (labels + 1, "expected numbers of classes from 0 to 2"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            score(classifier, tiny_tokenizer, corpus, labels=bad)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"effect_texts": 1}, "effect_texts is 1, expected 0, or at least 2: some of each half"),
+        ({"effect_texts": -2}, "effect_texts is -2, expected 0, or at least 2"),
+        ({"read": "pooled"}, "read is 'pooled', expected 'auto' or one of 'head', 'cls', 'mean', 'tokens', 'logits'"),
+        ({"read": "head"}, "read is 'head', but a BertModel has no classifier: read 'cls', 'mean' or 'tokens'"),
+        ({"read": "logits"}, "read is 'logits', but a BertModel has no classifier"),
+        ({"labels": [0] * 200}, "labels are given, but a BertModel takes none of a text: load the model with the head"),
+        ({"labels": [0] * 200, "effect_texts": 0}, "labels are given for the score taylor, which needs tokens=True"),
+        ({"labels": [0] * 200, "tokens": False}, "labels are given for the score taylor, which needs tokens=True"),
+    ],
+)
+def test_effects_that_cannot_be_are_refused_before_a_forward_pass(
+    asked: dict[str, Any], sentence: str, model: BertModel, tiny_tokenizer: Any, texts: list[str]
+) -> None:
+    seen: list[ShardProgress] = []
+    with pytest.raises(ValueError, match=sentence):
+        score(model, tiny_tokenizer, texts, progress=seen.append, **asked)
+    assert not seen
+
+
+def test_without_effects(exact: Scores, model: BertModel, tiny_tokenizer: Any, texts: list[str]) -> None:
+    none = score(model, tiny_tokenizer, texts, effect_texts=0, **SHARDS)
+    assert not [name for name in none.columns if name.startswith(("effect", "taylor"))]
+    assert not {"read", "effect_texts"} & set(none.meta)
+    for name, column in none.columns.items():
+        np.testing.assert_array_equal(column, exact.columns[name], err_msg=name)
+    bare = score(model, tiny_tokenizer, texts, tokens=False, **SHARDS)
+    assert not {"effect", "effect_abs", "spread", "spread_a"} & set(bare.columns)
+    np.testing.assert_array_equal(bare.columns["magnitude"], exact.columns["magnitude"])
+    # fewer texts than a bag of 20 in a half, or in both
+    for count, names in ((40, {"effect", "effect_a", "effect_b"}), (39, {"effect"}), (21, {"effect"}), (19, set())):
+        few = score(model, tiny_tokenizer, texts, effect_texts=count, cloud_texts=0)
+        assert {name for name in few.columns if name in ("effect", "effect_a", "effect_b")} == names, count
+        assert {"effect_abs", "effect_abs_a", "effect_abs_b"} <= set(few.columns)
+
+
+def test_effects_do_not_depend_on_the_batch(
+    exact: Scores, model: BertModel, tiny_tokenizer: Any, texts: list[str]
+) -> None:
+    seen: list[tuple[float, float]] = []
+    other = score(
+        model,
+        tiny_tokenizer,
+        texts,
+        exact=True,
+        batch_tokens=100,
+        effect_progress=lambda *at: seen.append(at),
+        **SHARDS,
+    )
+    assert seen[-1] == (200, 200)
+    assert len(seen) > 20
+    for name in ("effect_abs", "spread", "effect_abs_a", "spread_b"):
+        np.testing.assert_allclose(other.columns[name], exact.columns[name], rtol=1e-4, atol=1e-7, err_msg=name)
+    np.testing.assert_allclose(other.columns["effect"], exact.columns["effect"], rtol=1e-3, atol=1e-6)
+
+
+def test_scoring_leaves_the_model_as_it_was(
+    make_bert: Callable[..., BertModel], tiny_tokenizer: Any, texts: list[str]
+) -> None:
+    model = make_bert().train()
+    model.encoder.layer[1].eval()
+    model.encoder.layer[0].output.dense.bias.requires_grad_(False)
+    flags = [module.training for module in model.modules()]
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    score(model, tiny_tokenizer, texts[:50], **SHARDS)
+    assert [module.training for module in model.modules()] == flags
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == [
+        "encoder.layer.0.output.dense.bias"
+    ]
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_clouds_of_heads_and_layers(model: BertModel, tiny_tokenizer: Any, texts: list[str]) -> None:
@@ -218,8 +370,6 @@ def test_clouds_of_heads_and_layers(model: BertModel, tiny_tokenizer: Any, texts
     assert found is not None
     assert (found.n, len(found)) == (61, 3 * (4 * 4 + 1))
     chosen = np.concatenate([corpus.order()[:31], corpus.order()[100:130]])
-    from obce.corpus import tokenize
-
     batches = tokenize([corpus.texts[i] for i in chosen], tiny_tokenizer, max_length=64)
     by_hand = {}
     for layer in capture(model, batches, find_sites(model), chosen=np.ones(61, bool)):
@@ -395,8 +545,6 @@ def run_ranks(arguments: dict[str, Any]) -> None:
 def test_two_processes_find_the_bits_of_one(
     exact_kept: bool, apart: bool, tiny_bert_dir: Path, texts: list[str], tmp_path: Path
 ) -> None:
-    import torch
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
