@@ -14,17 +14,30 @@ class LayerWidths(NamedTuple):
     """Neurons that one layer keeps.
 
     Attributes:
-        query_key: Width of query, and of key; the same number in every head.
-        value: Width of value; the same number in every head.
+        query_key: Width of query, and of key; the same number in every head that stays.
+        value: Width of value; the same number in every head that stays.
         intermediate: Width of intermediate.
+        heads: Heads that stay; with 0 of them query_key and value are 0 too.
+        attention_output: Rows of attention_output that are computed; the others give a constant.
+        output: Rows of output that are computed; the others give a constant.
     """
 
     query_key: int
     value: int
     intermediate: int
+    heads: int
+    attention_output: int
+    output: int
 
 
-_KEYS = ("kept_query_key_size", "kept_value_size", "kept_intermediate_size")
+_KEYS = (
+    "kept_query_key_size",
+    "kept_value_size",
+    "kept_intermediate_size",
+    "kept_heads",
+    "kept_attention_output_size",
+    "kept_output_size",
+)
 
 
 @strict
@@ -32,19 +45,21 @@ class ObceBertConfig(BertConfig):
     """Configuration of `ObceBertModel` and its heads.
 
     A `BertConfig` whose `hidden_size`, `num_attention_heads` and `intermediate_size` are those of the dense
-    model (attention keeps that model's scale), plus the widths of each layer. They stand in transformers'
-    `per_layer_config` under keys of our own, because BERT's own keys do not say what is meant: reading
-    `intermediate_size` there would hide the dense value, and `hidden_size / num_attention_heads` is no
-    longer a head's size.
+    model (attention keeps that model's scale), plus the widths of each layer. `num_hidden_layers` counts the
+    layers that are left. The widths stand in transformers' `per_layer_config` under keys of our own, because BERT's
+    own keys do not say what is meant: reading `intermediate_size` there would hide the dense value, and
+    `hidden_size / num_attention_heads` is no longer a head's size.
 
     Args:
-        per_layer_config: Layer number -> `{"kept_query_key_size": int, "kept_value_size": int,
-            "kept_intermediate_size": int}`, for every layer; None: all layers as wide as the dense model.
+        per_layer_config: Layer number, as this model counts -> the fields of `LayerWidths` by the keys
+            `kept_query_key_size`, `kept_value_size`, `kept_intermediate_size`, `kept_heads`,
+            `kept_attention_output_size` and `kept_output_size`, all of them for every layer; None: all layers as
+            wide as the dense model.
         obce: How the model was made (score, preset, repair, corpus, ...); for people and reports.
         **kwargs: As for `BertConfig`.
 
     Raises:
-        ValueError: A width is out of range or not divisible by the number of heads, a layer's entry has
+        ValueError: A width is out of range or not divisible by the layer's number of heads, a layer's entry has
             missing or other keys, or the model is to be a decoder.
     """
 
@@ -67,20 +82,30 @@ class ObceBertConfig(BertConfig):
         heads, hidden = self.num_attention_heads, self.hidden_size
         if hidden % heads:
             raise ValueError(f"hidden_size is {hidden}, expected a multiple of num_attention_heads = {heads}.")
-        dense = LayerWidths(hidden, hidden, self.intermediate_size)
+        dense = LayerWidths(hidden, hidden, self.intermediate_size, heads, hidden, hidden)
         if not self.is_heterogeneous:
             return [dense] * self.num_hidden_layers
         found = []
         for layer, entry in enumerate(self.per_layer_config):
             kept: list[Any] = [getattr(entry, key, None) for key in _KEYS]
-            for key, width, limit, unit in zip(_KEYS, kept, dense, (heads, heads, 1), strict=True):
-                if type(width) is not int or not unit <= width <= limit or width % unit:
-                    raise ValueError(
-                        f"per_layer_config: {key} of layer {layer} is {width!r}, expected a multiple of "
-                        f"{unit} from {unit} to {limit}."
-                    )
+            left = kept[_KEYS.index("kept_heads")]
+            _check_size(layer, "kept_heads", left, 0, heads)
+            # (least, most, unit) of each key
+            in_heads = (left, left * (hidden // heads), max(1, left))
+            rows = (1, hidden, 1)
+            ranges = (in_heads, in_heads, (1, self.intermediate_size, 1), (0, heads, 1), rows, rows)
+            for key, size, (least, most, unit) in zip(_KEYS, kept, ranges, strict=True):
+                _check_size(layer, key, size, least, most, unit)
             found.append(LayerWidths(*kept))
         return found
+
+
+def _check_size(layer: int, key: str, size: Any, least: int, most: int, unit: int = 1) -> None:
+    if type(size) is not int or not least <= size <= most or size % unit:
+        raise ValueError(
+            f"per_layer_config: {key} of layer {layer} is {size!r}, expected a multiple of {unit} from {least} "
+            f"to {most}."
+        )
 
 
 def _check_entries(entries: dict[int | str, dict[str, Any]], layers: int) -> None:

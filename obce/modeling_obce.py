@@ -1,8 +1,10 @@
 """BERT encoders whose layers have unequal widths, and BERT's heads on them.
 
-Parameter names are those of transformers' BERT. What differs from it: query and key of a head may be narrower
-than its value, the intermediate layer has its own width in every layer, and attention keeps the scale of the
-dense model, 1 / sqrt(dense head size), because the removed coordinates count as zeros of the dense product.
+Parameter names are those of transformers' BERT; layers are numbered as they stand here. What differs from it:
+query and key of a head may be narrower than its value, the intermediate layer has its own width in every layer,
+a layer may have fewer heads or none, some rows of the Linears that write the residual stream may be constants, and
+attention keeps the scale of the dense model, 1 / sqrt(dense head size), because the removed coordinates count as
+zeros of the dense product.
 
 The classes build themselves instead of calling the constructors of BERT's classes, which would allocate the
 dense matrices first. This file is copied into checkpoints: it imports nothing of obce but its configuration.
@@ -16,6 +18,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import initialization
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.bert.modeling_bert import (
     BertAttention,
@@ -46,24 +49,65 @@ from .configuration_obce import LayerWidths, ObceBertConfig
 _ALIGNMENT = 64  # bytes, of torch's own allocations on the CPU
 
 
+class ObceRows(nn.Module):
+    """A Linear that computes some of its rows; each of the others gives its entry of the bias.
+
+    Without input features (all heads are gone) it is the bias alone, and `weight` and `kept` are None.
+
+    Attributes:
+        weight: [kept, in_features].
+        bias: [out_features], the constants of the other rows included.
+        kept: int64 [kept], ascending row numbers; they are part of the state, as the config states only how many.
+    """
+
+    weight: nn.Parameter | None
+    kept: torch.Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, kept: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.zeros(kept, in_features)) if in_features else None
+        self.bias = nn.Parameter(torch.zeros(out_features))
+        self.register_buffer("kept", torch.arange(kept) if in_features else None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in_features] -> [..., out_features]."""
+        if self.weight is None or self.kept is None:
+            return self.bias.expand(*x.shape[:-1], -1)
+        rows = nn.functional.linear(x, self.weight, self.bias[self.kept])
+        # the dtype of the rows, which autocast may have lowered
+        return self.bias.to(rows.dtype).expand(*x.shape[:-1], -1).index_copy(-1, self.kept, rows)
+
+    def extra_repr(self) -> str:
+        """As a Linear's, with the number of rows that are computed."""
+        kept = 0 if self.kept is None else len(self.kept)
+        return f"in_features={self.in_features}, out_features={self.out_features}, kept={kept}"
+
+
+def _writer(in_features: int, hidden: int, kept: int) -> nn.Module:
+    whole = in_features and kept == hidden
+    return nn.Linear(in_features, hidden) if whole else ObceRows(in_features, hidden, kept)
+
+
 class ObceBertSelfAttention(nn.Module):
     """Self-attention with one head size for query and key and another for value.
 
     Takes hidden states [B, T, hidden] and returns the context [B, T, value width] and, with the eager
-    implementation, the attention weights [B, heads, T, T].
+    implementation, the attention weights [B, heads, T, T]. Without heads it has no Linears and attends to nothing.
     """
 
     def __init__(self, config: ObceBertConfig, widths: LayerWidths, layer_idx: int) -> None:
         super().__init__()
         # The model's own config, not a copy: `set_attn_implementation` changes it in place.
         self.config = config
-        self.num_attention_heads = config.num_attention_heads
-        self.query_key_head_size = widths.query_key // config.num_attention_heads
-        self.value_head_size = widths.value // config.num_attention_heads
+        self.num_attention_heads = widths.heads
         self.scaling = (config.hidden_size // config.num_attention_heads) ** -0.5
-        self.query = nn.Linear(config.hidden_size, widths.query_key)
-        self.key = nn.Linear(config.hidden_size, widths.query_key)
-        self.value = nn.Linear(config.hidden_size, widths.value)
+        if widths.heads:
+            self.query_key_head_size = widths.query_key // widths.heads
+            self.value_head_size = widths.value // widths.heads
+            self.query = nn.Linear(config.hidden_size, widths.query_key)
+            self.key = nn.Linear(config.hidden_size, widths.query_key)
+            self.value = nn.Linear(config.hidden_size, widths.value)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
         self.is_causal = False
         self.layer_idx = layer_idx
@@ -78,6 +122,10 @@ class ObceBertSelfAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attends; `past_key_values` and `encoder_hidden_states` are always None in an encoder."""
         shape = hidden_states.shape[:-1]
+        if not self.num_attention_heads:
+            eager = self.config._attn_implementation == "eager"
+            none = hidden_states.new_zeros(shape[0], 0, shape[1], shape[1]) if eager else None
+            return hidden_states.new_zeros(*shape, 0), none
         # [B, heads, T, head size]
         query = self.query(hidden_states).view(*shape, -1, self.query_key_head_size).transpose(1, 2)
         key = self.key(hidden_states).view(*shape, -1, self.query_key_head_size).transpose(1, 2)
@@ -103,7 +151,7 @@ class ObceBertSelfOutput(BertSelfOutput):
 
     def __init__(self, config: ObceBertConfig, widths: LayerWidths) -> None:
         nn.Module.__init__(self)
-        self.dense = nn.Linear(widths.value, config.hidden_size)
+        self.dense = _writer(widths.value, config.hidden_size, widths.attention_output)  # type: ignore[assignment]
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -116,6 +164,16 @@ class ObceBertAttention(BertAttention):
         self.is_cross_attention = False
         self.self = ObceBertSelfAttention(config, widths, layer_idx)  # type: ignore[assignment]
         self.output = ObceBertSelfOutput(config, widths)
+
+
+class ObceBertOutput(BertOutput):
+    """Projection of a narrow intermediate layer back to the residual stream."""
+
+    def __init__(self, config: ObceBertConfig, widths: LayerWidths) -> None:
+        nn.Module.__init__(self)
+        self.dense = _writer(widths.intermediate, config.hidden_size, widths.output)  # type: ignore[assignment]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
 
 class ObceBertLayer(BertLayer):
@@ -131,7 +189,7 @@ class ObceBertLayer(BertLayer):
         narrow = copy.copy(config)
         narrow.intermediate_size = widths.intermediate
         self.intermediate = BertIntermediate(narrow)
-        self.output = BertOutput(narrow)
+        self.output = ObceBertOutput(config, widths)
 
 
 class ObceBertEncoder(BertEncoder):
@@ -163,6 +221,14 @@ class ObceBertPreTrainedModel(BertPreTrainedModel):
         "hidden_states": ObceBertLayer,
         "attentions": ObceBertSelfAttention,
     }
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ObceRows):
+            initialization.zeros_(module.bias)
+            if module.weight is not None and module.kept is not None:
+                initialization.normal_(module.weight, std=self.config.initializer_range)
+                initialization.copy_(module.kept, torch.arange(len(module.kept)))
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:

@@ -4,28 +4,33 @@ Removing neurons by percentile of their score, inside each site of each layer (O
 gives the levels (30, 50 and 70 %) but neither the rule that assigns a level to a layer nor the Linears that are
 cut; what stands here is our reading (docs/method.md).
 
-What can be cut without changing the width of the residual stream:
+What can be cut without changing the width of the residual stream (`UNITS`):
 
-- `query` and `key` in pairs inside a head: the attention product sums over the pairs;
+- `query_key`: query and key in pairs inside a head; the attention product sums over the pairs;
 - `value`, with the column of `attention_output` that reads it;
-- `intermediate`, with the column of `output` that reads it.
+- `intermediate`, with the column of `output` that reads it;
+- `heads`: query, key and value of a head, with the columns of `attention_output` that read it;
+- `attention_output` and `output`: rows of the Linears that write the residual stream; what a removed row wrote
+  becomes a constant.
 
-Query/key and value lose the same number in every head of a layer, so that heads stay rectangular.
+Whole layers go before any of these. Query/key and value lose the same number in every head of a layer, so that
+heads stay rectangular.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from obce.clouds import CLOUD_KINDS, CLOUD_SCORES
 from obce.scores import SCORE_NAMES, Scores
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
     from transformers import PreTrainedModel
 
 Of = Literal["total", "encoder"]
@@ -38,11 +43,19 @@ PRESETS: dict[str, tuple[float, float, float]] = {
     "pbce-2025": (0.75, 0.50, 0.25),
 }
 
+UNITS = ("query_key", "value", "heads", "intermediate", "attention_output", "output")
+"""What one step of a plan can remove."""
+
+DEFAULT_UNITS = ("query_key", "value", "intermediate")
+
+Curves: TypeAlias = dict[str, list[tuple[float, float]]]
+"""`"3.value"` -> (share removed, what is lost by it), from (0, 0) on, by ascending shares."""
+
 # Length in tokens of the one text that FLOPs are stated for.
 FLOPS_LENGTH = 128
 
 _FORMAT = "obce-plan"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 class Size(NamedTuple):
@@ -53,13 +66,32 @@ class Size(NamedTuple):
         encoder: Parameters of the encoder layers alone.
         flops: Floating-point operations (a multiply-add is two) of the matrix products of the base model
             (encoder and, if there is one, pooler) on one text of `FLOPS_LENGTH` tokens.
-        bytes: Bytes of all distinct parameters in their own dtype: the data of the safetensors file.
+        bytes: Bytes of all distinct parameters in their own dtype: the data of the safetensors file, which holds
+            8 bytes more for every row kept of a site of attention_output or output that loses some.
     """
 
     parameters: int
     encoder: int
     flops: int
     bytes: int
+
+
+class Widths(NamedTuple):
+    """Neurons of one layer, by the sites that can be cut.
+
+    Attributes:
+        query_key: Width of query, and of key.
+        value: Width of value.
+        intermediate: Width of intermediate.
+        attention_output: Rows of attention_output that are computed.
+        output: Rows of output that are computed.
+    """
+
+    query_key: int
+    value: int
+    intermediate: int
+    attention_output: int
+    output: int
 
 
 @dataclass(frozen=True)
@@ -76,10 +108,16 @@ class Plan:
         of: What `keep` is a share of.
         seed: Seed of the `random` score.
         floor: Least share of a site that stays.
-        levels: Layer number (as text) -> share of its neurons that the level removes, before rounding.
-        kept: Site name -> ascending kept indices; a site that is absent is kept whole.
+        levels: Layer number (as text) -> share of its neurons that the level removes, before rounding (with measured
+            shares, of its parameters that may go, after it); 1 for a layer that is dropped.
+        kept: Site name -> ascending kept indices; a site that is absent is kept whole, unless its layer is dropped.
+            A head of which nothing is kept in query, key and value is gone.
         before: Size of the dense model.
         after: Predicted size of the pruned model, exact.
+        layers_dropped: Numbers of the dense model's layers that go, ascending.
+        units: What a step removed, of `UNITS`.
+        head_score: Score of the heads' clouds that ranks heads, or None for the sum over their neurons.
+        shares: How sites share the loss: `"uniform"`, `"preset"` or `"measured"` (by `obce.sensitivity`).
     """
 
     model_hash: str
@@ -95,6 +133,10 @@ class Plan:
     kept: dict[str, tuple[int, ...]]
     before: Size
     after: Size
+    layers_dropped: tuple[int, ...] = ()
+    units: tuple[str, ...] = DEFAULT_UNITS
+    head_score: str | None = None
+    shares: str = "uniform"
 
     @property
     def kept_share(self) -> float:
@@ -108,6 +150,7 @@ class Plan:
         plain = asdict(self)
         plain["before"], plain["after"] = self.before._asdict(), self.after._asdict()
         plain["kept"] = {name: list(indices) for name, indices in self.kept.items()}
+        plain["layers_dropped"], plain["units"] = list(self.layers_dropped), list(self.units)
         return {"format": _FORMAT, "format_version": _FORMAT_VERSION, **plain}
 
     @classmethod
@@ -127,6 +170,8 @@ class Plan:
         fields = {k: v for k, v in plain.items() if k not in ("format", "format_version")}
         try:
             fields["kept"] = {name: tuple(int(i) for i in kept) for name, kept in fields["kept"].items()}
+            fields["layers_dropped"] = tuple(int(layer) for layer in fields["layers_dropped"])
+            fields["units"] = tuple(str(unit) for unit in fields["units"])
             fields["before"], fields["after"] = Size(**fields["before"]), Size(**fields["after"])
             return cls(**fields)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -134,60 +179,162 @@ class Plan:
 
 
 class _Group:
-    """Neurons of one layer that are cut together: the same count in every head.
+    """Neurons of one layer that are cut together: the same count in every head, or whole heads.
 
-    `order[h]` lists head h's ranked neurons, lowest score first; a step removes the next one of every head.
+    `order[p]` lists the ranked members of part p, lowest score first; a step removes the next one of every part.
+    A member is a neuron, or for heads a block of neurons.
     """
 
     def __init__(
         self,
         layer: int,
-        kinds: tuple[str, ...],
+        unit: str,
         scores: NDArray[np.float64],
         ranked: NDArray[np.bool_],
-        heads: int,
-        cost: int,
+        *,
+        parts: int = 1,
+        block: int = 1,
         floor: float,
     ) -> None:
-        self.layer, self.kinds, self.cost, self.width = layer, kinds, heads * cost, len(scores)
-        per_head = self.width // heads
+        self.layer, self.members, self.block = layer, len(scores), block
+        self.name = f"{layer}.{unit}"
+        self.kinds = _KINDS.get(unit, (unit,))
+        per_part = self.members // parts
         self.order = []
-        for head in range(heads):
-            ids = np.arange(head * per_head, (head + 1) * per_head)
+        for part in range(parts):
+            ids = np.arange(part * per_part, (part + 1) * per_part)
             ids = ids[ranked[ids]]
             # stable: equal scores keep the order of their indices, lower index removed first
             self.order.append(ids[np.argsort(scores[ids], kind="stable")])
+        lost = parts * block
+        self.step = Widths(
+            query_key=lost if unit in ("query_key", "heads") else 0,
+            value=lost if unit in ("value", "heads") else 0,
+            intermediate=lost if unit == "intermediate" else 0,
+            attention_output=lost if unit == "attention_output" else 0,
+            output=lost if unit == "output" else 0,
+        )
         candidates = min(len(ids) for ids in self.order)
-        least = max(1, math.ceil(floor * per_head))
+        # a model can do without any head of a layer; whoever gives a floor wants some of every site
+        least = max(0 if unit == "heads" and floor == 0 else 1, math.ceil(floor * per_part))
         self.ranked = candidates
-        self.most = max(0, min(candidates, per_head - least))
+        self.most = max(0, min(candidates, per_part - least))
+
+    def cost(self, hidden: int, now: Widths) -> int:
+        """Parameters that the next step removes from a layer of these widths; 0 where no weight is left to go."""
+        step = self.step
+        return (
+            2 * step.query_key * (hidden + 1)
+            + step.value * (hidden + 1 + now.attention_output)
+            + step.intermediate * (hidden + 1 + now.output)
+            + step.attention_output * now.value
+            + step.output * now.intermediate
+        )
 
     def kept(self, steps: int) -> tuple[int, ...]:
         gone = {int(i) for ids in self.order for i in ids[:steps]}
-        return tuple(i for i in range(self.width) if i not in gone)
+        return tuple(i for i in range(self.members * self.block) if i // self.block not in gone)
 
 
-def _groups(scores: Scores, score: str, column: NDArray[np.float64], floor: float, heads: int) -> list[_Group]:
-    from scipy.stats import rankdata
+# Sites that a unit cuts, where their names differ from it.
+_KINDS = {"query_key": ("query", "key"), "heads": ("query", "key", "value")}
 
-    hidden = int(scores.meta["architecture"]["hidden_size"])
+
+def _groups(
+    scores: Scores,
+    column: NDArray[np.float64],
+    ranked: NDArray[np.bool_],
+    layers: Sequence[int],
+    *,
+    units: Sequence[str],
+    head_score: str | None,
+    floor: float,
+) -> list[_Group]:
+    heads = int(scores.meta["architecture"]["num_attention_heads"])
+    block = int(scores.meta["architecture"]["hidden_size"]) // heads
     groups = []
-    for layer in scores.layers():
-        query, key = scores.rows(layer, "query"), scores.rows(layer, "key")
-        ranked = ~(scores.constant[query] | scores.constant[key])
-        # A pair is as good as its two halves together. Ranks, because query and key outputs differ in scale.
-        pair = np.zeros(len(ranked))
-        pair[ranked] = rankdata(column[query][ranked]) + rankdata(column[key][ranked])
-        groups.append(_Group(layer, ("query", "key"), pair, ranked, heads, 2 * (hidden + 1), floor))
-        for kind, parts in (("value", heads), ("intermediate", 1)):
-            rows = scores.rows(layer, kind)
-            groups.append(_Group(layer, (kind,), column[rows], ~scores.constant[rows], parts, 2 * hidden + 1, floor))
+    for layer in layers:
+        for unit in units:
+            if unit == "query_key":
+                pair, both = _pairs(scores, column, ranked, layer)
+                groups.append(_Group(layer, unit, pair, both, parts=heads, floor=floor))
+            elif unit == "heads":
+                if head_score is None:
+                    head, known = _heads_by_neurons(scores, column, ranked, layer, heads)
+                else:
+                    head, known = _heads_by_clouds(scores, head_score, layer, heads)
+                groups.append(_Group(layer, unit, head, known, block=block, floor=floor))
+            else:
+                rows = scores.rows(layer, unit)
+                parts = heads if unit == "value" else 1
+                groups.append(_Group(layer, unit, column[rows], ranked[rows], parts=parts, floor=floor))
     return groups
 
 
-def _levels(scores: Scores, preset: str | None) -> dict[int, float]:
-    """Layer -> share removed, before it is scaled to a budget."""
+# Members' scores and which of them are ranked. Ranks are summed, not values, because sites differ in scale.
+_Ranking: TypeAlias = "tuple[NDArray[np.float64], NDArray[np.bool_]]"
+
+
+def _pairs(scores: Scores, column: NDArray[np.float64], ranked: NDArray[np.bool_], layer: int) -> _Ranking:
+    from scipy.stats import rankdata
+
+    query, key = scores.rows(layer, "query"), scores.rows(layer, "key")
+    both = ranked[query] & ranked[key]
+    # A pair is as good as its two halves together.
+    pair = np.zeros(len(both))
+    pair[both] = rankdata(column[query][both]) + rankdata(column[key][both])
+    return pair, both
+
+
+def _heads_by_neurons(
+    scores: Scores, column: NDArray[np.float64], ranked: NDArray[np.bool_], layer: int, heads: int
+) -> _Ranking:
+    from scipy.stats import rankdata
+
+    total, known = np.zeros(heads), np.ones(heads, bool)
+    for kind in ("query", "key", "value"):
+        rows = scores.rows(layer, kind)
+        here = ranked[rows]
+        ranks = np.zeros(len(here))
+        ranks[here] = rankdata(column[rows][here])
+        total += ranks.reshape(heads, -1).sum(axis=1)
+        # a head with nothing to rank in one of its sites is no better known than a constant neuron
+        known &= here.reshape(heads, -1).any(axis=1)
+    return total, known
+
+
+def _heads_by_clouds(scores: Scores, score: str, layer: int, heads: int) -> _Ranking:
+    from scipy.stats import rankdata
+
+    clouds = scores.clouds
+    if clouds is None:
+        raise ValueError(
+            f"head_score is {score!r}, but the scores have no clouds: score again with cloud_texts above 0, or leave "
+            "head_score out"
+        )
+    total, known = np.zeros(heads), np.zeros(heads)
+    for kind in ("query", "key", "value", "context"):
+        rows = (clouds.layer == layer) & (clouds.kind == CLOUD_KINDS.index(kind)) & ~clouds.constant
+        if rows.any():
+            # as shares of the heads ranked, so that a kind with constant clouds weighs no less
+            total[clouds.head[rows]] += rankdata(clouds.columns[score][rows]) / np.count_nonzero(rows)
+            known[clouds.head[rows]] += 1
+    ranked = known > 0
+    return np.where(ranked, total / np.maximum(known, 1), 0.0), ranked
+
+
+def _dropped(scores: Scores, column: NDArray[np.float64], ranked: NDArray[np.bool_], count: int) -> tuple[int, ...]:
+    """The layers whose neurons' scores add up to least; those that are not ranked count 0."""
     layers = scores.layers()
+    if count >= len(layers):
+        raise ValueError(f"drop_layers is {count}, but the model has {len(layers)} layers and at least one must stay")
+    counted = np.where(ranked, column, 0.0)
+    sums = [float(counted[scores.layer == layer].sum()) for layer in layers]
+    return tuple(sorted(layers[i] for i in np.argsort(sums, kind="stable")[:count]))
+
+
+def _levels(scores: Scores, layers: Sequence[int], preset: str | None) -> dict[int, float]:
+    """Layer -> share removed, before it is scaled to a budget, among the layers that stay."""
     if preset is None:
         return dict.fromkeys(layers, 1.0)
     rf = scores.column("rf")
@@ -199,59 +346,125 @@ def _levels(scores: Scores, preset: str | None) -> dict[int, float]:
     return {layer: PRESETS[preset][int(rank[i]) * 3 // len(layers)] for i, layer in enumerate(layers)}
 
 
-def flops(
-    architecture: Mapping[str, Any], widths: Mapping[int, tuple[int, int, int]], length: int = FLOPS_LENGTH
-) -> int:
+def flops(architecture: Mapping[str, Any], widths: Mapping[int, Widths], length: int = FLOPS_LENGTH) -> int:
     """Floating-point operations of a base model's matrix products on one text.
 
     Args:
         architecture: Facts of the dense model (`obce.sites.architecture`).
-        widths: Layer -> (query/key width, value width, intermediate width).
+        widths: Layer -> its widths, for every layer that stays.
         length: Tokens of the text, T.
 
     Returns:
-        Sum over layers of 2 T h (2 q + 2 v + 2 i) for the Linears and 2 T^2 (q + v) for the two attention
-        products, plus 2 h^2 for the pooler; a multiply-add counts as two.
+        Sum over layers of 2 T (h (2 q + v + i) + a v + o i) for the Linears, of which attention_output computes a
+        rows and output o rows, and 2 T^2 (q + v) for the two attention products, plus 2 h^2 for the pooler; a
+        multiply-add counts as two.
     """
     hidden = int(architecture["hidden_size"])
     total = 2 * hidden * hidden if architecture["pooler"] else 0
-    for qk, value, intermediate in widths.values():
-        total += 2 * length * hidden * (2 * qk + 2 * value + 2 * intermediate)
-        total += 2 * length * length * (qk + value)
+    for one in widths.values():
+        total += 2 * length * hidden * (2 * one.query_key + one.value + one.intermediate)
+        total += 2 * length * (one.attention_output * one.value + one.output * one.intermediate)
+        total += 2 * length * length * (one.query_key + one.value)
     return total
 
 
-def _size(architecture: Mapping[str, Any], groups: list[_Group], steps: list[int]) -> Size:
-    removed = sum(group.cost * n for group, n in zip(groups, steps, strict=True))
-    widths: dict[int, list[int]] = {}
+def _dense_widths(architecture: Mapping[str, Any]) -> Widths:
+    hidden = int(architecture["hidden_size"])
+    return Widths(hidden, hidden, int(architecture["intermediate_size"]), hidden, hidden)
+
+
+def _widths(
+    architecture: Mapping[str, Any], layers: Sequence[int], groups: list[_Group], steps: list[int]
+) -> dict[int, Widths]:
+    widths = dict.fromkeys(layers, _dense_widths(architecture))
     for group, n in zip(groups, steps, strict=True):
-        widths.setdefault(group.layer, []).append(group.width - n * len(group.order))
+        widths[group.layer] = _less(widths[group.layer], group.step, n)
+    return widths
+
+
+def _less(widths: Widths, step: Widths, times: int = 1) -> Widths:
+    return Widths(*(width - times * lost for width, lost in zip(widths, step, strict=True)))
+
+
+def _layer_parameters(hidden: int, widths: Widths) -> int:
+    """Parameters of a layer; its full-width biases hold the constants, and its LayerNorms stay whole."""
+    q, v, i, a, o = widths
+    return (2 * q + v + i) * (hidden + 1) + a * v + o * i + 2 * hidden + 4 * hidden
+
+
+def _size(architecture: Mapping[str, Any], widths: Mapping[int, Widths]) -> Size:
+    hidden = int(architecture["hidden_size"])
+    removed = int(architecture["num_hidden_layers"]) * _layer_parameters(hidden, _dense_widths(architecture))
+    removed -= sum(_layer_parameters(hidden, one) for one in widths.values())
     return Size(
         parameters=int(architecture["parameters"]) - removed,
         encoder=int(architecture["encoder_parameters"]) - removed,
-        flops=flops(architecture, {layer: (w[0], w[1], w[2]) for layer, w in widths.items()}),
+        flops=flops(architecture, widths),
         bytes=int(architecture["weight_bytes"]) - removed * int(architecture["encoder_element_bytes"]),
     )
 
 
-def _fill_budget(groups: list[_Group], levels: dict[int, float], excess: int) -> tuple[list[int], int]:
-    """Steps of each group until `excess` parameters are gone, levels growing together.
+def _due_by_level(groups: list[_Group], levels: Mapping[int, float]) -> list[tuple[float, int]]:
+    """When the steps of each group are due, if levels grow together.
 
-    Step k of a group with c ranked neurons a head is due when the common scale of all levels reaches
-    k / (c * level). Taking steps in that order is the preset, scaled; a step too big for what is left is passed
-    over, so that single intermediate neurons fill the rest.
+    Step k of a group with c ranked members a part is due when the common scale of all levels reaches k / (c * level).
+    Taking steps in that order is the preset, scaled.
+    """
+    return sorted(
+        (k / (group.ranked * levels[group.layer]), g)
+        for g, group in enumerate(groups)
+        for k in range(1, group.most + 1)
+    )
+
+
+def _due_by_loss(
+    groups: list[_Group], curves: Curves, hidden: int, dense: Mapping[int, Widths]
+) -> list[tuple[float, int]]:
+    """When the steps of each group are due, if each is taken where it costs least a parameter.
+
+    The lower convex hull of a group's curve is followed: of a curve that falls off a cliff, what lies before it is
+    spread over the way there, since steps of one group can only be taken in order.
+    """
+    due: list[tuple[float, int]] = []
+    for g, group in enumerate(groups):
+        curve = curves.get(group.name)
+        if curve is None or not group.most:
+            if group.most:
+                raise ValueError(f"sensitivity has no {group.name}, but the plan may cut it: measure it, too")
+            continue
+        # in steps; loss cannot fall, and beyond the last point it goes on as before
+        points = [(0.0, 0.0)]
+        for share, loss in sorted(curve):
+            if share > 0:
+                points.append((share * group.ranked, max(points[-1][1], float(loss))))
+        hull = [points[0]]
+        while hull[-1] != points[-1]:
+            at = points.index(hull[-1])
+            hull.append(min(points[at + 1 :], key=lambda p: ((p[1] - hull[-1][1]) / (p[0] - hull[-1][0]), -p[0])))
+        cost = group.cost(hidden, dense[group.layer])
+        for k in range(1, group.most + 1):
+            at = next((i for i in range(1, len(hull)) if k <= hull[i][0]), len(hull) - 1)
+            (left, below), (right, above) = hull[at - 1], hull[at]
+            due.append(((above - below) / (right - left) / cost, g))
+    return sorted(due)
+
+
+def _fill_budget(
+    architecture: Mapping[str, Any], groups: list[_Group], due: Sequence[tuple[float, int]], excess: int
+) -> tuple[list[int], int]:
+    """Steps of each group until `excess` parameters are gone, in the order they are due.
+
+    A step too big for what is left is passed over, so that single neurons fill the rest. A step that removes no
+    parameter (rows of attention_output in a layer without heads) is never taken.
 
     Returns:
         Steps of each group, and parameters still in excess: more than 0 only when nothing is left to take.
     """
-    due = [
-        (k / (group.ranked * levels[group.layer]), g)
-        for g, group in enumerate(groups)
-        for k in range(1, group.most + 1)
-    ]
-    due.sort()
+    hidden = int(architecture["hidden_size"])
     steps = [0] * len(groups)
-    smallest = min((group.cost for group in groups if group.most), default=0)
+    dense = _dense_widths(architecture)
+    widths = {group.layer: dense for group in groups}
+    smallest = min((group.cost(hidden, dense) for group in groups if group.most), default=0)
     passed: set[int] = set()
     for _, g in due:
         if excess <= 0:
@@ -259,20 +472,24 @@ def _fill_budget(groups: list[_Group], levels: dict[int, float], excess: int) ->
         group = groups[g]
         if g in passed:
             continue
-        if group.cost > max(excess, smallest):
-            # a later step of the same group costs the same, so it can never fit again
+        cost = group.cost(hidden, widths[group.layer])
+        if cost > max(excess, smallest):
+            # what is left only shrinks, and what a step costs hardly does
             passed.add(g)
-            continue
-        steps[g] += 1
-        excess -= group.cost
+        elif cost:
+            steps[g] += 1
+            excess -= cost
+            widths[group.layer] = _less(widths[group.layer], group.step)
     while excess > 0:
         # near the floor, when the small steps are used up and only whole-head steps are left
-        open_groups = [(group.cost, g) for g, group in enumerate(groups) if steps[g] < group.most]
+        costs = [(group.cost(hidden, widths[group.layer]), g) for g, group in enumerate(groups)]
+        open_groups = [(cost, g) for cost, g in costs if cost and steps[g] < groups[g].most]
         if not open_groups:
             break
         cost, g = min(open_groups)
         steps[g] += 1
         excess -= cost
+        widths[groups[g].layer] = _less(widths[groups[g].layer], groups[g].step)
     return steps, excess
 
 
@@ -283,63 +500,123 @@ def plan(
     keep: float | None = None,
     of: Of = "total",
     preset: str | None = None,
-    score: str = "rf",
+    score: str | Callable[[Scores], ArrayLike] = "effect",
     floor: float = 1 / 16,
     seed: int | None = None,
+    keep_constant: bool = False,
+    units: Sequence[str] = DEFAULT_UNITS,
+    head_score: str | None = None,
+    drop_layers: int = 0,
+    sensitivity: Curves | None = None,
 ) -> Plan:
-    """Chooses the neurons that stay.
+    """Chooses the neurons, heads and layers that stay.
 
-    Neurons flagged constant are never ranked and stay. Inside a site (for query/key and value: inside each
-    head) the lowest scores go first, ties by index.
+    Inside a site (for query/key and value: inside each head; for heads: inside the layer) the lowest scores go first,
+    ties by index. Neurons that the score does not rank stay, unless their head or layer goes: those that it is
+    undefined for and, for a score of the outputs at [CLS], those that are constant there.
 
     Args:
         scores: Scores of the model.
         model: The model, if at hand: checked to be the one that was scored.
-        keep: Share of parameters to keep, in (0, 1]. Met from below, to within one neuron.
+        keep: Share of parameters to keep, in (0, 1]. Met from below, to within one neuron (one head, where heads
+            are the smallest unit), unless the dropped layers alone undercut it: then nothing else is cut.
         of: `"total"` (all parameters, embeddings and heads included) or `"encoder"` (the layers alone).
         preset: `"obce-2023"` or `"pbce-2025"`: a layer's level follows the rank of its median r_f. With `keep`,
             the levels are scaled together until the budget is met; without, they are taken as they are.
-            None: every layer loses the same share.
-        score: Score that ranks the neurons inside a site.
-        floor: Least share of each site that stays (at least one neuron a head), in [0, 1].
+            None: every layer loses the same share. Dropped layers have no part in it.
+        score: Score that ranks the neurons inside a site: a name, or a function that makes [N] values of the scores,
+            high for what is to stay, NaN for what is not to be ranked.
+        floor: Least share of each site that stays (at least one neuron a head), and of the heads of each layer (at
+            least one, but none if floor is 0), in [0, 1].
         seed: For `score="random"`: draw anew with this seed instead of taking the scores' own column.
+        keep_constant: Keep neurons that are constant at [CLS] whatever the score, as those of [CLS] do: plans by
+            different scores then have the same widths.
+        units: What may be removed, of `UNITS`. `"heads"` excludes `"query_key"` and `"value"`.
+        head_score: What ranks heads. None: the sum of the ranks of their neurons in query, key and value, each
+            inside its site; a head needs a neuron that is not constant in each. Or a score of their clouds, `"rf"`,
+            `"total_persistence"` or `"entropy"`: the mean over the head's query, key, value and context of its rank
+            among the layer's heads; clouds that are constant are left out.
+        drop_layers: Layers to remove whole before anything else: those with the lowest sum of scores over all their
+            neurons, constant and undefined ones counting 0. With neither `keep` nor `preset` nothing else is cut.
+
+        sensitivity: What every layer and unit can spare (`obce.sensitivity`): with `keep`, each step is taken where
+            it costs least a parameter, instead of the same share everywhere.
 
     Raises:
-        ValueError: An argument is out of range, the model is another one, neither `keep` nor `preset` is given,
-            or the budget cannot be met above the floor (the message names the smallest share that can).
+        ValueError: An argument is out of range, the model is another one, none of `keep`, `preset` and `drop_layers`
+            is given, `sensitivity` lacks a part or comes without `keep` or with `preset`, the scores have no clouds for
+            `head_score`, or the budget cannot be met above the floor (the message names the smallest share that can).
+        TypeError: `keep` or `floor` is not a number, or `drop_layers` not an integer.
     """
-    check_request(keep=keep, of=of, preset=preset, score=score, floor=floor)
+    check_request(
+        keep=keep,
+        of=of,
+        preset=preset,
+        score=None,  # the scores know best which columns they hold
+        floor=floor,
+        units=units,
+        head_score=head_score,
+        drop_layers=drop_layers,
+    )
     keep, floor = None if keep is None else float(keep), float(floor)
+    if sensitivity is not None and (keep is None or preset is not None):
+        raise ValueError("sensitivity is given, which spends the budget keep by itself: give keep, and no preset")
     if model is not None:
         _check_model(scores, model)
 
-    column = scores.column(score)
+    if callable(score):
+        name = getattr(score, "__name__", "own").strip("<>")
+        scores = scores.with_column(name, score(scores))
+        score = name
+    column, ranked = scores.column(score), scores.ranked(score)
+    if keep_constant:
+        ranked &= ~scores.constant
     own_seed = int(scores.meta["seed"])
     if score == "random" and seed is not None:
         column = np.random.default_rng(seed).random(len(scores))
     architecture = scores.meta["architecture"]
-    levels = _levels(scores, preset)
-    groups = _groups(scores, score, column, floor, int(architecture["num_attention_heads"]))
-    before = _size(architecture, groups, [0] * len(groups))
+    hidden = int(architecture["hidden_size"])
+    dropped = _dropped(scores, column, ranked, drop_layers)
+    layers = [layer for layer in scores.layers() if layer not in dropped]
+    levels = _levels(scores, layers, preset)
+    used = tuple(unit for unit in UNITS if unit in units)
+    groups = _groups(scores, column, ranked, layers, units=used, head_score=head_score, floor=floor)
+    dense = dict.fromkeys(range(int(architecture["num_hidden_layers"])), _dense_widths(architecture))
+    before = _size(architecture, dense)
 
-    if keep is None:
+    if keep is None and preset is None:
+        scale = 0.0
+        steps = [0] * len(groups)
+    elif keep is None:
         scale = 1.0
         steps = [min(group.most, int(levels[group.layer] * group.ranked)) for group in groups]
     else:
         whole = before.parameters if of == "total" else before.encoder
         excess = whole - int(keep * whole)
-        steps, left = _fill_budget(groups, levels, excess)
+        fewer = _size(architecture, _widths(architecture, layers, [], []))
+        due = _due_by_level(groups, levels) if sensitivity is None else _due_by_loss(groups, sensitivity, hidden, dense)
+        steps, left = _fill_budget(architecture, groups, due, excess - (before.parameters - fewer.parameters))
         if left > 0:
-            smallest = _size(architecture, groups, [group.most for group in groups])
+            most = [group.most for group in groups]
+            smallest = _size(architecture, _widths(architecture, layers, groups, most))
             least = (smallest.parameters if of == "total" else smallest.encoder) / whole
             raise ValueError(
                 f"keep is {keep:g} of {of}, but removing everything above the floor of {floor:g} still leaves "
                 f"{least:.4f}: ask for more, or lower the floor"
             )
         # the scale that the budget gave the levels, for people; rounding makes it differ a little between sites
-        wanted = sum(levels[group.layer] * group.ranked * group.cost for group in groups)
-        scale = sum(n * group.cost for n, group in zip(steps, groups, strict=True)) / wanted if wanted else 0.0
+        costs = [group.cost(hidden, dense[group.layer]) for group in groups]
+        wanted = sum(levels[group.layer] * group.ranked * cost for group, cost in zip(groups, costs, strict=True))
+        scale = sum(n * cost for n, cost in zip(steps, costs, strict=True)) / wanted if wanted else 0.0
+        if sensitivity is not None:
+            scale = 1.0
+            levels = {layer: _share_gone(layer, groups, steps, costs) for layer in layers}
 
+    widths = _widths(architecture, layers, groups, steps)
+    # Rows of attention_output were worth their cost until the last head of their layer went.
+    for g, group in enumerate(groups):
+        if group.kinds == ("attention_output",) and not widths[group.layer].value:
+            steps[g] = 0
     kept = {
         f"{group.layer}.{kind}": group.kept(n)
         for group, n in zip(groups, steps, strict=True)
@@ -356,23 +633,78 @@ def plan(
         of=of,
         seed=own_seed if seed is None else seed,
         floor=floor,
-        levels={str(layer): min(1.0, level * scale) for layer, level in levels.items()},
+        levels={str(layer): 1.0 if layer in dropped else min(1.0, levels[layer] * scale) for layer in scores.layers()},
         kept=kept,
         before=before,
-        after=_size(architecture, groups, steps),
+        after=_size(architecture, _widths(architecture, layers, groups, steps)),
+        layers_dropped=dropped,
+        units=used,
+        head_score=head_score,
+        shares="measured" if sensitivity is not None else "uniform" if preset is None else "preset",
     )
 
 
-def check_request(*, keep: float | None, of: str, preset: str | None, score: str, floor: float) -> None:
-    """Refuses what no scores could make valid; the arguments are those of `plan`.
+def _share_gone(layer: int, groups: list[_Group], steps: list[int], costs: list[int]) -> float:
+    """Share of the parameters of a layer's ranked neurons that goes."""
+    here = [
+        (n * cost, group.ranked * cost)
+        for group, n, cost in zip(groups, steps, costs, strict=True)
+        if group.layer == layer
+    ]
+    whole = sum(all_of_it for _, all_of_it in here)
+    return sum(gone for gone, _ in here) / whole if whole else 0.0
+
+
+def single_cuts(
+    scores: Scores, score: str, layer: int, unit: str, levels: Sequence[float]
+) -> Iterator[tuple[float, Plan]]:
+    """Plans that cut one unit of one layer and drop all other layers, so that this layer is all there is to build.
+
+    Args:
+        scores: Scores of the model.
+        score: Score that ranks the neurons.
+        layer: The layer.
+        unit: One of `UNITS`.
+        levels: Shares of what may be removed, ascending.
+
+    Yields:
+        The share of the ranked neurons that goes, and the plan; shares that come to no step are left out.
+    """
+    column, ranked = scores.column(score), scores.ranked(score)
+    (group,) = _groups(scores, column, ranked, [layer], units=(unit,), head_score=None, floor=0.0)
+    whole = plan(scores, keep=1.0, score=score)
+    others = tuple(other for other in scores.layers() if other != layer)
+    for level in levels:
+        steps = min(group.most, round(level * group.ranked))
+        if steps:
+            kept = {f"{layer}.{kind}": group.kept(steps) for kind in group.kinds}
+            yield steps / group.ranked, replace(whole, kept=kept, layers_dropped=others)
+
+
+def check_request(
+    *,
+    keep: float | None,
+    of: str,
+    preset: str | None,
+    score: str | None,
+    floor: float,
+    units: Sequence[str] = DEFAULT_UNITS,
+    head_score: str | None = None,
+    drop_layers: int = 0,
+) -> None:
+    """Refuses what no scores could make valid; the arguments are those of `plan`, `score` None for one's own.
 
     Raises:
-        ValueError: An argument is out of range or unknown, or neither `keep` nor `preset` is given.
-        TypeError: `keep` or `floor` is not a number.
+        ValueError: An argument is out of range or unknown, or none of `keep`, `preset` and `drop_layers` is given.
+        TypeError: `keep` or `floor` is not a number, or `drop_layers` not an integer.
     """
     if of not in ("total", "encoder"):
         raise ValueError(f"of is {of!r}, but must be 'total' or 'encoder'")
-    if keep is None and preset is None:
+    if isinstance(drop_layers, bool) or not isinstance(drop_layers, (int, np.integer)):
+        raise TypeError(f"drop_layers is {drop_layers!r}, but must be a number of layers, 0 or more")
+    if drop_layers < 0:
+        raise ValueError(f"drop_layers is {drop_layers}, but must be 0 or more")
+    if keep is None and preset is None and not drop_layers:
         raise ValueError("keep and preset are both missing: give the share to keep, a preset, or both")
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"preset is {preset!r}, but must be one of {', '.join(PRESETS)}")
@@ -381,8 +713,24 @@ def check_request(*, keep: float | None, of: str, preset: str | None, score: str
         if keep == 0:
             raise ValueError("keep is 0, but must lie in (0, 1]: name the share of parameters that stays")
     _check_share("floor", floor)
-    if score not in SCORE_NAMES:
+    if score is not None and score not in SCORE_NAMES:
         raise ValueError(f"score is {score!r}, but must be one of {', '.join(SCORE_NAMES)}")
+    _check_units(units, head_score, drop_layers)
+
+
+def _check_units(units: Sequence[str], head_score: str | None, drop_layers: int) -> None:
+    if isinstance(units, str) or any(unit not in UNITS for unit in units) or len(set(units)) != len(units):
+        raise ValueError(f"units is {units!r}, but must be a list of distinct names of {', '.join(UNITS)}")
+    if not units and not drop_layers:
+        raise ValueError("units is empty: name what may be removed, or give drop_layers")
+    if "heads" in units and ("query_key" in units or "value" in units):
+        raise ValueError(
+            f"units is {', '.join(units)}, but heads take query, key and value with them: leave query_key and value out"
+        )
+    if head_score is not None and head_score not in CLOUD_SCORES:
+        raise ValueError(f"head_score is {head_score!r}, but must be one of {', '.join(CLOUD_SCORES)}, or left out")
+    if head_score is not None and "heads" not in units:
+        raise ValueError(f"head_score is {head_score!r}, but units has no heads to rank: add heads, or leave it out")
 
 
 def _check_share(name: str, value: float) -> None:

@@ -10,12 +10,17 @@ What replaces a removed neuron (the repair) is exact algebra:
   keys j of s * sum_d q_id k_jd. A removed pair held at constants adds s * q_d k_d, the same number for every
   j, and the softmax does not change when all its arguments move alike. So constants and zeros give the same
   model: `mean` and `none` do not differ there. The scale s stays that of the dense head size.
+- A head that goes is all its value neurons replaced; its query and key then matter to no one.
+- Rows of `attention_output` and `output` write the residual stream, which no one can do without: the Linear keeps its
+  other rows, and the constant stands in its bias.
+- A layer that goes hands on what it was given. The layers that stay are numbered anew.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -25,9 +30,9 @@ import torch
 from torch import nn
 
 from obce import __version__
-from obce.capture import token_means
+from obce.capture import capture
 from obce.configuration_obce import ObceBertConfig
-from obce.corpus import tokenize
+from obce.corpus import Corpus, TokenBatches, tokenize
 from obce.modeling_obce import (
     ObceBertForMaskedLM,
     ObceBertForMultipleChoice,
@@ -38,19 +43,30 @@ from obce.modeling_obce import (
     ObceBertForTokenClassification,
     ObceBertModel,
     ObceBertPreTrainedModel,
+    ObceBertSelfAttention,
+    ObceRows,
 )
+from obce.repair import RIDGE, Fit, least_squares
 from obce.sites import Site, base_model, find_sites, model_hash, usable_max_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from obce.corpus import Corpus
     from obce.plan import Plan
     from obce.scores import Scores
 
-REPAIRS = ("none", "mean")
+REPAIRS = ("none", "mean", "least_squares")
 
-PRUNABLE_KINDS = ("query", "key", "value", "intermediate")
+REPAIR_TEXTS = 1000
+"""Texts that least squares takes of a longer corpus: enough tokens for a reader of 4,096 inputs."""
+
+# Places a forward pass of the repair, padding included.
+_BATCH_TOKENS = 4096
+
+_PER_HEAD = ("query", "key", "value")
+
+# Kinds that write the residual stream: of these only rows go, their outputs do not.
+_RESIDUAL = ("attention_output", "output")
 
 _NARROW: dict[str, type[ObceBertPreTrainedModel]] = {
     "BertModel": ObceBertModel,
@@ -87,30 +103,53 @@ class _Repair:
 
     name: str
     scores: Scores | None
-    texts: Corpus | Sequence[str] | None
+    texts: Corpus | Sequence[str] | TokenBatches | None
     tokenizer: PreTrainedTokenizerBase | None
+    progress: Callable[[float, float], None] | None = None
+
+    def batches(self, model: PreTrainedModel, most: int | None = None) -> TokenBatches:
+        """The texts, tokenised; of more than `most` a part that is drawn evenly."""
+        if isinstance(self.texts, TokenBatches):
+            return self.texts
+        if self.texts is None:
+            raise ValueError(
+                f"repair={self.name!r} reads texts, but texts is not given: give texts= (and tokenizer=), or use "
+                "repair='mean' with scores=, or repair='none'."
+            )
+        texts = self.texts.entries() if isinstance(self.texts, Corpus) else self.texts
+        if most is not None and len(texts) > most:
+            texts = [texts[i] for i in np.random.default_rng(0).choice(len(texts), most, replace=False)]
+        tokenizer = self.tokenizer or _own_tokenizer(model)
+        return tokenize(texts, tokenizer, max_length=usable_max_length(model, tokenizer), batch_tokens=_BATCH_TOKENS)
 
 
 def prune(
     model: PreTrainedModel,
     plan: Plan,
     *,
-    repair: str = "mean",
+    repair: str = "least_squares",
     scores: Scores | None = None,
-    texts: Corpus | Sequence[str] | None = None,
+    texts: Corpus | Sequence[str] | TokenBatches | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    ridge: float = RIDGE,
+    progress: Callable[[float, float], None] | None = None,
 ) -> PreTrainedModel:
     """Builds the smaller model; the given one is not touched.
 
     Args:
         model: The dense `BertModel` or `BertFor*` that the plan was made for.
         plan: Kept neurons, from `obce.plan`.
-        repair: What replaces a removed neuron: `"none"` zero, `"mean"` its mean over all tokens of the texts,
-            folded into the bias of its reader (see the head of this module; query and key need none).
+        repair: What replaces a removed neuron: `"none"` zero; `"mean"` its mean over all tokens of the texts,
+            folded into the bias of its reader (see the head of this module; query and key need none);
+            `"least_squares"` the best linear guess from the neurons that stay, over all tokens of the texts, in
+            the weights of its reader (see `obce.repair`).
         scores: For `repair="mean"`: take the means from this table (its column `token_mean`).
-        texts: For `repair="mean"`, instead of `scores`: take the means over these texts. Texts of the
-            model's own task serve best.
+        texts: What `"least_squares"` is fitted on (of a longer list, `REPAIR_TEXTS` drawn evenly), or, for `"mean"`
+            instead of `scores`, what the means are taken over. Texts of the task that the model is for are best.
+            `TokenBatches` are taken as they are.
         tokenizer: Tokenizer of the model, with `texts` (default: the one saved beside the model).
+        ridge: Of least squares, as a share of the mean variance of a reader's inputs.
+        progress: Called with (layers done, layers in all) by least squares.
 
     Returns:
         A model of the matching `ObceBert*` class with the same head, labels, dtype, devices, training flag
@@ -124,7 +163,9 @@ def prune(
             not a dense BERT encoder of a known class.
     """
     narrow = _narrow_class(model)
-    cuts = _cuts(model, plan, _Repair(repair, scores, texts, tokenizer))
+    how = _Repair(repair, scores, texts, tokenizer)
+    cuts = _cuts(model, plan, how)
+    batches = how.batches(model, REPAIR_TEXTS) if repair == "least_squares" else None
     config = _narrow_config(model, plan, repair, cuts)
     small: ObceBertPreTrainedModel
     with torch.device("meta"):
@@ -134,7 +175,23 @@ def prune(
             small = narrow(config)
     _fill(small, model, cuts)
     small.train(model.training)
+    if batches is not None:
+        kept = {cut.site.layer: cut.kept for cut in cuts if cut.site.kind == "query"}
+        fits = least_squares(model, small, batches, kept, ridge=ridge, progress=progress)
+        small.config.obce = {**(config.obce or {}), "least_squares": _fit_facts(fits, batches, ridge)}
     return small
+
+
+def _fit_facts(fits: Sequence[Fit], batches: TokenBatches, ridge: float) -> dict[str, Any]:
+    """For the config: what was fitted, on how much, and what is lost of each reader's outputs."""
+    raised = {fit.site: fit.ridge for fit in fits if fit.ridge != ridge}
+    return {
+        "texts": batches.n_texts,
+        "tokens": batches.n_tokens,
+        "ridge": ridge,
+        "raised_ridge": raised,
+        "errors": {fit.site: [round(fit.mean_error, 6), round(fit.error, 6)] for fit in fits},
+    }
 
 
 @contextmanager
@@ -142,27 +199,36 @@ def masked(
     model: PreTrainedModel,
     plan: Plan,
     *,
-    repair: str = "mean",
+    repair: str = "least_squares",
     scores: Scores | None = None,
-    texts: Corpus | Sequence[str] | None = None,
+    texts: Corpus | Sequence[str] | TokenBatches | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    ridge: float = RIDGE,
+    progress: Callable[[float, float], None] | None = None,
 ) -> Iterator[PreTrainedModel]:
     """Inside the `with`, the dense model answers as the pruned one would, up to rounding; no weight is
     changed.
 
     Removed query and key neurons give zero; what a reader takes in from a removed value or intermediate
-    neuron is its replacement. Arguments and errors are those of `prune`, but any `BertFor*` will do.
+    neuron is its replacement, and so is what a removed row writes; with least squares the fitted Linears answer in the
+    place of the dense ones. A dropped layer gives what it was given, but still counts among `hidden_states`.
+    Arguments and errors are those of `prune`, but any `BertFor*` will do.
 
     Yields:
         The given model itself, with hooks that are removed at the end of the `with`.
     """
     cuts = _cuts(model, plan, _Repair(repair, scores, texts, tokenizer))
     base = base_model(model)
-    handles = []
+    handles: list[Any] = []
     try:
+        if repair == "least_squares":
+            given: dict[str, Any] = {"texts": texts, "tokenizer": tokenizer, "ridge": ridge, "progress": progress}
+            small = base_model(prune(base, plan, repair=repair, **given))
+            handles += _fitted_hooks(base, small, cuts)
+        handles += [layer.register_forward_hook(_hand_on) for layer in _dropped_layers(model, plan)]
         for cut in cuts:
-            if not len(cut.removed):
-                continue
+            if not len(cut.removed) or (repair == "least_squares" and cut.site.kind in _RESIDUAL):
+                continue  # the fitted Linears have their constants
             gone = torch.zeros(cut.site.width, dtype=torch.bool)
             gone[cut.removed] = True
             fill = torch.zeros(cut.site.width, dtype=torch.float64)
@@ -177,6 +243,47 @@ def masked(
             handle.remove()
 
 
+def _fitted_hooks(base: PreTrainedModel, small: PreTrainedModel, cuts: Sequence[_Cut]) -> Iterator[Any]:
+    """Hooks that let the fitted Linears of the pruned model answer in the dense one."""
+    stay = sorted({cut.site.layer for cut in cuts})
+    modules = {_dense_name(name, stay): module for name, module in small.named_modules()}
+    answer: type[_FittedQuery] | type[_FittedReader]
+    for cut in cuts:
+        if cut.site.kind == "query" and len(cut.kept):
+            name, answer = cut.site.writer, _FittedQuery
+        elif cut.site.reader is not None:
+            name, answer = cut.site.reader, _FittedReader
+        else:
+            continue
+        fitted = answer(modules[name], cut.kept)
+        yield base.get_submodule(name).register_forward_hook(fitted)
+
+
+@dataclass(frozen=True)
+class _FittedQuery:
+    """A dense query Linear answers as the fitted one where neurons are kept, and zero elsewhere."""
+
+    linear: nn.Module
+    kept: torch.Tensor
+
+    def __call__(self, _module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        answer = torch.zeros_like(output)
+        answer[..., self.kept.to(output.device)] = self.linear(args[0])
+        return answer
+
+
+@dataclass(frozen=True)
+class _FittedReader:
+    """A dense reader answers as the fitted one that takes in the kept neurons alone."""
+
+    linear: nn.Module
+    kept: torch.Tensor
+
+    def __call__(self, _module: nn.Module, args: tuple[torch.Tensor, ...], _output: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.linear(args[0].index_select(-1, self.kept.to(args[0].device)))
+        return answer
+
+
 class _Mask:
     """Replaces neurons [..., width] by constants; the tensors follow the activations' device and dtype."""
 
@@ -187,6 +294,10 @@ class _Mask:
     def replace(self, x: torch.Tensor) -> torch.Tensor:
         fill = self.fill.to(x.dtype).to(x.device)
         return torch.where(self.gone.to(x.device), fill, x)
+
+
+def _hand_on(_module: nn.Module, args: tuple[torch.Tensor, ...], _output: Any) -> torch.Tensor:
+    return args[0]
 
 
 class _OutputMask(_Mask):
@@ -208,10 +319,10 @@ def _narrow_class(model: PreTrainedModel) -> type[ObceBertPreTrainedModel]:
 
 
 def _cuts(model: PreTrainedModel, plan: Plan, repair: _Repair) -> list[_Cut]:
-    """The plan, checked against the model, with the repair's constants; every prunable site, in order."""
+    """The plan, checked against the model, with the repair's constants; every site that stays, in order."""
     if repair.name not in REPAIRS:
         raise ValueError(f"repair is {repair.name!r}, expected one of {', '.join(map(repr, REPAIRS))}.")
-    if repair.scores is not None and repair.texts is not None:
+    if repair.name == "mean" and repair.scores is not None and repair.texts is not None:
         raise ValueError("scores and texts are both given, expected one: the means come from either.")
     sites = {site.name: site for site in find_sites(model)}
     found = model_hash(model)
@@ -220,11 +331,12 @@ def _cuts(model: PreTrainedModel, plan: Plan, repair: _Repair) -> list[_Cut]:
             f"plan was made for the model with hash {plan.model_hash[:12]}..., but this model has "
             f"{found[:12]}...: score this model and plan again, or load the weights that were scored."
         )
-    kept = _checked_indices(plan.kept, sites)
+    _check_layers(plan, sites)
+    kept = _checked_indices(plan.kept, {k: site for k, site in sites.items() if site.layer not in plan.layers_dropped})
     removed = {name: np.setdiff1d(np.arange(sites[name].width), kept[name]) for name in kept}
     fills = {name: np.zeros(len(indices)) for name, indices in removed.items()}
     if repair.name == "mean":
-        repaired = [site for site in sites.values() if site.name in kept and site.reader and len(removed[site.name])]
+        repaired = [sites[name] for name in kept if sites[name].kind not in ("query", "key") and len(removed[name])]
         means = _token_means(model, plan, repaired, repair)
         for site in repaired:
             fills[site.name] = _finite(means[site.name], removed[site.name], site)
@@ -239,33 +351,46 @@ def _cuts(model: PreTrainedModel, plan: Plan, repair: _Repair) -> list[_Cut]:
     ]
 
 
-def _checked_indices(plan_kept: Mapping[str, Sequence[int]], sites: Mapping[str, Site]) -> dict[str, np.ndarray]:
-    """Kept indices int64 of every prunable site; a site that the plan leaves out is kept whole."""
-    for name in plan_kept:
-        if name not in sites or sites[name].kind not in PRUNABLE_KINDS:
-            prunable = [s.name for s in sites.values() if s.kind in PRUNABLE_KINDS]
+def _check_layers(plan: Plan, sites: Mapping[str, Site]) -> None:
+    layers = sorted({site.layer for site in sites.values()})
+    dropped = plan.layers_dropped
+    if sorted(set(dropped)) != list(dropped) or not set(dropped) < set(layers):
+        raise ValueError(
+            f"plan.layers_dropped is {list(dropped)}, expected distinct and ascending layer numbers from 0 to "
+            f"{layers[-1]}, and not all of them."
+        )
+    for name in plan.kept:
+        if name not in sites:
             raise ValueError(
-                f"plan.kept has the site {name!r}, expected only sites that can be cut: {prunable[0]} to "
-                f"{prunable[-1]}, of the kinds {', '.join(PRUNABLE_KINDS)}."
+                f"plan.kept has the site {name!r}, expected only sites of this model: {next(iter(sites))} to "
+                f"{list(sites)[-1]}."
             )
+        if sites[name].layer in dropped:
+            raise ValueError(
+                f"plan.kept has the site {name!r} of a layer that plan.layers_dropped removes, expected no sites of it."
+            )
+
+
+def _checked_indices(plan_kept: Mapping[str, Sequence[int]], sites: Mapping[str, Site]) -> dict[str, np.ndarray]:
+    """Kept indices int64 of every site; a site that the plan leaves out is kept whole."""
     kept = {}
     for name, site in sites.items():
-        if site.kind not in PRUNABLE_KINDS:
-            continue
         try:
             indices = np.array([operator.index(i) for i in plan_kept.get(name, range(site.width))], dtype=np.int64)
         except TypeError as error:
             raise ValueError(f"plan.kept[{name!r}] holds {error.args[0]}, expected integers.") from None
-        if not len(indices) or np.any(np.diff(indices) <= 0) or indices[0] < 0 or indices[-1] >= site.width:
+        # without a neuron a site with heads has lost them all, which is checked below
+        least = 0 if site.kind in _PER_HEAD else 1
+        if len(indices) < least or np.any(np.diff(indices) <= 0) or np.any((indices < 0) | (indices >= site.width)):
             raise ValueError(
-                f"plan.kept[{name!r}] is {_shown(indices)}, expected at least one neuron, distinct and "
-                f"ascending, from 0 to {site.width - 1}."
+                f"plan.kept[{name!r}] is {_shown(indices)}, expected {'at least one neuron' if least else 'neurons'}, "
+                f"distinct and ascending, from 0 to {site.width - 1}."
             )
-        counts = np.bincount(indices // (site.width // site.heads), minlength=site.heads)
-        if counts.min() != counts.max():
+        counts = _counts(indices, site)
+        if len(set(counts[counts > 0].tolist())) > 1:
             raise ValueError(
                 f"plan.kept[{name!r}] keeps {counts.tolist()} neurons in the heads of its layer, expected "
-                "the same number in each."
+                "the same number in each, or none where the whole head goes."
             )
         kept[name] = indices
     for name, site in sites.items():
@@ -274,7 +399,19 @@ def _checked_indices(plan_kept: Mapping[str, Sequence[int]], sites: Mapping[str,
                 f"plan.kept keeps other neurons of {name!r} than of '{site.layer}.key', expected the same "
                 "indices: query and key neurons are cut in pairs."
             )
+        if site.kind == "value":
+            here, there = (np.flatnonzero(_counts(kept[at], site)).tolist() for at in (name, f"{site.layer}.query"))
+            if here != there:
+                raise ValueError(
+                    f"plan.kept keeps the heads {here} in {name!r} but {there} in '{site.layer}.query', "
+                    "expected the same: a head goes with its query, key and value."
+                )
     return kept
+
+
+def _counts(indices: np.ndarray, site: Site) -> np.ndarray:
+    """[heads], kept neurons of each head."""
+    return np.bincount(indices // (site.width // site.heads), minlength=site.heads)
 
 
 def _shown(indices: np.ndarray) -> str:
@@ -285,8 +422,8 @@ def _shown(indices: np.ndarray) -> str:
 def _token_means(
     model: PreTrainedModel, plan: Plan, repaired: Sequence[Site], repair: _Repair
 ) -> Mapping[str, np.ndarray]:
-    """Site name -> float64 [width], mean over all real tokens of what the site's reader takes in."""
-    scores, texts, tokenizer = repair.scores, repair.texts, repair.tokenizer
+    """Site name -> float64 [width], mean over all real tokens of what the reader takes in, or of the outputs."""
+    scores = repair.scores
     if not repaired:
         return {}
     if scores is not None:
@@ -308,15 +445,16 @@ def _token_means(
                 "score them too, or give texts and tokenizer."
             )
         return {site.name: means[scores.rows(site.layer, site.kind)] for site in repaired}
-    if texts is None:
+    if repair.texts is None:
         raise ValueError(
             "repair='mean' needs the means of the removed neurons, but neither scores nor texts is given: "
             "give scores=, or texts= and tokenizer=, or use repair='none'."
         )
-    if tokenizer is None:
-        tokenizer = _own_tokenizer(model)
-    batches = tokenize(texts, tokenizer, max_length=usable_max_length(model, tokenizer))
-    return token_means(model, batches, repaired)
+    return {
+        f"{layer.layer}.{kind}": sums.sums / sums.count
+        for layer in capture(model, repair.batches(model), repaired)
+        for kind, sums in layer.tokens.items()
+    }
 
 
 def _own_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase:
@@ -355,13 +493,19 @@ def _narrow_config(model: PreTrainedModel, plan: Plan, repair: str, cuts: Sequen
     for key in ("model_type", "architectures", "transformers_version", "_name_or_path", "name_or_path"):
         settings.pop(key, None)
     widths = {cut.site.name: len(cut.kept) for cut in cuts}
+    values = [cut for cut in cuts if cut.site.kind == "value"]
+    heads = {cut.site.layer: int(np.count_nonzero(_counts(cut.kept.numpy(), cut.site))) for cut in values}
+    settings["num_hidden_layers"] = len(heads)
     settings["per_layer_config"] = {
-        layer: {
+        place: {
             "kept_query_key_size": widths[f"{layer}.query"],
             "kept_value_size": widths[f"{layer}.value"],
             "kept_intermediate_size": widths[f"{layer}.intermediate"],
+            "kept_heads": heads[layer],
+            "kept_attention_output_size": widths[f"{layer}.attention_output"],
+            "kept_output_size": widths[f"{layer}.output"],
         }
-        for layer in sorted({cut.site.layer for cut in cuts})
+        for place, layer in enumerate(heads)
     }
     settings["obce"] = {
         "version": __version__,
@@ -373,6 +517,8 @@ def _narrow_config(model: PreTrainedModel, plan: Plan, repair: str, cuts: Sequen
         "corpus_hash": plan.corpus_hash,
         "model_hash": plan.model_hash,
     }
+    if plan.layers_dropped:
+        settings["obce"]["layers_dropped"] = list(plan.layers_dropped)
     attention = model.config._attn_implementation
     if attention in ("eager", "sdpa"):
         settings["attn_implementation"] = attention
@@ -388,8 +534,15 @@ def _fill(small: PreTrainedModel, model: PreTrainedModel, cuts: Sequence[_Cut]) 
         writer = _linear(base, cut.site.writer)
         kept = cut.kept.to(writer.weight.device)
         parts = sliced.setdefault(writer, {"weight": writer.weight, "bias": writer.bias})
-        parts["weight"] = parts["weight"].index_select(0, kept)
-        parts["bias"] = parts["bias"].index_select(0, kept)
+        if cut.site.kind not in _RESIDUAL:
+            parts["weight"] = parts["weight"].index_select(0, kept)
+            parts["bias"] = parts["bias"].index_select(0, kept)
+        elif len(cut.removed):
+            # last of the cuts of its Linear: what the columns left in the bias of a removed row is overwritten
+            parts["weight"] = parts["weight"].index_select(0, kept)
+            fill = cut.fill.to(writer.bias.dtype).to(kept.device)
+            parts["bias"] = parts["bias"].index_copy(0, cut.removed.to(kept.device), fill)
+            parts["kept"] = kept
         if cut.site.reader is not None and len(cut.removed):
             reader = _linear(base, cut.site.reader)
             parts = sliced.setdefault(reader, {"weight": reader.weight, "bias": reader.bias})
@@ -399,14 +552,17 @@ def _fill(small: PreTrainedModel, model: PreTrainedModel, cuts: Sequence[_Cut]) 
             parts["weight"] = parts["weight"].index_select(1, cut.kept.to(reader.weight.device))
     modules = dict(model.named_modules(remove_duplicate=False))
     made: dict[int, nn.Parameter] = {}
+    stay = sorted({cut.site.layer for cut in cuts})
     for name, module in small.named_modules(remove_duplicate=False):
-        dense = modules.get(name)
-        if dense is None or _names(dense) != _names(module):
+        dense = modules.get(_dense_name(name, stay))
+        if dense is None or not _matches(dense, module):
             raise ValueError(
                 f"model has a {type(dense).__name__} at {name!r}, expected the {type(module).__name__} that "
                 f"transformers' {type(model).__name__} holds there; replaced heads cannot be pruned."
             )
         for key, old in dense.named_parameters(recurse=False):
+            if getattr(module, key) is None:
+                continue  # of no input features
             if id(old) not in made:
                 data = sliced.get(dense, {}).get(key, old)
                 if data.shape != getattr(module, key).shape:
@@ -419,10 +575,32 @@ def _fill(small: PreTrainedModel, model: PreTrainedModel, cuts: Sequence[_Cut]) 
             setattr(module, key, made[id(old)])
         for key, buffer in dense.named_buffers(recurse=False):
             setattr(module, key, buffer.detach().clone())
+        if isinstance(module, ObceRows) and module.kept is not None:
+            module.kept = sliced[dense]["kept"]
 
 
 def _linear(base: PreTrainedModel, name: str) -> nn.Linear:
     return cast(nn.Linear, base.get_submodule(name))
+
+
+def _dropped_layers(model: PreTrainedModel, plan: Plan) -> list[nn.Module]:
+    """The layers' modules."""
+    writers = {site.layer: site.writer for site in find_sites(model) if site.kind == "output"}
+    base = base_model(model)
+    return [base.get_submodule(writers[layer].removesuffix(".output.dense")) for layer in plan.layers_dropped]
+
+
+def _dense_name(name: str, stay: Sequence[int]) -> str:
+    """Name in the dense model of a module of the small one, whose layers are those of `stay`."""
+    return re.sub(r"(?<=\bencoder\.layer\.)\d+", lambda place: str(stay[int(place[0])]), name, count=1)
+
+
+def _matches(dense: nn.Module, small: nn.Module) -> bool:
+    if isinstance(small, ObceRows):
+        return isinstance(dense, nn.Linear)
+    if isinstance(small, nn.ModuleList) or (isinstance(small, ObceBertSelfAttention) and not small.num_attention_heads):
+        return _names(small) <= _names(dense)
+    return _names(small) == _names(dense)
 
 
 def _names(module: nn.Module) -> set[str]:

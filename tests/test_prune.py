@@ -12,16 +12,21 @@ import obce
 import pytest
 import torch
 import transformers
-from obce.capture import token_means
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from obce.capture import capture
 from obce.corpus import tokenize
-from obce.plan import Plan, Size
+from obce.evaluate import count_parameters, flops, weight_bytes
+from obce.modeling_obce import ObceRows
+from obce.plan import DEFAULT_UNITS, Plan, Size
+from obce.plan import plan as choose
 from obce.prune import masked, prune
 from obce.scores import Scores
 from obce.sites import SITE_KINDS, architecture, base_model, find_sites, model_hash
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from transformers import BertModel, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -46,7 +51,7 @@ def with_head(body: BertModel, name: str) -> Any:
     return model
 
 
-def make_plan(model: PreTrainedModel, kept: Mapping[str, Any]) -> Plan:
+def make_plan(model: PreTrainedModel, kept: Mapping[str, Any], dropped: tuple[int, ...] = ()) -> Plan:
     size = Size(parameters=1, encoder=1, flops=1, bytes=1)
     return Plan(
         model_hash=model_hash(model),
@@ -62,13 +67,28 @@ def make_plan(model: PreTrainedModel, kept: Mapping[str, Any]) -> Plan:
         kept=dict(kept),
         before=size,
         after=size,
+        layers_dropped=dropped,
     )
 
 
-def in_heads(rng: np.random.Generator, per_head: int) -> tuple[int, ...]:
+def in_heads(rng: np.random.Generator, per_head: int, heads: Sequence[int] = range(HEAD_COUNT)) -> tuple[int, ...]:
     size = HIDDEN // HEAD_COUNT
-    picked = [h * size + np.sort(rng.choice(size, per_head, replace=False)) for h in range(HEAD_COUNT)]
-    return tuple(int(i) for i in np.concatenate(picked))
+    picked = [h * size + np.sort(rng.choice(size, per_head, replace=False)) for h in heads]
+    return tuple(int(i) for i in np.concatenate(picked)) if picked else ()
+
+
+def kept_of_every_unit(seed: int, dropped: Sequence[int] = ()) -> dict[str, tuple[int, ...]]:
+    """Heads and rows of each layer at random, in the heads and intermediate layers that stay neurons too."""
+    rng = np.random.default_rng(seed)
+    kept = {}
+    for layer in set(range(LAYERS)) - set(dropped):
+        heads = np.flatnonzero(rng.random(HEAD_COUNT) < 0.6).tolist()
+        kept[f"{layer}.query"] = kept[f"{layer}.key"] = in_heads(rng, int(rng.integers(1, 9)), heads)
+        kept[f"{layer}.value"] = in_heads(rng, int(rng.integers(1, 9)), heads)
+        for kind, width in (("intermediate", INNER), ("attention_output", HIDDEN), ("output", HIDDEN)):
+            some = rng.choice(width, int(rng.integers(1, width + 1)), replace=False)
+            kept[f"{layer}.{kind}"] = tuple(int(i) for i in np.sort(some))
+    return kept
 
 
 def kept_at_random(seed: int, sizes: Callable[[np.random.Generator, str], int]) -> dict[str, tuple[int, ...]]:
@@ -89,6 +109,10 @@ KEPT = {
     "half": kept_at_random(3, lambda _rng, kind: 32 if kind == "intermediate" else 4),
     "narrow-query": kept_at_random(4, lambda _rng, kind: {"query": 1, "value": 8, "intermediate": 64}[kind]),
     "inner-of-one-layer": {"1.intermediate": tuple(range(3, 64, 7))},
+    "heads": {f"{i}.{k}": tuple(range(8 * i, 8 * i + 16)) for i in range(3) for k in ("query", "key", "value")},
+    "no-head-of-one-layer": {f"1.{kind}": () for kind in ("query", "key", "value")},
+    "rows": {"0.attention_output": (3, 4, 31), "1.output": tuple(range(0, 32, 2)), "2.output": (0,)},
+    "every-unit": kept_of_every_unit(0),
 }
 
 
@@ -112,14 +136,15 @@ def make_scores(model: PreTrainedModel, means: Mapping[str, np.ndarray]) -> Scor
 
 def random_means(model: PreTrainedModel) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(5)
-    return {s.name: rng.normal(0.3, 0.5, s.width) for s in find_sites(model) if s.reader is not None}
+    return {s.name: rng.normal(0.3, 0.5, s.width) for s in find_sites(model) if s.kind not in ("query", "key")}
 
 
 def edited(model: PreTrainedModel, plan: Plan, fills: Mapping[str, np.ndarray] | None) -> Any:
     """The oracle: a dense copy whose weights make the removed neurons constant, without a hook or a cut.
 
-    Zeroed query and key rows drop out of the product; a value row that is zero with bias c is the constant c;
-    a reader that ignores the intermediate neuron's column takes its constant in the bias.
+    Zeroed query and key rows drop out of the product; a value row that is zero with bias c is the constant c, and so
+    is a row that writes the residual stream; a reader that ignores the intermediate neuron's column takes its constant
+    in the bias. Dropped layers are taken out of the stack.
     """
     dense = copy.deepcopy(model)
     base = base_model(dense)
@@ -137,7 +162,9 @@ def edited(model: PreTrainedModel, plan: Plan, fills: Mapping[str, np.ndarray] |
                 reader.weight[:, gone] = 0
             else:
                 writer.weight[gone] = 0
-                writer.bias[gone] = fill.float() if site.kind == "value" else 0.0
+                writer.bias[gone] = 0.0 if site.kind in ("query", "key") else fill.float()
+    layers: Any = base.get_submodule("encoder")
+    layers.layer = nn.ModuleList(layer for i, layer in enumerate(layers.layer) if i not in plan.layers_dropped)
     return dense
 
 
@@ -192,6 +219,123 @@ def test_pruned_is_dense_with_the_neurons_replaced(
     assert distance(answers(model, inputs), dense) == 0  # and the hooks are gone
 
 
+@pytest.mark.parametrize("repair", ["none", "mean"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("dropped", [(0,), (1,), (0, 2)])
+def test_layers_are_dropped(
+    tiny_bert: BertModel, inputs: Any, dropped: tuple[int, ...], attention: str, repair: str
+) -> None:
+    model = with_head(tiny_bert, "BertForSequenceClassification")
+    model.set_attn_implementation(attention)
+    means = random_means(model)
+    scores = make_scores(model, means)
+    for kept in ({}, kept_of_every_unit(1, dropped)):
+        plan = make_plan(model, kept, dropped)
+        small: Any = prune(model, plan, repair=repair, scores=scores)
+        assert len(small.bert.encoder.layer) == small.config.num_hidden_layers == LAYERS - len(dropped)
+        assert small.config.obce["layers_dropped"] == list(dropped)
+        fills = {s.name: np.zeros(s.width) for s in find_sites(model)} | means if repair == "mean" else None
+        with masked(model, plan, repair=repair, scores=scores):
+            assert distance(answers(small, inputs), answers(model, inputs)) < 1e-5
+        assert distance(answers(small, inputs), answers(edited(model, plan, fills), inputs)) < 1e-5
+    assert sum(len(m._forward_hooks) for m in model.modules()) == 0
+
+
+@st.composite
+def mixed_plans(draw: st.DrawFn) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
+    """Kept indices of any sites, and layers dropped."""
+    dropped = tuple(sorted(draw(st.sets(st.integers(0, LAYERS - 1), max_size=LAYERS - 1))))
+    kept = {}
+    for layer in set(range(LAYERS)) - set(dropped):
+        rng = np.random.default_rng(draw(st.integers(0, 99)))
+        heads = sorted(draw(st.sets(st.integers(0, HEAD_COUNT - 1))))
+        if draw(st.booleans()):
+            kept[f"{layer}.query"] = kept[f"{layer}.key"] = in_heads(rng, draw(st.integers(1, 8)), heads)
+            kept[f"{layer}.value"] = in_heads(rng, draw(st.integers(1, 8)), heads)
+        for kind, width in (("intermediate", INNER), ("attention_output", HIDDEN), ("output", HIDDEN)):
+            if draw(st.booleans()):
+                some = rng.choice(width, draw(st.integers(1, width)), replace=False)
+                kept[f"{layer}.{kind}"] = tuple(int(i) for i in np.sort(some))
+    return kept, dropped
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    cuts=mixed_plans(),
+    repair=st.sampled_from(["none", "mean", "least_squares"]),
+    attention=st.sampled_from(["eager", "sdpa"]),
+)
+def test_any_mixture(
+    make_bert: Callable[..., BertModel],
+    inputs: Any,
+    texts: list[str],
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    cuts: Any,
+    repair: str,
+    attention: str,
+) -> None:
+    model = make_bert()
+    if repair == "least_squares":
+        model.double()  # fitted weights can be large, and rounding with them
+    model.set_attn_implementation(attention)
+    plan = make_plan(model, *cuts)
+    scores = make_scores(model, random_means(model)) if repair == "mean" else None
+    how: dict[str, Any] = {"repair": repair, "scores": scores}
+    if repair == "least_squares":
+        how |= {"texts": tokenize(texts[:40], tiny_tokenizer, max_length=64), "ridge": 0.1}
+    small: Any = prune(model, plan, **how)
+    with masked(model, plan, **how):
+        assert distance(answers(small, inputs), answers(model, inputs)) < 1e-5
+
+
+@pytest.mark.parametrize("drop", [0, 1])
+@pytest.mark.parametrize(
+    ("units", "keep"),
+    [
+        (DEFAULT_UNITS, 0.5),
+        (("heads",), 0.85),
+        (("heads", "intermediate", "attention_output", "output"), 0.4),
+        (("query_key", "value", "output"), 0.6),
+        (("attention_output", "output"), None),
+    ],
+)
+def test_a_plan_predicts_what_is_measured(
+    make_bert: Callable[..., BertModel], inputs: Any, units: tuple[str, ...], keep: float | None, drop: int
+) -> None:
+    model = make_bert(max_position_embeddings=128)
+    scores = make_scores(model, random_means(model))
+    scores.columns["rf"] = np.random.default_rng(8).random(len(scores))
+    scores.meta.update(architecture=architecture(model), corpus_hash="c", seed=0)
+    preset = None if keep else "pbce-2025"
+    how: dict[str, Any] = {"keep": keep, "of": "encoder", "preset": preset, "units": units, "drop_layers": drop}
+    plan = choose(scores, model, score="rf", floor=0, **how)
+    for repair in ("none", "mean"):
+        small = prune(model, plan, repair=repair, scores=scores)
+        assert (*count_parameters(small), flops(small), weight_bytes(small)) == tuple(plan.after)
+        with masked(model, plan, repair=repair, scores=scores):
+            assert distance(answers(small, inputs), answers(model, inputs)) < 1e-5
+    assert len(plan.layers_dropped) == drop
+
+
+def test_what_a_removed_row_writes_is_constant(tiny_bert: BertModel, inputs: Any) -> None:
+    means = random_means(tiny_bert)
+    plan = make_plan(tiny_bert, KEPT["rows"])
+    for repair, scores in (("none", None), ("mean", make_scores(tiny_bert, means))):
+        small: Any = prune(tiny_bert, plan, repair=repair, scores=scores)
+        written: list[torch.Tensor] = []
+        rows = small.encoder.layer[0].attention.output.dense
+        assert isinstance(rows, ObceRows)
+        assert rows.weight is not None
+        assert tuple(rows.weight.shape) == (3, HIDDEN)
+        assert repr(rows) == "ObceRows(in_features=32, out_features=32, kept=3)"
+        rows.register_forward_hook(lambda _m, _a, output, written=written: written.append(output))
+        answers(small, inputs)
+        gone = sorted(set(range(HIDDEN)) - {3, 4, 31})
+        expected = torch.tensor(means["0.attention_output"][gone] if scores else np.zeros(len(gone))).float()
+        assert torch.equal(written[0][..., gone], expected.expand(*written[0].shape[:-1], -1))
+        assert isinstance(small.encoder.layer[1].attention.output.dense, nn.Linear)
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_has_its_class(tiny_bert: BertModel, inputs: Any, head: str) -> None:
     model = with_head(tiny_bert, head)
@@ -211,9 +355,9 @@ def test_a_plan_that_removes_nothing_changes_no_bit(
 ) -> None:
     model = with_head(tiny_bert, head)
     model.set_attn_implementation(attention)
-    whole = {s.name: tuple(range(s.width)) for s in find_sites(model) if s.kind in ("query", "key", "value")}
+    whole = {s.name: tuple(range(s.width)) for s in find_sites(model) if s.kind != "intermediate"}
     for kept in ({}, whole):
-        small = prune(model, make_plan(model, kept))  # nothing to fill in, so no means are asked for
+        small = prune(model, make_plan(model, kept), repair="mean")  # nothing to fill in, so no means are asked for
         assert distance(answers(small, inputs), answers(model, inputs)) == 0
         assert sum(p.numel() for p in small.parameters()) == sum(p.numel() for p in model.parameters())
 
@@ -281,7 +425,7 @@ def test_the_dense_model_is_untouched_and_shares_nothing(tiny_bert: BertModel, i
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     first, config = answers(model, inputs), model.config.to_dict()
     plan = make_plan(model, KEPT["ragged"])
-    small = prune(model, plan, scores=make_scores(model, random_means(model)))
+    small = prune(model, plan, repair="mean", scores=make_scores(model, random_means(model)))
     with torch.no_grad():
         for tensor in [*small.parameters(), *small.buffers()]:
             tensor.zero_()
@@ -312,10 +456,13 @@ def test_means_from_texts_and_from_scores_agree(
     tiny_bert: BertModel, texts: list[str], tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     batches = tokenize(texts, tiny_tokenizer, max_length=64)
-    scores = make_scores(tiny_bert, token_means(tiny_bert, batches, find_sites(tiny_bert)))
-    plan = make_plan(tiny_bert, KEPT["half"])
-    by_texts = prune(tiny_bert, plan, texts=texts, tokenizer=tiny_tokenizer).state_dict()
-    by_scores = prune(tiny_bert, plan, scores=scores).state_dict()
+    means = {}
+    for layer in capture(tiny_bert, batches, find_sites(tiny_bert)):
+        means.update({f"{layer.layer}.{kind}": sums.sums / sums.count for kind, sums in layer.tokens.items()})
+    scores = make_scores(tiny_bert, means)
+    plan = make_plan(tiny_bert, KEPT["half"] | KEPT["rows"])
+    by_texts = prune(tiny_bert, plan, repair="mean", texts=texts, tokenizer=tiny_tokenizer).state_dict()
+    by_scores = prune(tiny_bert, plan, repair="mean", scores=scores).state_dict()
     for name, tensor in by_texts.items():
         torch.testing.assert_close(tensor, by_scores[name], rtol=1e-6, atol=1e-6)
 
@@ -339,15 +486,16 @@ def test_the_repair_touches_the_bias_of_readers_only(tiny_bert: BertModel) -> No
 
 class TestWhatIsCarriedOver:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-    def test_dtype(self, tiny_bert: BertModel, inputs: Any, dtype: torch.dtype) -> None:
+    @pytest.mark.parametrize("kept", [KEPT["ragged"], KEPT["every-unit"]], ids=["ragged", "every-unit"])
+    def test_dtype(self, tiny_bert: BertModel, inputs: Any, dtype: torch.dtype, kept: dict[str, Any]) -> None:
         model = tiny_bert.to(dtype)
-        plan = make_plan(model, KEPT["ragged"])
+        plan = make_plan(model, kept)
         scores = make_scores(model, random_means(model))
-        small = prune(model, plan, scores=scores)
+        small = prune(model, plan, repair="mean", scores=scores)
         assert {p.dtype for p in small.parameters()} == {dtype}
         assert small.dtype == dtype
         tolerance = {torch.float16: 0.02, torch.bfloat16: 0.2, torch.float64: 1e-12}[dtype]
-        with masked(model, plan, scores=scores):
+        with masked(model, plan, repair="mean", scores=scores):
             assert distance(answers(small, inputs), answers(model, inputs)) < tolerance
 
     def test_training_flag_and_frozen_weights(self, tiny_bert: BertModel) -> None:
@@ -401,7 +549,7 @@ class TestWhatIsCarriedOver:
 
     def test_a_model_without_pooler(self, tiny_bert: BertModel, inputs: Any) -> None:
         model = transformers.BertModel(tiny_bert.config, add_pooling_layer=False).eval()
-        small: Any = prune(model, make_plan(model, {}))
+        small: Any = prune(model, make_plan(model, {}), repair="mean")
         assert small.pooler is None
         assert distance(answers(small, inputs), answers(model, inputs)) == 0
 
@@ -441,6 +589,30 @@ class TestUseOfThePrunedModel:
         assert all(g.abs().sum() > 0 for n, g in gradients[0].items() if "key.bias" not in n)
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(gradient, gradients[1][name])
+
+    @pytest.mark.parametrize("attention", ["eager", "sdpa"])
+    def test_every_unit_at_once(self, tiny_bert: BertModel, inputs: Any, attention: str) -> None:
+        """Heads differ from layer to layer, one layer has none; trained, moved, and under autocast."""
+        kept = {**kept_of_every_unit(2), **KEPT["no-head-of-one-layer"]}
+        small: Any = prune(tiny_bert, make_plan(tiny_bert, kept), repair="none")
+        small.set_attn_implementation(attention)
+        heads = [layer.attention.self.num_attention_heads for layer in small.encoder.layer]
+        assert heads[1] == 0
+        assert small.encoder.layer[1].attention.output.dense.weight is None
+        length = inputs["input_ids"].shape[1]
+        if attention == "eager":
+            found = small(**inputs, output_attentions=True).attentions
+            assert [tuple(a.shape) for a in found] == [(8, count, length, length) for count in heads]
+        small.train()
+        small(**inputs).pooler_output.sum().backward()
+        assert all(parameter.grad is not None for parameter in small.parameters())
+        small.eval()
+        with torch.autocast("cpu", torch.bfloat16):
+            low = answers(small, inputs)
+        assert distance(low, answers(small, inputs)) < 0.2
+        double = copy.deepcopy(small).double()
+        assert distance(answers(double, inputs), answers(small, inputs)) < 1e-4
+        assert all(not m.kept.is_floating_point() for m in double.modules() if getattr(m, "kept", None) is not None)
 
     def test_dropout_works_on_attention(self, small: Any, inputs: Any) -> None:
         small.train()
@@ -521,20 +693,21 @@ class TestRefusals:
         model = with_head(tiny_bert, "BertForSequenceClassification")
         model.classifier = nn.Sequential(nn.Linear(HIDDEN, 2))
         with pytest.raises(ValueError, match="has a Sequential at 'classifier', expected the Linear"):
-            prune(model, make_plan(model, {}))
+            prune(model, make_plan(model, {}), repair="none")
         model.classifier = nn.Linear(HIDDEN, 5)
         with pytest.raises(ValueError, match=r"classifier.weight of shape \(5, 32\), expected \(2, 32\)"):
-            prune(model, make_plan(model, {}))
+            prune(model, make_plan(model, {}), repair="none")
 
     def test_unknown_repair(self, tiny_bert: BertModel, cut: Any) -> None:
-        with pytest.raises(ValueError, match="repair is 'median', expected one of 'none', 'mean'"):
+        with pytest.raises(ValueError, match="repair is 'median', expected one of 'none', 'mean', 'least_squares'"):
             cut(tiny_bert, make_plan(tiny_bert, {}), repair="median")
 
     @pytest.mark.parametrize(
         ("kept", "message"),
         [
-            ({"0.output": (0,)}, "site '0.output', expected only sites that can be cut: 0.query to 2.interm"),
-            ({"7.value": (0,)}, "site '7.value', expected only sites"),
+            ({"7.value": (0,)}, "site '7.value', expected only sites of this model: 0.query to 2.output"),
+            ({"0.output": ()}, r"kept\['0.output'\] is \[\], expected at least one neuron"),
+            ({"0.attention_output": (0, 32)}, r"is \[0, 32\], expected .* from 0 to 31"),
             ({"0.intermediate": ()}, r"kept\['0.intermediate'\] is \[\], expected at least one neuron"),
             ({"0.intermediate": (0, 64)}, r"is \[0, 64\], expected .* from 0 to 63"),
             ({"0.intermediate": (-1, 5)}, r"is \[-1, 5\], expected"),
@@ -545,7 +718,9 @@ class TestRefusals:
                 {"0.intermediate": (1.5,)},
                 "'float' object cannot be interpreted as an integer, expected integers",
             ),
-            ({"1.value": (0, 8, 16)}, r"keeps \[1, 1, 1, 0\] neurons in the heads"),
+            ({"1.value": (0, 8, 16)}, r"keeps the heads \[0, 1, 2\] in '1.value' but \[0, 1, 2, 3\] in '1.query'"),
+            ({"1.query": (), "1.key": ()}, r"keeps the heads \[0, 1, 2, 3\] in '1.value' but \[\] in '1.query'"),
+            ({"1.value": (0, 1, 8)}, r"keeps \[2, 1, 0, 0\] neurons in the heads"),
             ({"1.value": (0, 1, 8, 16, 24)}, r"keeps \[2, 1, 1, 1\] neurons in the heads"),
             (
                 {"1.query": (0, 8, 16, 24), "1.key": (1, 8, 16, 24)},
@@ -558,15 +733,29 @@ class TestRefusals:
         with pytest.raises(ValueError, match=message):
             cut(tiny_bert, make_plan(tiny_bert, kept), repair="none")
 
+    @pytest.mark.parametrize(
+        ("dropped", "message"),
+        [
+            ((3,), r"layers_dropped is \[3\], expected distinct and ascending layer numbers from 0 to 2"),
+            ((1, 1), r"layers_dropped is \[1, 1\], expected"),
+            ((1, 0), r"layers_dropped is \[1, 0\], expected"),
+            ((0, 1, 2), "and not all of them"),
+            ((0,), "the site '0.query' of a layer that plan.layers_dropped removes"),
+        ],
+    )
+    def test_layers(self, tiny_bert: BertModel, cut: Any, dropped: tuple[int, ...], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            cut(tiny_bert, make_plan(tiny_bert, KEPT["half"], dropped), repair="none")
+
     def test_means_from_nowhere_or_twice(
         self, tiny_bert: BertModel, cut: Any, texts: list[str], tiny_tokenizer: PreTrainedTokenizerBase
     ) -> None:
         plan = make_plan(tiny_bert, KEPT["half"])
         scores = make_scores(tiny_bert, random_means(tiny_bert))
         with pytest.raises(ValueError, match=r"repair='mean' needs the means .* neither scores nor texts is given"):
-            cut(tiny_bert, plan)
+            cut(tiny_bert, plan, repair="mean")
         with pytest.raises(ValueError, match="scores and texts are both given"):
-            cut(tiny_bert, plan, scores=scores, texts=texts, tokenizer=tiny_tokenizer)
+            cut(tiny_bert, plan, repair="mean", scores=scores, texts=texts, tokenizer=tiny_tokenizer)
         with pytest.raises(ValueError, match="texts are given without a tokenizer"):
             cut(tiny_bert, plan, texts=texts)
 
@@ -574,22 +763,22 @@ class TestRefusals:
         plan = make_plan(tiny_bert, KEPT["half"])
         good = make_scores(tiny_bert, random_means(tiny_bert))
         with pytest.raises(ValueError, match="scores are of the model with hash ffff"):
-            cut(tiny_bert, plan, scores=dataclasses.replace(good, meta={"model_hash": "ffff"}))
+            cut(tiny_bert, plan, repair="mean", scores=dataclasses.replace(good, meta={"model_hash": "ffff"}))
         with pytest.raises(ValueError, match="no column 'token_mean'"):
-            cut(tiny_bert, plan, scores=dataclasses.replace(good, columns={}))
+            cut(tiny_bert, plan, repair="mean", scores=dataclasses.replace(good, columns={}))
         rows = good.rows(0, "query")
         part = {f.name: getattr(good, f.name)[rows] for f in dataclasses.fields(good)[:4]}
         columns = {"token_mean": good.columns["token_mean"][rows]}
         with pytest.raises(ValueError, match=r"scores hold no site 0\.value, which the plan cuts"):
-            cut(tiny_bert, plan, scores=Scores(**part, columns=columns, meta=good.meta))
+            cut(tiny_bert, plan, repair="mean", scores=Scores(**part, columns=columns, meta=good.meta))
         gone = min(set(range(HIDDEN)) - set(plan.kept["1.value"]))
         good.columns["token_mean"][good.rows(1, "value").start + gone] = np.nan
         with pytest.raises(ValueError, match=rf"the mean of neuron 1\.value\.{gone} is nan, expected a finite"):
-            cut(tiny_bert, plan, scores=good)
+            cut(tiny_bert, plan, repair="mean", scores=good)
 
     def test_means_of_kept_neurons_need_not_be_finite(self, tiny_bert: BertModel, cut: Any) -> None:
         plan = make_plan(tiny_bert, KEPT["half"])
         means = random_means(tiny_bert)
         for name, mean in means.items():
-            mean[list(plan.kept[name])] = np.nan
-        cut(tiny_bert, plan, scores=make_scores(tiny_bert, means))
+            mean[list(plan.kept.get(name, range(len(mean))))] = np.nan
+        cut(tiny_bert, plan, repair="mean", scores=make_scores(tiny_bert, means))

@@ -51,7 +51,7 @@ def store() -> MemoryStore:
 
 @pytest.fixture(scope="module")
 def scores(minilm: PreTrainedModel, tokenizer: Any, sentences: Corpus, store: MemoryStore) -> Scores:
-    return score(minilm, tokenizer, sentences, store=store)
+    return score(minilm, tokenizer, sentences, store=store, read="mean")
 
 
 def test_rf_of_500_neurons_is_what_ripser_finds(scores: Scores, store: MemoryStore) -> None:
@@ -98,12 +98,13 @@ def test_std_is_reproducible_and_rf_is_not(scores: Scores) -> None:
     assert scores.stability("rf").spearman < 0.5
 
 
-@pytest.mark.parametrize("repair", ["none", "mean"])
+@pytest.mark.parametrize("repair", ["none", "mean", "least_squares"])
 def test_pruned_equals_masked_on_padded_batches(
     repair: str, minilm: PreTrainedModel, tokenizer: Any, sentences: Corpus, scores: Scores
 ) -> None:
     made = plan(scores, minilm, keep=0.465, of="encoder", preset="obce-2023")
-    small = prune(minilm, made, repair=repair, scores=scores)
+    given = {"texts": sentences.texts[:60], "tokenizer": tokenizer} if repair == "least_squares" else {"scores": scores}
+    small = prune(minilm, made, repair=repair, **given)
     assert count_parameters(small) == (made.after.parameters, made.after.encoder)
     assert weight_bytes(small) == made.after.bytes
     assert flops(small) == made.after.flops
@@ -111,7 +112,7 @@ def test_pruned_equals_masked_on_padded_batches(
     batch = tokenizer(list(sentences.texts[:24]), padding=True, truncation=True, max_length=128, return_tensors="pt")
     assert (batch["attention_mask"] == 0).any()
     with torch.no_grad():
-        with masked(minilm, made, repair=repair, scores=scores):
+        with masked(minilm, made, repair=repair, **given):
             expected = minilm(**batch)
         found = small(**batch)
     real = batch["attention_mask"].bool()
@@ -135,6 +136,23 @@ def test_a_light_cut_keeps_the_embeddings(
     assert by_share[0] > by_share[1] > by_share[2] > 0.5
 
 
+def test_effect_and_least_squares_keep_more_than_the_paper_s_way(
+    minilm: PreTrainedModel, tokenizer: Any, wikipedia: Path, sentences: Corpus, scores: Scores
+) -> None:
+    """At one size, on sentences that took no part: the score and the repair each help."""
+    held_out = tokenize(read_corpus(wikipedia).texts[200:300], tokenizer)
+    dense = embed(minilm, held_out)
+    found = {}
+    for name in ("effect", "rf"):
+        made = plan(scores, keep=0.7, of="encoder", score=name, keep_constant=True)
+        for repair in ("least_squares", "none"):
+            small = prune(minilm, made, repair=repair, texts=sentences, tokenizer=tokenizer)
+            found[name, repair] = fidelity(dense, embed(small, held_out))
+    assert found["effect", "least_squares"] > found["rf", "least_squares"] + 0.02
+    assert found["effect", "least_squares"] > found["effect", "none"] + 0.05
+    assert found["rf", "least_squares"] > found["rf", "none"] + 0.05
+
+
 PUBLISHED = {
     "base": ({}, {"obce-2023": 0.5847, "pbce-2025": 0.47}),
     "large": (
@@ -153,10 +171,10 @@ def test_published_sizes_on_the_real_configurations(size: str, tokenizer: Any, s
     dimensions, shares = PUBLISHED[size]
     torch.manual_seed(0)
     model = BertModel(BertConfig(**dimensions)).eval()
-    scores = score(model, tokenizer, list(sentences.texts[:8]), max_length=16)
+    scores = score(model, tokenizer, list(sentences.texts[:8]), max_length=16, effect_texts=0)
     assert len(scores) == {"base": 82_944, "large": 221_184}[size]
     for preset, keep in shares.items():
-        made = plan(scores, keep=keep, of="total", preset=preset)
+        made = plan(scores, keep=keep, of="total", preset=preset, score="rf")
         small = prune(model, made, repair="mean", scores=scores)
         total, encoder = count_parameters(small)
         assert (total, encoder) == (made.after.parameters, made.after.encoder)

@@ -20,6 +20,8 @@ from obce.sites import architecture, model_hash
 from safetensors import safe_open
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from transformers import BertModel, PreTrainedTokenizerBase
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +38,9 @@ HEADS = {
     "AutoModelForQuestionAnswering": "BertForQuestionAnswering",
 }
 
-WIDTHS = [LayerWidths(8, 16, 33), LayerWidths(4, 4, 1), LayerWidths(32, 12, 64)]
+# query_key, value, intermediate, heads, rows of attention_output and of output
+WIDTHS = [LayerWidths(8, 16, 33, 4, 32, 32), LayerWidths(4, 4, 1, 4, 32, 32), LayerWidths(32, 12, 64, 4, 32, 32)]
+EVERY_UNIT = [LayerWidths(2, 6, 33, 2, 5, 32), LayerWidths(0, 0, 64, 0, 32, 7), LayerWidths(24, 3, 1, 3, 32, 1)]
 
 
 def run(code: str, *arguments: str) -> str:
@@ -61,17 +65,22 @@ def run(code: str, *arguments: str) -> str:
     return done.stdout
 
 
-def kept_indices() -> dict[str, tuple[int, ...]]:
+def kept_indices(layers: Iterable[tuple[int, LayerWidths]]) -> dict[str, tuple[int, ...]]:
+    """The last heads, and of each head and site the last neurons."""
     kept = {}
-    for layer, widths in enumerate(WIDTHS):
+    for layer, widths in layers:
         for kind, width in (("query", widths.query_key), ("key", widths.query_key), ("value", widths.value)):
-            per_head = width // 4
-            kept[f"{layer}.{kind}"] = tuple(8 * head + i for head in range(4) for i in range(per_head))
-        kept[f"{layer}.intermediate"] = tuple(range(widths.intermediate))
+            per_head = width // max(1, widths.heads)
+            heads = range(4 - widths.heads, 4)
+            kept[f"{layer}.{kind}"] = tuple(8 * head + i for head in heads for i in range(8 - per_head, 8))
+        kept[f"{layer}.intermediate"] = tuple(range(64 - widths.intermediate, 64))
+        kept[f"{layer}.attention_output"] = tuple(range(32 - widths.attention_output, 32))
+        kept[f"{layer}.output"] = tuple(range(32 - widths.output, 32))
     return kept
 
 
-def small_of(body: BertModel, name: str) -> Any:
+def small_of(body: BertModel, name: str, widths: Sequence[LayerWidths] = WIDTHS, dropped: tuple[int, ...] = ()) -> Any:
+    """`widths` are those of the layers that stay."""
     torch.manual_seed(11)
     model = body if name == "BertModel" else getattr(transformers, name)(body.config).eval()
     size = Size(parameters=1, encoder=1, flops=1, bytes=1)
@@ -86,9 +95,10 @@ def small_of(body: BertModel, name: str) -> Any:
         seed=0,
         floor=0.1,
         levels={},
-        kept=kept_indices(),
+        kept=kept_indices(zip((i for i in range(3) if i not in dropped), widths, strict=True)),
         before=size,
         after=size,
+        layers_dropped=dropped,
     )
     return prune(model, plan, repair="none")
 
@@ -121,9 +131,13 @@ print(transformers.AutoConfig.from_pretrained(root + "/AutoModel").obce["preset"
 
 
 @pytest.mark.parametrize(
-    "order",
-    [("obce", "transformers.models.bert.configuration_bert"), ("transformers", "obce")],
-    ids=["obce-first", "transformers-first"],
+    ("order", "widths"),
+    [
+        (("obce", "transformers.models.bert.configuration_bert"), ()),
+        (("transformers", "obce"), ()),
+        (("transformers", "obce"), (EVERY_UNIT,)),
+    ],
+    ids=["obce-first", "transformers-first", "every-unit"],
 )
 def test_a_new_process_loads_the_same_model(
     tiny_bert: BertModel,
@@ -131,12 +145,13 @@ def test_a_new_process_loads_the_same_model(
     ids: torch.Tensor,
     tmp_path: Path,
     order: tuple[str, str],
+    widths: tuple[Any, ...],
 ) -> None:
     np.save(tmp_path / "ids.npy", ids.numpy())
     heads = HEADS if order[0] == "obce" else dict(list(HEADS.items())[:3])
     outputs, weights = {}, {}
     for auto, name in heads.items():
-        small = small_of(tiny_bert, name)
+        small = small_of(tiny_bert, name, *widths)
         x = ids[:, None] if "MultipleChoice" in auto else ids
         with torch.no_grad():
             outputs[auto] = [t.numpy() for t in small(x, token_type_ids=torch.zeros_like(x)).to_tuple()]
@@ -161,7 +176,7 @@ def test_the_file_holds_the_narrow_tensors(tiny_bert: BertModel, tmp_path: Path)
     small_of(tiny_bert, "BertModel").save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    for layer, (query_key, value, inner) in enumerate(WIDTHS):
+    for layer, (query_key, value, inner, *_) in enumerate(WIDTHS):
         prefix = f"encoder.layer.{layer}."
         assert shapes[prefix + "attention.self.query.weight"] == (query_key, 32)
         assert shapes[prefix + "attention.self.key.weight"] == (query_key, 32)
@@ -173,6 +188,50 @@ def test_the_file_holds_the_narrow_tensors(tiny_bert: BertModel, tmp_path: Path)
     assert config["model_type"] == "obce_bert"
     assert config["architectures"] == ["ObceBertModel"]
     assert (config["hidden_size"], config["intermediate_size"]) == (32, 64)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dropped", [(), (1,)])
+def test_heads_rows_and_layers(
+    tiny_bert: BertModel,
+    tmp_path: Path,
+    ids: torch.Tensor,
+    dropped: tuple[int, ...],
+    dtype: torch.dtype,
+    attention: str,
+) -> None:
+    widths = EVERY_UNIT[: 3 - len(dropped)]
+    small = small_of(tiny_bert, "BertForMaskedLM", widths, dropped).to(dtype)
+    small.set_attn_implementation(attention)
+    small.save_pretrained(tmp_path)
+    again = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path, attn_implementation=attention)
+    assert type(again) is type(small)
+    assert again.config.layer_widths() == widths
+    assert (again.config.num_hidden_layers, again.config.num_attention_heads) == (len(widths), 4)
+    first, second = small.state_dict(), again.state_dict()
+    assert list(first) == list(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert {tensor.dtype for name, tensor in second.items()} == {dtype, torch.int64}
+    with torch.no_grad():
+        assert torch.equal(small(ids).logits, again(ids).logits)
+    layers = second.keys() & {f"bert.encoder.layer.{i}.attention.output.dense.bias" for i in range(4)}
+    assert len(layers) == len(widths)
+    assert second["bert.encoder.layer.0.attention.output.dense.kept"].tolist() == [27, 28, 29, 30, 31]
+    assert not any(name.startswith("bert.encoder.layer.1.attention.self.") for name in second)
+
+
+def test_a_new_model_of_such_widths(ids: torch.Tensor) -> None:
+    """From the config alone the first rows are those computed, and the weights are drawn as BERT's."""
+    config = ObceBertConfig(
+        **{**TestConfiguration.SIZES, "vocab_size": 99},
+        per_layer_config={0: TestConfiguration.LAYER, 1: TestConfiguration.BARE},
+    )
+    model = transformers.AutoModel.from_config(config)
+    assert torch.isfinite(model(ids).last_hidden_state).all()
+    rows = model.encoder.layer[1].output.dense
+    assert rows.kept.tolist() == list(range(9))
+    assert 0.01 < float(rows.weight.std()) < 0.03
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -308,19 +367,34 @@ print(*[str(w.message) for w in found])
 
 class TestConfiguration:
     SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}  # noqa: RUF012
-    LAYER = {"kept_query_key_size": 8, "kept_value_size": 4, "kept_intermediate_size": 5}  # noqa: RUF012
+    LAYER = {  # noqa: RUF012
+        "kept_query_key_size": 8,
+        "kept_value_size": 4,
+        "kept_intermediate_size": 5,
+        "kept_heads": 4,
+        "kept_attention_output_size": 32,
+        "kept_output_size": 32,
+    }
+    BARE = {**LAYER, "kept_query_key_size": 0, "kept_value_size": 0, "kept_heads": 0, "kept_output_size": 9}  # noqa: RUF012
 
     def test_widths_survive_the_file(self, tmp_path: Path) -> None:
         layers = {0: self.LAYER, 1: {**self.LAYER, "kept_value_size": 32}}
         config = ObceBertConfig(**self.SIZES, per_layer_config=layers, obce={"score": "rf"})
         config.save_pretrained(tmp_path)
         again = ObceBertConfig.from_pretrained(tmp_path)
-        assert again.layer_widths() == config.layer_widths() == [LayerWidths(8, 4, 5), LayerWidths(8, 32, 5)]
+        assert (
+            again.layer_widths()
+            == config.layer_widths()
+            == [
+                LayerWidths(8, 4, 5, 4, 32, 32),
+                LayerWidths(8, 32, 5, 4, 32, 32),
+            ]
+        )
         assert again.to_dict() == config.to_dict()
         assert (again.intermediate_size, again.hidden_size) == (64, 32)
 
     def test_no_entry_means_as_wide_as_the_dense_model(self) -> None:
-        assert ObceBertConfig(**self.SIZES).layer_widths() == [LayerWidths(32, 32, 64)] * 2
+        assert ObceBertConfig(**self.SIZES).layer_widths() == [LayerWidths(32, 32, 64, 4, 32, 32)] * 2
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -328,6 +402,12 @@ class TestConfiguration:
             ({"kept_value_size": 6}, "kept_value_size of layer 1 is 6, expected a multiple of 4 from 4 to 32"),
             ({"kept_query_key_size": 0}, "kept_query_key_size of layer 1 is 0, expected"),
             ({"kept_query_key_size": 36}, "is 36, expected a multiple of 4 from 4 to 32"),
+            ({"kept_heads": 3}, "kept_query_key_size of layer 1 is 8, expected a multiple of 3 from 3 to 24"),
+            ({"kept_heads": 0}, "kept_query_key_size of layer 1 is 8, expected a multiple of 1 from 0 to 0"),
+            ({"kept_heads": 5}, "kept_heads of layer 1 is 5, expected a multiple of 1 from 0 to 4"),
+            ({"kept_heads": None}, "kept_heads of layer 1 is None, expected"),
+            ({"kept_attention_output_size": 33}, "kept_attention_output_size of layer 1 is 33, expected"),
+            ({"kept_output_size": 0}, "kept_output_size of layer 1 is 0, expected a multiple of 1 from 1 to 32"),
             ({"kept_intermediate_size": 65}, "is 65, expected a multiple of 1 from 1 to 64"),
             ({"kept_intermediate_size": "5"}, "is '5', expected"),
             ({"kept_intermediate_size": True}, "is True, expected"),

@@ -1,0 +1,341 @@
+"""Least-squares repair: the readers of a pruned model learn to do without what was removed, from unlabelled text.
+
+The pruned model is walked beside the dense one, layer by layer, on the same texts. In each layer three things are
+fitted, each on inputs that the repaired layers before it give:
+
+- query: the keys that go are predicted linearly from the keys that stay, k_r = B k_s + c. Then q_r k_r = (B' q_r) k_s
+  plus a number that is the same for every key of a text, which the softmax cancels: the kept query rows become
+  W_s + B' W_r. Moments are taken inside each text, since c may differ between texts;
+- attention_output, the reader of value: y = W' x_s + b' is fitted to what the dense model adds to the residual stream
+  at this place, and to the difference that has built up in the stream before it;
+- output, the reader of intermediate: likewise.
+
+Fitted is the change of the weights, with a ridge, so that the error minimised is never above that of the best
+constant (`mean`): no change at all is one of the candidates. Nothing but second moments of the inputs is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from obce.capture import eval_mode, first_inputs, precise_products
+from obce.sites import base_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from obce.corpus import Batch, TokenBatches
+
+RIDGE = 1e-3
+"""Ridge as a share of the mean variance of a reader's inputs."""
+
+# A matrix of moments that does not factor is given a ridge ten times as large, so often.
+_ATTEMPTS = 8
+
+# Variance of numbers that are equal but for rounding, as a share of their mean square.
+_ROUNDING = {torch.float32: 1e-12, torch.float64: 1e-28}
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """One reader's repair.
+
+    Attributes:
+        site: Whose reader it is, by the dense model's numbering: `"3.value"`.
+        mean_error: Share of the variance of what was to be reached that is lost with the best constants.
+        error: Share that is lost with the fitted weights; never more.
+        ridge: Ridge that was used, as a share of the mean variance of the inputs.
+    """
+
+    site: str
+    mean_error: float
+    error: float
+    ridge: float
+
+
+class _Moments:
+    """Second moments of inputs x [w] and of what is to be added to a reader's outputs r [h], over tokens.
+
+    Products in the model's arithmetic, but at least float32, batch by batch, about the mean of the first batch; sums
+    in float64.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.centre: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def add(self, x: torch.Tensor, r: torch.Tensor, target: torch.Tensor) -> None:
+        """Tokens [m, w], [m, h], and the outputs that are to be reached [m, h]."""
+        x, r, target = _wide(x), _wide(r), _wide(target)
+        if self.centre is None:
+            self.centre = (x.mean(0), r.mean(0))
+            one_x = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
+            one_r = torch.zeros(r.shape[1], dtype=torch.float64, device=x.device)
+            self.x, self.xx, self.xr = one_x, torch.outer(one_x, one_x), torch.outer(one_x, one_r)
+            self.r, self.rr, self.t, self.tt = (one_r.clone() for _ in range(4))
+        x, r = x - self.centre[0], r - self.centre[1]
+        self.count += len(x)
+        self.x += x.sum(0, dtype=torch.float64)
+        self.r += r.sum(0, dtype=torch.float64)
+        self.xx += x.T @ x
+        self.xr += x.T @ r
+        self.rr += r.square().sum(0, dtype=torch.float64)
+        self.t += target.sum(0, dtype=torch.float64)
+        self.tt += target.double().square().sum(0)
+
+    def solve(
+        self, ridge: float, rows: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, float, float, float]:
+        """Change of the weights [h, w] and of the bias [h], errors with the best constants and with both, ridge.
+
+        The weights of other rows than `rows` (int64; None: all are free) do not change: these get the best constant.
+        """
+        if self.centre is None:
+            raise RuntimeError("no tokens were added before solving")
+        n = self.count
+        x, r = self.x / n, self.r / n
+        covariance = self.xx / n - torch.outer(x, x)
+        cross = self.xr / n - torch.outer(x, r)
+        if rows is not None:
+            cross = torch.zeros_like(cross).index_copy(1, rows, cross.index_select(1, rows))
+        left = float((self.rr / n - r.square()).clamp_min(0).sum())
+        whole = float((self.tt / n - (self.t / n).square()).clamp_min(0).sum())
+        squares = covariance.diagonal() + (x + self.centre[0]).square()
+        change, ridge = _ridge_solve(covariance, cross, ridge, squares * _ROUNDING[self.centre[0].dtype])
+        gained = float(2 * (change * cross).sum() - (change * (covariance @ change)).sum())
+        bias = r + self.centre[1] - (x + self.centre[0]) @ change
+        return change.T, bias, _share(left, whole), _share(max(0.0, left - max(0.0, gained)), whole), ridge
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 0.0
+
+
+def _ridge_solve(
+    covariance: torch.Tensor, cross: torch.Tensor, ridge: float, noise: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    """Solves (covariance + ridge mean variance) X = cross, raising the ridge while the matrix does not factor.
+
+    Inputs whose variances are, taken together, no more than those of rounding (`noise`, [w]) predict nothing.
+    """
+    scale = float(covariance.diagonal().mean()) if len(covariance) else 0.0
+    if not scale > (float(noise.mean()) if len(noise) else 0.0):
+        return torch.zeros_like(cross), ridge
+    for _ in range(_ATTEMPTS):
+        factor, failed = torch.linalg.cholesky_ex(
+            covariance + ridge * scale * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+        )
+        if not int(failed):
+            found = torch.cholesky_solve(cross, factor)
+            if bool(torch.isfinite(found).all()):
+                return found, ridge
+        ridge = max(10 * ridge, 1e-12)
+    return torch.zeros_like(cross), ridge
+
+
+class _KeyMoments:
+    """Second moments of the dense keys of every head, about their mean inside each text."""
+
+    def __init__(self, heads: int) -> None:
+        self.heads = heads
+        self.count = 0
+        self.products: torch.Tensor | None = None
+        self.noise: torch.Tensor | None = None
+
+    def add(self, keys: torch.Tensor, mask: torch.Tensor) -> None:
+        """Keys [b, T, hidden], real tokens [b, T]."""
+        b, length, _ = keys.shape
+        keys = _wide(keys)
+        real = mask[..., None].to(keys.dtype)
+        noise = (keys * real).double().square().sum((0, 1)).view(self.heads, -1) * _ROUNDING[keys.dtype]
+        keys = (keys - (keys * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)) * real
+        split = keys.view(b * length, self.heads, -1).transpose(0, 1)  # [heads, tokens, size]
+        products = (split.transpose(1, 2) @ split).double()
+        self.products = products if self.products is None else self.products + products
+        self.noise = noise if self.noise is None else self.noise + noise
+        self.count += int(mask.sum())
+
+    def predictors(self, kept: torch.Tensor, ridge: float) -> torch.Tensor:
+        """[hidden, kept]: column i says how much of every dense key dimension the i-th kept key stands for."""
+        if self.products is None or self.noise is None:
+            raise RuntimeError("no keys were added before solving")
+        size = self.products.shape[1]
+        answer = torch.zeros(self.heads * size, len(kept), dtype=torch.float64, device=self.products.device)
+        for head in range(self.heads):
+            columns = torch.nonzero(kept // size == head).flatten()
+            if not len(columns):
+                continue
+            stay = kept[columns] - head * size
+            covariance = self.products[head] / self.count
+            gone = torch.tensor([i for i in range(size) if i not in set(stay.tolist())], dtype=torch.int64)
+            answer[head * size + stay, columns] = 1.0
+            if len(gone):
+                noise = self.noise[head][stay] / self.count
+                found, _ = _ridge_solve(covariance[stay][:, stay], covariance[stay][:, gone], ridge, noise)
+                answer[(head * size + gone)[:, None], columns[None, :]] = found.T
+        return answer
+
+
+@torch.no_grad()
+def least_squares(
+    dense: PreTrainedModel,
+    small: PreTrainedModel,
+    batches: TokenBatches,
+    kept: Mapping[int, torch.Tensor],
+    *,
+    ridge: float = RIDGE,
+    progress: Callable[[float, float], None] | None = None,
+) -> list[Fit]:
+    """Fits the readers of `small` in place, so that it says what `dense` says on these texts.
+
+    Memory: four hidden states of every token (16 bytes x hidden size x tokens in float32) and one matrix of second
+    moments at a time.
+
+    Args:
+        dense: The dense model, not changed.
+        small: What was cut from it, on the same device.
+        batches: Texts, some thousand tokens more than the widest reader has inputs.
+        kept: Dense layer number -> int64 [kept], its kept query and key neurons; layers that are absent are dropped.
+            Ascending layers are those of `small`.
+        ridge: Share of the mean variance of a reader's inputs that is added to each.
+        progress: Called with (layers done, layers).
+
+    Returns:
+        One `Fit` a reader, in order.
+
+    Raises:
+        ValueError: `ridge` is negative or not finite.
+    """
+    if not 0 <= ridge < math.inf:
+        raise ValueError(f"ridge is {ridge}, expected a finite share of 0 or more.")
+    return list(_walk(dense, small, batches, kept, ridge, progress or (lambda done, total: None)))
+
+
+@dataclass
+class Passing:
+    """One batch on its way through both models.
+
+    Attributes:
+        batch: The texts.
+        real: bool [b, T], which places are no padding.
+        mask: What the dense model makes of that.
+        small_mask: What the pruned one makes of it; another thing where the dense one has a flash or flex kernel.
+        dense: [b, T, hidden], hidden states of the dense model.
+        small: [b, T, hidden], those of the pruned one.
+    """
+
+    batch: Batch
+    real: torch.Tensor
+    mask: Any
+    small_mask: Any
+    dense: torch.Tensor
+    small: torch.Tensor
+
+
+def _walk(
+    dense: PreTrainedModel,
+    small: PreTrainedModel,
+    batches: TokenBatches,
+    kept: Mapping[int, torch.Tensor],
+    ridge: float,
+    progress: Callable[[float, float], None],
+) -> Iterator[Fit]:
+    bodies = base_model(dense), base_model(small)
+    layers, small_layers = (cast(nn.ModuleList, body.get_submodule("encoder.layer")) for body in bodies)
+    with eval_mode(*bodies), precise_products(next(bodies[0].parameters()).device):
+        passing = start(bodies[0], batches)
+        small_of = {layer: small_layers[i] for i, layer in enumerate(sorted(kept))}
+        for layer in range(len(layers)):
+            block = layers[layer]
+            if layer in small_of:
+                yield from fit_layer(layer, block, small_of[layer], passing, kept[layer], ridge)
+            else:
+                for at in passing:
+                    at.dense = block(at.dense, at.mask)
+            progress(layer + 1, len(layers))
+
+
+def start(body: PreTrainedModel, batches: TokenBatches) -> list[Passing]:
+    """Every batch at the door of the first layer: embeddings are the same in both models."""
+    first = cast(nn.ModuleList, body.get_submodule("encoder.layer"))[0]
+    shared = body.config._attn_implementation in ("eager", "sdpa")
+    passing = []
+    for batch, (hidden, args, kwargs) in first_inputs(body, first, batches):
+        mask = kwargs["attention_mask"] if "attention_mask" in kwargs else args[0]
+        real = batch.inputs["attention_mask"].to(hidden.device).bool()
+        # pruned models have sdpa where the dense one has neither: True is a place to look at
+        passing.append(Passing(batch, real, mask, mask if shared else real[:, None, None], hidden, hidden))
+    return passing
+
+
+def fit_layer(
+    layer: int, block: nn.Module, narrow: nn.Module, passing: list[Passing], kept: torch.Tensor, ridge: float
+) -> Iterator[Fit]:
+    """Fits one layer and takes every batch through it, in both models.
+
+    Args:
+        layer: Its number in the dense model.
+        block: The dense layer.
+        narrow: The pruned one, whose weights are changed.
+        passing: Batches at the door of the layer.
+        kept: int64 [kept], query and key neurons that stay.
+        ridge: As in `least_squares`.
+    """
+    part, small_part = block.get_submodule, narrow.get_submodule
+    attention: Any = part("attention.self")
+    heads, width = int(attention.num_attention_heads), int(attention.key.out_features)
+    if 0 < len(kept) < width:
+        keys = _KeyMoments(heads)
+        for at in passing:
+            keys.add(part("attention.self.key")(at.small), at.real)
+        _fit_queries(part("attention.self.query"), small_part("attention.self.query"), keys.predictors(kept, ridge))
+
+    moments = _Moments()
+    contexts = []
+    reader = small_part("attention.output.dense")
+    for at in passing:
+        context = part("attention.self")(at.dense, attention_mask=at.mask)[0]
+        added = part("attention.output.dense")(context)
+        contexts.append(small_part("attention.self")(at.small, attention_mask=at.small_mask)[0])
+        target = added + (at.dense - at.small)  # in this order, so that where nothing differs nothing is fitted
+        moments.add(contexts[-1][at.real], (target - reader(contexts[-1]))[at.real], target[at.real])
+        at.dense = part("attention.output.LayerNorm")(added + at.dense)
+    yield _apply(f"{layer}.value", reader, moments, ridge)
+
+    moments = _Moments()
+    reader = small_part("output.dense")
+    for at, context in zip(passing, contexts, strict=True):
+        at.small = small_part("attention.output")(context, at.small)
+        inner = small_part("intermediate")(at.small)
+        added = part("output.dense")(part("intermediate")(at.dense))
+        target = added + (at.dense - at.small)
+        moments.add(inner[at.real], (target - reader(inner))[at.real], target[at.real])
+        at.dense = part("output.LayerNorm")(added + at.dense)
+    del contexts
+    yield _apply(f"{layer}.intermediate", reader, moments, ridge)
+    for at in passing:
+        at.small = small_part("output")(small_part("intermediate")(at.small), at.small)
+
+
+def _fit_queries(dense: Any, narrow: Any, predictors: torch.Tensor) -> None:
+    narrow.weight.copy_((predictors.T @ dense.weight.double()).to(narrow.weight.dtype))
+    narrow.bias.copy_((predictors.T @ dense.bias.double()).to(narrow.bias.dtype))
+
+
+def _apply(site: str, reader: Any, moments: _Moments, ridge: float) -> Fit:
+    rows = getattr(reader, "kept", None)  # of a Linear that computes some of its rows
+    change, bias, before, after, used = moments.solve(ridge, rows)
+    if reader.weight is not None:
+        reader.weight.add_((change if rows is None else change[rows]).to(reader.weight.dtype))
+    reader.bias.add_(bias.to(reader.bias.dtype))
+    return Fit(site, before, after, used)

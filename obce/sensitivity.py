@@ -1,0 +1,116 @@
+"""What each part of a model can spare: how far the vector that is read moves when a share of one unit goes.
+
+One layer and one unit at a time is cut at a few levels, repaired by least squares on some texts, and measured on
+others; all other layers are whole. `obce.plan(sensitivity=...)` then takes each parameter where it costs least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+
+from obce.capture import eval_mode
+from obce.corpus import TokenBatches
+from obce.effects import read_hidden, reading_of
+from obce.plan import DEFAULT_UNITS, single_cuts
+from obce.prune import prune
+from obce.repair import RIDGE, Passing, fit_layer, start
+from obce.sites import base_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from obce.plan import Curves
+    from obce.scores import Scores
+
+LEVELS = (0.25, 0.5, 0.75, 0.9)
+
+SENSITIVITY_TEXTS = 450
+"""Texts that suffice: two thirds for the repairs, one to measure on."""
+
+
+@torch.no_grad()
+def sensitivity(
+    model: PreTrainedModel,
+    scores: Scores,
+    batches: TokenBatches,
+    held_out: TokenBatches,
+    *,
+    score: str = "effect",
+    units: Sequence[str] = DEFAULT_UNITS,
+    levels: Sequence[float] = LEVELS,
+    read: str = "auto",
+    ridge: float = RIDGE,
+    progress: Callable[[float, float], None] | None = None,
+) -> Curves:
+    """Measures every layer and unit.
+
+    Memory: three hidden states of every token and a copy of the embeddings. Arithmetic: units x levels x (one layer on
+    the texts of the repair, and half the layers on those held out), a layer.
+
+    Args:
+        model: The dense model, not changed.
+        scores: Its scores.
+        batches: Texts that the repairs are fitted on.
+        held_out: Other texts, that the outcome is measured on.
+        score: Score that says which neurons of a unit go first.
+        units: As in `obce.plan`.
+        levels: Shares removed of what may be removed.
+        read: `"cls"`, `"mean"` or `"tokens"`; `"auto"`, `"head"` and `"logits"`: what the model's head takes from
+            the encoder.
+        ridge: As in `obce.prune`.
+        progress: Called with (layers done, layers).
+
+    Returns:
+        `"3.value"` -> [(0, 0), (share removed, share of the variance of what is read that is lost), ...].
+    """
+    base = base_model(model)
+    read = reading_of(model) if read == "auto" else read
+    read = "cls" if read in ("head", "logits") else read
+    layers = list(cast(nn.ModuleList, base.get_submodule("encoder.layer")))
+    curves: Curves = {}
+    with eval_mode(base):
+        fit, held = start(base, batches), start(base, held_out)
+        reference = list(_read(layers, held, read))
+        whole = _variance(reference)
+        for layer, block in enumerate(layers):
+            for unit in units:
+                points = [(0.0, 0.0)]
+                for share, cut in single_cuts(scores, score, layer, unit, levels):
+                    # the small model has this layer alone: what comes before and after it is dense
+                    small = base_model(prune(base, cut, repair="none"))
+                    narrow = cast(nn.ModuleList, small.get_submodule("encoder.layer"))[0]
+                    own = [replace(at, small=at.dense) for at in fit]
+                    kept = torch.tensor(cut.kept.get(f"{layer}.query", range(base.config.hidden_size)))
+                    for _ in fit_layer(layer, block, narrow, own, kept, ridge):
+                        pass
+                    moved = [replace(at, dense=narrow(at.dense, at.small_mask)) for at in held]
+                    lost = 0.0
+                    for now, then in zip(_read(layers[layer + 1 :], moved, read), reference, strict=True):
+                        lost += float((now - then).double().square().sum())
+                    points.append((share, lost / whole if whole > 0 else 0.0))
+                curves[f"{layer}.{unit}"] = points
+            for at in (*fit, *held):
+                at.dense = at.small = block(at.dense, at.mask)
+            if progress is not None:
+                progress(layer + 1, len(layers))
+    return curves
+
+
+def _read(layers: Sequence[nn.Module], passing: Sequence[Passing], read: str) -> Iterator[torch.Tensor]:
+    """What is read of each batch after these layers."""
+    for at in passing:
+        hidden = at.dense
+        for layer in layers:
+            hidden = layer(hidden, at.mask)
+        found = read_hidden(hidden, at.real, read)
+        yield found[at.real] if read == "tokens" else found
+
+
+def _variance(vectors: Sequence[torch.Tensor]) -> float:
+    every = torch.cat(list(vectors)).double()
+    return float((every - every.mean(0)).square().sum())
