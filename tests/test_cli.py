@@ -277,7 +277,8 @@ def test_progress_for_machines(
     assert [line["texts"] for line in lines] == sorted(line["texts"] for line in lines)
     facts = json.loads(found.stdout)
     assert facts["certified"] == 1
-    assert set(facts["stability"]) == {"rf", "rf_bagged", "std", "range", "mean_abs"}
+    measured = {"effect", "effect_abs", "spread", "rf", "rf_bagged", "std", "range", "mean", "mean_abs"}
+    assert set(facts["stability"]) == measured
     plain = obce(*arguments, "--out", tmp_path / "b")
     assert re.search(r"scoring: \d+/200 texts, [\d,]+ texts/s, [\d,]+ tokens/s.*, \d+ s left", plain.stderr)
     assert "total persistence" in plain.stdout

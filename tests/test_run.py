@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from obce.corpus import read_corpus
 from obce.plan import plan
-from obce.run import Run, _whole, load_model, load_tokenizer, read_plan, read_scores, write_scores
+from obce.run import Run, _whole, load_model, load_tokenizer, read_plan, read_scores, reading_at, write_scores
 from obce.scores import Scores
 from obce.scoring import score
 
@@ -72,10 +73,12 @@ def test_scoring_again_reuses(scored: Path, tiny_bert_dir: Path, texts: list[str
         ({"seed": 1}, "seed"),
         ({"max_length": 16}, "maximum length"),
         ({"model": 1}, "model"),
+        ({"effect_texts": 20}, "number of texts in the effect clouds"),
+        ({"read": "mean"}, "place that effects are measured at"),
     ],
 )
 def test_a_run_of_something_else_is_refused(
-    change: dict[str, int],
+    change: dict[str, Any],
     word: str,
     scored: Path,
     tiny_bert_dir: Path,
@@ -90,9 +93,9 @@ def test_a_run_of_something_else_is_refused(
         tiny_tokenizer.save_pretrained(tmp_path)
         model = str(tmp_path)
     corpus = read_corpus(texts[: change.get("texts", 200)])
-    settings = {key: value for key, value in change.items() if key in ("seed", "max_length")}
+    settings = {key: value for key, value in change.items() if key not in ("texts", "model")}
     with pytest.raises(ValueError, match=f"holds scores of another {word} .*choose another --out"):
-        Run(scored).score(model, corpus, **settings)  # type: ignore[arg-type]
+        Run(scored).score(model, corpus, **settings)
 
 
 def test_plan_prune_and_report_in_one_directory(scored: Path, tiny_bert_dir: Path) -> None:
@@ -292,9 +295,118 @@ def test_public_face() -> None:
         _ = obce.nonsense  # type: ignore[attr-defined]
 
 
-def test_results_stay_in_the_report(scored: Path, tmp_path: Path) -> None:
-    import shutil
+@pytest.fixture(scope="module")
+def from_file(tmp_path_factory: pytest.TempPathFactory, tiny_bert_dir: Path, texts: list[str]) -> Path:
+    """A run that was scored on 60 texts of a file and planned."""
+    folder = tmp_path_factory.mktemp("from-file")
+    (folder / "texts.csv").write_text("id,text\n" + "".join(f'{i},"{text}"\n' for i, text in enumerate(texts)))
+    run = Run(folder / "run")
+    run.score(str(tiny_bert_dir), read_corpus(folder / "texts.csv", column="text", limit=60), cloud_texts=0)
+    run.make_plan(plan(run.scores(), keep=0.6, of="encoder"))
+    return folder
 
+
+def moved(from_file: Path, tmp_path: Path) -> tuple[Run, Path]:
+    """A copy of the run, which reads a file of its own."""
+    run = Run(shutil.copytree(from_file / "run", tmp_path / "run"))
+    file = Path(shutil.copy(from_file / "texts.csv", tmp_path))
+    run._save(reading={**run.state["reading"], "source": str(file)})
+    return Run(run.path), file
+
+
+def test_least_squares_reads_the_corpus_again(
+    from_file: Path, tiny_bert_dir: Path, texts: list[str], tmp_path: Path
+) -> None:
+    from obce.prune import prune
+
+    run, _ = moved(from_file, tmp_path)
+    assert run.corpus().texts == tuple(texts[:60])
+    seen: list[tuple[float, float]] = []
+    small = run.prune(progress=lambda *at: seen.append(at))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    model, tokenizer = load_model(tiny_bert_dir), load_tokenizer(tiny_bert_dir)
+    by_hand = prune(model, run.plan(), texts=texts[:60], tokenizer=tokenizer)
+    assert all(torch.equal(a, b) for a, b in zip(small.parameters(), by_hand.parameters(), strict=True))
+    config = json.loads((run.model_path / "config.json").read_text())
+    assert config["obce"]["repair"] == "least_squares"
+    assert config["obce"]["least_squares"]["texts"] == 60
+    assert json.loads((run.path / "run.json").read_text())["prune"]["repair"] == "least_squares"
+    # other texts than those that were scored
+    other = run.prune(corpus=read_corpus(texts[100:140]))
+    assert other.config.obce["least_squares"]["texts"] == 40
+    assert not torch.equal(other.encoder.layer[0].output.dense.weight, small.encoder.layer[0].output.dense.weight)
+
+
+def test_a_corpus_that_is_not_what_was_scored(from_file: Path, tmp_path: Path, texts: list[str]) -> None:
+    run, file = moved(from_file, tmp_path)
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([*lines[:30], '29,"Another text."\n', *lines[31:]]))
+    with pytest.raises(ValueError, match=r"texts of '.*texts\.csv' are not those that run directory '.*--repair mean"):
+        run.prune()
+    file.unlink()
+    with pytest.raises(ValueError, match="there is no file"):
+        run.prune()
+    assert not run.model_path.exists()
+    # neither other texts nor another repair needs the file
+    run.prune(repair="mean")
+    run.prune(corpus=read_corpus(texts[:40]))
+    # lines beyond the limit were never read
+    file.write_text("".join([*lines[:70], '70,"Another text."\n']))
+    assert len(run.corpus()) == 60
+
+
+def test_a_corpus_in_memory_cannot_be_read_again(scored: Path, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(scored, tmp_path / "run"))
+    run.make_plan(plan(run.scores(), keep=0.6, of="encoder"))
+    shutil.rmtree(run.model_path, ignore_errors=True)
+    for call in (run.prune, run.corpus):
+        with pytest.raises(
+            ValueError, match="was not scored on a file or dataset: name the texts with --corpus, or use"
+        ):
+            call()
+    assert not run.model_path.exists()
+
+
+@pytest.mark.parametrize(
+    ("pooling", "read"),
+    [
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
+        ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, "auto"),
+        ([], "auto"),
+        (None, "auto"),
+    ],
+)
+def test_where_vectors_are_read(
+    pooling: Any, read: str, tmp_path: Path, tiny_bert_dir: Path, texts: list[str], make_bert: Callable[..., BertModel]
+) -> None:
+    from transformers import BertForSequenceClassification
+
+    source = shutil.copytree(tiny_bert_dir, tmp_path / "model")
+    if pooling is not None:
+        (source / "1_Pooling").mkdir()
+        (source / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    assert reading_at(source) == read
+    settings: dict[str, Any] = {"effect_texts": 2, "cloud_texts": 0}
+    corpus = read_corpus(texts[:4])
+    scores, _ = Run(tmp_path / "run").score(str(source), corpus, **settings)
+    assert scores.meta["read"] == ("mean" if read == "mean" else "cls")
+    # what the caller names goes first, and a head is read as a head
+    scores, _ = Run(tmp_path / "named").score(str(source), corpus, read="tokens", **settings)
+    assert scores.meta["read"] == "tokens"
+    BertForSequenceClassification(make_bert().config).save_pretrained(source)
+    scores, _ = Run(tmp_path / "head").score(str(source), corpus, **settings)
+    assert scores.meta["read"] == "head"
+
+
+def test_pooling_that_is_no_json(tmp_path: Path) -> None:
+    assert reading_at("owner/name") == "auto"
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"pooling '.*config\.json' is not readable JSON"):
+        reading_at(tmp_path)
+
+
+def test_results_stay_in_the_report(scored: Path, tmp_path: Path) -> None:
     run = Run(shutil.copytree(scored, tmp_path / "run"))
     row = {"name": "dense", "score": None, "repair": None, "seed": None, "parameters": 1, "encoder": 1, "bytes": 1}
     run.add_results(
