@@ -4,10 +4,11 @@
     python benchmarks/bench_score.py --model large --texts 1000 --repeats 1
     python benchmarks/bench_score.py --device cuda --precision bfloat16 --texts 10000 --padded
 
-Each repeat runs, in this order: tokenisation, plain forward passes, passes with capture, everything (`obce.score`: all
-of these, r_f plain and bagged, moments, halves, heads and layers as clouds), and the plain passes again, so that a
-machine that grows slower or faster meanwhile does not decide the ratio. Random weights with the real dimensions stand
-in for BERT Base and Large: time does not depend on the weights. r_f is checked against a plain sort first.
+Each repeat runs, in this order: tokenisation, plain forward passes, passes with capture, everything (`obce.score`:
+all of these, r_f plain and bagged, moments, halves, heads and layers as clouds; no effects), 200 texts scored by
+effect, and the plain passes again, so that a machine that grows slower or faster meanwhile does not decide the ratio.
+Random weights with the real dimensions stand in for BERT Base and Large: time does not depend on the weights. r_f is
+checked against a plain sort first.
 """
 
 from __future__ import annotations
@@ -142,9 +143,12 @@ def main() -> None:
         "precision": options.precision,
         "tokens": not options.cls_only,
         "threads": options.threads,
+        "effect_texts": 0,
     }
     check(model, tokenizer, corpus, settings)
     shards = corpus.shards()
+    few = Corpus(corpus.texts[:200], corpus.source, 0, 0)
+    by_effect = {**settings, "effect_texts": 200, "cloud_texts": 0, "tokens": True}
 
     def batches() -> list[Any]:
         return [
@@ -183,6 +187,7 @@ def main() -> None:
         with Memory(options.device).watched() as most:
             times.setdefault("score", []).append(seconds(lambda: score(model, tokenizer, corpus, **settings)))
         peak = max(peak, most[0])
+        times.setdefault("effect", []).append(seconds(lambda: score(model, tokenizer, few, **by_effect)))
         times.setdefault("forward", []).append((first + seconds(forward)) / 2)
     plain = [t + f for t, f in zip(times["tokenise"], times["forward"], strict=True)]
     device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
@@ -206,6 +211,7 @@ def main() -> None:
         "capture_over_forward": ratio(times["capture"], times["forward"]),
         "score_over_plain": ratio(times["score"], plain),
         "peak_mb_above_weights": round(peak / 1e6),
+        "effect_of_200_texts_s": f"{stats.median(times['effect']):.4g}",
     }
     for name, value in row.items():
         print(f"{name:22s} {value}")

@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -61,13 +62,13 @@ SCORES = ("effect", "effect_abs", "spread", "rf", "std", "magnitude", "random", 
 PEERS = ("tp_magnitude", "tp_taylor")
 
 
-def ways(seed: int, peers: tuple[str, ...]) -> list[Way]:
-    """What is measured of a seed: the paper's size, trained again, for all; the grid for the first seed."""
-    found = [Way(name, PAPER, tune=name not in ("effect_abs", "spread")) for name in SCORES]
-    found += [Way(name, PAPER, repair="none", tune=True) for name in peers]
-    found += [Way("rf", PAPER, repair="none", tune=True)]  # the paper's own way
-    found += [Way("effect", PAPER, shares="measured", tune=True)]
-    found += [Way(name, 0.5) for name in SCORES]
+def ways(phase: str, seed: int, peers: tuple[str, ...]) -> list[Way]:
+    """What is measured of a seed: first the paper's size, trained again, then the grid, most of it on seed 0."""
+    if phase == "paper":
+        found = [Way(name, PAPER, tune=name not in ("effect_abs", "spread")) for name in SCORES]
+        found += [Way(name, PAPER, repair="none", tune=True) for name in peers]
+        return [*found, Way("rf", PAPER, repair="none", tune=True)]  # the last is the paper's own way
+    found = [Way(name, 0.5) for name in SCORES] + [Way("effect", PAPER, shares="measured", tune=True)]
     if seed == 0:
         found += [Way(name, keep) for keep in (0.7, 0.3) for name in SCORES]
         found += [Way(name, 0.5, repair=repair) for repair in ("none", "mean") for name in SCORES]
@@ -140,7 +141,7 @@ def measure(glue: Path, tasks: Sequence[str], seeds: int, minutes: float | None)
         print("torch-pruning is not installed: its rows are left out", file=sys.stderr)
         others = {}
     begun = time.monotonic()
-    for seed in range(seeds):
+    for phase, seed in product(("paper", "grid"), range(seeds)):
         for name in tasks:
             if minutes is not None and time.monotonic() - begun > 60 * minutes:
                 print(f"stopped before {name}, seed {seed}: {minutes:g} minutes are over", file=sys.stderr)
@@ -152,7 +153,7 @@ def measure(glue: Path, tasks: Sequence[str], seeds: int, minutes: float | None)
                 encoder,
                 tokenizer,
                 data,
-                ways(seed, tuple(others)),
+                ways(phase, seed, tuple(others)),
                 seeds=[seed],
                 settings=DENSE,
                 after=AFTER,

@@ -949,7 +949,9 @@ def compare_command(
     max_length: MaxLength = None,
     train_limit: TrainLimit = None,
     seeds: Seeds = 3,
-    distill: Distill = 0.0,
+    distill: Annotated[
+        float, typer.Option(min=0, max=1, help="Weight of the dense model's outputs when cut models are trained again.")
+    ] = 0.0,
     precision: TrainPrecision = "float32",
     texts: Annotated[int, typer.Option(min=40, help="Training rows that scores and repairs are made of.")] = 1000,
     read: Read = "auto",
@@ -979,7 +981,17 @@ def compare_command(
         precision=precision,
     )
     run = CompareRun(out)
-    run.ask({"model": model, "task": rows.task.name, "rows": len(rows.train), "texts": texts, "read": read}, settings)
+    run.ask(
+        {
+            "model": model,
+            "task": rows.task.name,
+            "rows": len(rows.train),
+            "texts": texts,
+            "read": read,
+            "after": distill,
+        },
+        settings,
+    )
     compare(
         loaded,
         tokenizer,

@@ -221,7 +221,7 @@ def compare(
                 )
                 given: dict[str, Any] = {"scores": scores}
                 if way.repair == "least_squares":
-                    given = {"texts": corpus, "tokenizer": tokenizer}
+                    given = {"texts": corpus, "tokenizer": tokenizer, "max_length": settings.max_length}
                 small = prune(dense, made, repair=way.repair, **given)
             seconds = _since(start)
             index = {"encoder": 1, "total": 0}[way.of]

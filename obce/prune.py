@@ -105,7 +105,7 @@ class _Repair:
     scores: Scores | None
     texts: Corpus | Sequence[str] | TokenBatches | None
     tokenizer: PreTrainedTokenizerBase | None
-    progress: Callable[[float, float], None] | None = None
+    max_length: int | None = None
 
     def batches(self, model: PreTrainedModel, most: int | None = None) -> TokenBatches:
         """The texts, tokenised; of more than `most` a part that is drawn evenly."""
@@ -120,7 +120,8 @@ class _Repair:
         if most is not None and len(texts) > most:
             texts = [texts[i] for i in np.random.default_rng(0).choice(len(texts), most, replace=False)]
         tokenizer = self.tokenizer or _own_tokenizer(model)
-        return tokenize(texts, tokenizer, max_length=usable_max_length(model, tokenizer), batch_tokens=_BATCH_TOKENS)
+        length = usable_max_length(model, tokenizer, self.max_length)
+        return tokenize(texts, tokenizer, max_length=length, batch_tokens=_BATCH_TOKENS)
 
 
 def prune(
@@ -131,6 +132,7 @@ def prune(
     scores: Scores | None = None,
     texts: Corpus | Sequence[str] | TokenBatches | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    max_length: int | None = None,
     ridge: float = RIDGE,
     progress: Callable[[float, float], None] | None = None,
 ) -> PreTrainedModel:
@@ -148,6 +150,7 @@ def prune(
             instead of `scores`, what the means are taken over. Texts of the task that the model is for are best.
             `TokenBatches` are taken as they are.
         tokenizer: Tokenizer of the model, with `texts` (default: the one saved beside the model).
+        max_length: Tokens a text is cut to (default: 128, or the most the model takes).
         ridge: Of least squares, as a share of the mean variance of a reader's inputs.
         progress: Called with (layers done, layers in all) by least squares.
 
@@ -163,7 +166,7 @@ def prune(
             not a dense BERT encoder of a known class.
     """
     narrow = _narrow_class(model)
-    how = _Repair(repair, scores, texts, tokenizer)
+    how = _Repair(repair, scores, texts, tokenizer, max_length)
     cuts = _cuts(model, plan, how)
     batches = how.batches(model, REPAIR_TEXTS) if repair == "least_squares" else None
     config = _narrow_config(model, plan, repair, cuts)
@@ -203,6 +206,7 @@ def masked(
     scores: Scores | None = None,
     texts: Corpus | Sequence[str] | TokenBatches | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    max_length: int | None = None,
     ridge: float = RIDGE,
     progress: Callable[[float, float], None] | None = None,
 ) -> Iterator[PreTrainedModel]:
@@ -217,13 +221,13 @@ def masked(
     Yields:
         The given model itself, with hooks that are removed at the end of the `with`.
     """
-    cuts = _cuts(model, plan, _Repair(repair, scores, texts, tokenizer))
+    cuts = _cuts(model, plan, _Repair(repair, scores, texts, tokenizer, max_length))
     base = base_model(model)
     handles: list[Any] = []
     try:
         if repair == "least_squares":
-            given: dict[str, Any] = {"texts": texts, "tokenizer": tokenizer, "ridge": ridge, "progress": progress}
-            small = base_model(prune(base, plan, repair=repair, **given))
+            given: dict[str, Any] = {"texts": texts, "tokenizer": tokenizer, "max_length": max_length, "ridge": ridge}
+            small = base_model(prune(base, plan, repair=repair, progress=progress, **given))
             handles += _fitted_hooks(base, small, cuts)
         handles += [layer.register_forward_hook(_hand_on) for layer in _dropped_layers(model, plan)]
         for cut in cuts:

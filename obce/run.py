@@ -38,6 +38,7 @@ from obce import __version__, modeling_obce
 from obce.clouds import CLOUD_KINDS, Clouds
 from obce.compare import COLUMNS, key_of, row_of
 from obce.corpus import read_corpus, tokenize
+from obce.effects import reading_of
 from obce.glue import BATCH_TOKENS, calibration, read_task
 from obce.plan import Plan
 from obce.prune import prune
@@ -58,7 +59,6 @@ from obce.sensitivity import SENSITIVITY_TEXTS, sensitivity
 from obce.sites import (
     SITE_KINDS,
     architecture,
-    base_model,
     find_sites,
     model_hash,
     quiet_transformers,
@@ -182,15 +182,6 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
             return AutoTokenizer.from_pretrained(source)
         except Exception as error:
             raise ValueError(f"model '{source}' has no tokenizer that loads: {_first_sentence(error)}") from error
-
-
-def reading_at(source: str | Path) -> str:
-    """Where a checkpoint's vectors are read: as sentence-transformers' `1_Pooling` beside it says, else `"auto"`."""
-    file = Path(source) / "1_Pooling" / "config.json"
-    if not file.is_file():
-        return "auto"
-    stated = _read_json(file, "pooling")
-    return "mean" if isinstance(stated, dict) and stated.get("pooling_mode_mean_tokens") else "auto"
 
 
 def _load_config(source: str | Path) -> Any:
@@ -746,8 +737,8 @@ class Run:
             **{name: value for name, value in settings.items() if name in _SCORING},
             "labels": None if labels is None else _digest(labels),
         }
-        if asked["read"] == "auto" and model is base_model(model):
-            asked["read"] = settings["read"] = reading_at(model_source)
+        if asked["read"] == "auto":
+            asked["read"] = settings["read"] = reading_of(model)
         asked["batch_tokens"] = settings["batch_tokens"] = asked["batch_tokens"] or default_batch_tokens(where.type)
         self._asked(asked)
         complete = self.scores_path.is_file() and "score" in self.state
@@ -867,7 +858,8 @@ class Run:
             tokenizer = load_tokenizer(source)
             given: dict[str, Any] = {"scores": scores}
             if repair == "least_squares":
-                given = {"texts": self.corpus() if corpus is None else corpus, "tokenizer": tokenizer}
+                texts = self.corpus() if corpus is None else corpus
+                given = {"texts": texts, "tokenizer": tokenizer, "max_length": self.state["score"]["max_length"]}
                 torch.nn.Module.to(model, _device(device))
             small = prune(model, chosen, repair=repair, progress=progress, **given).cpu()
             with _whole(self.model_path) as partial, quiet_transformers():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from obce.capture import eval_mode
+from obce.capture import eval_mode, precise_products
 from obce.corpus import TokenBatches
 from obce.effects import read_hidden, reading_of
 from obce.plan import DEFAULT_UNITS, single_cuts
@@ -73,7 +73,7 @@ def sensitivity(
     read = "cls" if read in ("head", "logits") else read
     layers = list(cast(nn.ModuleList, base.get_submodule("encoder.layer")))
     curves: Curves = {}
-    with eval_mode(base):
+    with eval_mode(base), precise_products(next(base.parameters()).device):
         fit, held = start(base, batches), start(base, held_out)
         reference = list(_read(layers, held, read))
         whole = _variance(reference)

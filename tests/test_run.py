@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from obce.corpus import read_corpus
+from obce.effects import reading_of
 from obce.plan import plan
-from obce.run import Run, _whole, load_model, load_tokenizer, read_plan, read_scores, reading_at, write_scores
+from obce.run import Run, _whole, load_model, load_tokenizer, read_plan, read_scores, write_scores
 from obce.scores import Scores
 from obce.scoring import score
 
@@ -371,9 +372,10 @@ def test_a_corpus_in_memory_cannot_be_read_again(scored: Path, tmp_path: Path) -
     ("pooling", "read"),
     [
         ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
-        ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, "auto"),
-        ([], "auto"),
-        (None, "auto"),
+        ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, "cls"),
+        ({"pooling_mode": "mean"}, "mean"),
+        ([], "cls"),
+        (None, "cls"),
     ],
 )
 def test_where_vectors_are_read(
@@ -385,11 +387,11 @@ def test_where_vectors_are_read(
     if pooling is not None:
         (source / "1_Pooling").mkdir()
         (source / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    assert reading_at(source) == read
+    assert reading_of(load_model(source)) == read
     settings: dict[str, Any] = {"effect_texts": 2, "cloud_texts": 0}
     corpus = read_corpus(texts[:4])
     scores, _ = Run(tmp_path / "run").score(str(source), corpus, **settings)
-    assert scores.meta["read"] == ("mean" if read == "mean" else "cls")
+    assert scores.meta["read"] == read
     # what the caller names goes first, and a head is read as a head
     scores, _ = Run(tmp_path / "named").score(str(source), corpus, read="tokens", **settings)
     assert scores.meta["read"] == "tokens"
@@ -398,12 +400,13 @@ def test_where_vectors_are_read(
     assert scores.meta["read"] == "head"
 
 
-def test_pooling_that_is_no_json(tmp_path: Path) -> None:
-    assert reading_at("owner/name") == "auto"
+def test_pooling_that_is_no_json(tmp_path: Path, make_bert: Callable[..., BertModel]) -> None:
+    model = make_bert()
+    model.config.name_or_path = str(tmp_path)
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"pooling '.*config\.json' is not readable JSON"):
-        reading_at(tmp_path)
+        reading_of(model)
 
 
 def test_results_stay_in_the_report(scored: Path, tmp_path: Path) -> None:
