@@ -65,6 +65,7 @@ bench: dev
 # Goes on where it stopped; torch-pruning is a peer, and its own requirements are there already.
 results: dev
 	$(BIN)/python -m pip install --quiet --no-deps torch-pruning==1.6.1
+	for size in minilm base large; do $(BIN)/python benchmarks/bench_latency.py --model $$size || exit 1; done
 	$(BIN)/python benchmarks/results.py $(GLUE)
 
 # On a machine with a GPU, offline, with its own Python, torch and transformers: no .venv is made.
@@ -73,6 +74,9 @@ gpu:
 	mkdir -p $(OUT)
 	$(PYTHON) -P -m pytest -m gpu -v tests/test_gpu.py tests/test_kernels.py
 	$(PYTHON) benchmarks/bench_gpu.py --limit 150 --out $(OUT)/gpu.csv
+	for settings in "base" "large" "base --dtype bfloat16" "large --dtype bfloat16"; do \
+	  $(PYTHON) benchmarks/bench_latency.py --device cuda --out $(OUT)/latency.csv --model $$settings || exit 1; \
+	done
 	for settings in "minilm --texts 2000" "large --texts 1000" "large --texts 1000 --precision tf32" \
 	  "large --texts 10000 --precision bfloat16" "large --texts 10000 --precision bfloat16 --padded"; do \
 	  $(PYTHON) benchmarks/bench_score.py --device cuda --repeats 2 --out $(OUT)/score.csv --model $$settings || exit 1; \

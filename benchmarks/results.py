@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import csv
 import json
 import math
 import os
@@ -34,13 +35,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from obce.compare import Way, compare
 from obce.corpus import tokenize
 from obce.demo import default_model
-from obce.evaluate import count_parameters, latency
+from obce.evaluate import count_parameters
 from obce.finetune import Settings
-from obce.glue import Examples, encode, read_task
-from obce.plan import plan
-from obce.prune import prune
+from obce.glue import read_task
 from obce.run import CompareRun, load_model, load_tokenizer
-from obce.scoring import score
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -164,18 +162,6 @@ def measure(glue: Path, tasks: Sequence[str], seeds: int, minutes: float | None)
                 on_row=run.add,
                 tell=lambda line: print(f"{time.monotonic() - begun:6.0f} s  {line}", file=sys.stderr, flush=True),
             )
-
-
-def speed() -> dict[str, Any]:
-    """Latency of the encoder cut to the paper's size beside the dense one: 32 texts of 64 tokens, in turn."""
-    encoder, tokenizer = load_model(default_model()), load_tokenizer(default_model())
-    texts = [f"{i} " + "word " * 100 for i in range(60)]
-    scores = score(encoder, tokenizer, texts, max_length=64, cloud_texts=0, effect_texts=40)
-    small = prune(encoder, plan(scores, keep=PAPER, of="encoder"), repair="none")
-    rows = Examples([f"{i} " + "word " * 100 for i in range(32)], None, torch.zeros(32).numpy())
-    batch = encode(rows, tokenizer, max_length=64).batch(range(32))
-    timed = latency({"dense": encoder, "pruned": small}, [batch], repeats=15)
-    return {"dense_s": timed["dense"].median, "pruned_s": timed["pruned"].median, "ratio": timed["pruned"].ratio}
 
 
 def machine() -> dict[str, Any]:
@@ -319,6 +305,19 @@ def budget_table(rows: list[Row], tasks: Sequence[str]) -> str:
     return table(["score", "encoder kept", *tasks], body)
 
 
+def latency_table() -> str:
+    path = HERE / "results" / "latency.csv"
+    if not path.is_file():
+        return "Not measured yet."
+    with path.open(encoding="utf-8", newline="") as file:
+        found = {(row["model"], row["device"], row["dtype"]): row for row in csv.DictReader(file)}  # the last of each
+    names = ("model", "device", "dtype", "torch_threads", "encoder_kept", "dense_ms", "pruned_ms", "ratio")
+    return table(
+        ["dimensions", "device", "dtype", "threads", "encoder kept", "dense, ms", "cut, ms", "ratio"],
+        [[row[name] for name in names] for row in found.values()],
+    )
+
+
 def draw(rows: list[Row], tasks: Sequence[str]) -> None:
     import matplotlib as mpl
 
@@ -404,8 +403,10 @@ Least squares, first seed.
 ![Quality against the share of the encoder that is kept](../benchmarks/results/pruning/budgets.png)
 
 ## Speed
-Cut to {paper:.1%} of the encoder, 32 texts of 64 tokens take {ratio:.2f} of the dense model's time ({small:.0f} ms
-beside {dense:.0f} ms, median of 15 rounds in turn, {threads} threads).
+Cut to the paper's size, 32 texts of 64 tokens, dense and cut model in turn (benchmarks/bench_latency.py, random
+weights of the real dimensions):
+
+{latency_table}
 
 ## Not measured here
 BERT Base and Large, whose weights were not to be had, and anything on a GPU. Ready to run where they are:
@@ -425,7 +426,7 @@ def write() -> None:
     facts = json.loads((FOLDER / "machine.json").read_text(encoding="utf-8"))
     draw(rows, tasks)
     by_task = {t: len({row["seed"] for row in chosen(rows, task=t, keep=PAPER, score="effect")}) for t in tasks}
-    versions = {name: value for name, value in facts["machine"].items() if name not in ("processor", "threads")}
+    versions = {name: value for name, value in facts.items() if name not in ("processor", "threads")}
     PAGE.write_text(
         TEXT.format(
             tasks=", ".join(tasks),
@@ -442,10 +443,7 @@ def write() -> None:
             differences=differences(rows, tasks),
             half_table=half_table(rows, tasks),
             budget_table=budget_table(rows, tasks),
-            ratio=facts["latency"]["ratio"],
-            small=1e3 * facts["latency"]["pruned_s"],
-            dense=1e3 * facts["latency"]["dense_s"],
-            threads=facts["machine"]["threads"],
+            latency_table=latency_table(),
         ),
         encoding="utf-8",
     )
@@ -465,8 +463,7 @@ def main() -> None:
             parser.error("name the folder of GLUE files, or --only-write")
         FOLDER.mkdir(parents=True, exist_ok=True)
         measure(options.glue, options.task or TASKS, options.seeds, options.minutes)
-        facts = {"machine": machine(), "latency": speed()}
-        (FOLDER / "machine.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        (FOLDER / "machine.json").write_text(json.dumps(machine(), indent=1) + "\n", encoding="utf-8")
     write()
 
 

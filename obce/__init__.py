@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from obce.prune import prune as prune
     from obce.scores import Scores as Scores
     from obce.scoring import score as score
+    from obce.sensitivity import sensitivity as sensitivity
     from obce.transformer import H0Transformer as H0Transformer
 
 _PUBLIC = {
@@ -44,6 +45,7 @@ _PUBLIC = {
     "r_f": "obce.h0",
     "read_corpus": "obce.corpus",
     "score": "obce.scoring",
+    "sensitivity": "obce.sensitivity",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604  (a table, so that the lazy names are written once)

@@ -108,7 +108,20 @@ def test_version_and_help() -> None:
     import obce as package
 
     assert obce("--version").stdout.strip() == f"obce {package.__version__}"
-    for command in ("run", "score", "plan", "prune", "report", "doctor", "demo"):
+    commands = (
+        "run",
+        "score",
+        "merge",
+        "plan",
+        "prune",
+        "finetune",
+        "eval",
+        "compare",
+        "layernorm",
+        "report",
+        "doctor",
+    )
+    for command in (*commands, "bench", "demo"):
         found = obce(command, "--help")
         assert found.exit_code == 0
         assert "Usage" in found.stdout
@@ -255,6 +268,19 @@ def test_ctrl_c_stops_cleanly(tiny_bert_dir: Path, wikipedia: Path, tmp_path: Pa
     assert "Traceback" not in errors
     assert not (out / "scores.parquet").exists()
     again = obce("score", tiny_bert_dir, wikipedia, "--limit", 50, "--out", out, "--json")
+    assert again.exit_code == 0, again.output
+
+
+def test_demo(tiny_bert_dir: Path, corpus: Path, tmp_path: Path) -> None:
+    found = obce("demo", "--model", tiny_bert_dir, "--corpus", corpus, "--out", tmp_path / "demo", "--json")
+    assert found.exit_code == 0, found.output
+    results = json.loads(found.stdout)["results"]
+    names = [row["name"] for row in results]
+    assert names[0] == "dense"
+    assert {"effect, none", "effect, least_squares", "rf, none", "std, least_squares", "random #2, none"} <= set(names)
+    assert len({row["encoder"] for row in results[1:]}) == 1, "the same widths for every row"
+    assert results[0]["fidelity"] == pytest.approx(1)
+    again = obce("prune", tmp_path / "demo", "--repair", "least_squares")
     assert again.exit_code == 0, again.output
 
 
