@@ -17,7 +17,11 @@ import obce
 import pytest
 import torch
 from obce.backends import BACKENDS
+from obce.corpus import tokenize
+from obce.plan import plan
+from obce.prune import prune
 from obce.scoring import score
+from obce.sensitivity import sensitivity
 
 if TYPE_CHECKING:
     from transformers import BertModel
@@ -74,6 +78,29 @@ def test_scores_on_the_device_are_those_of_the_cpu(tiny_bert: BertModel, tiny_to
     assert on_gpu.meta["model_hash"] == on_cpu.meta["model_hash"]
     assert (on_gpu.constant == on_cpu.constant).all()
     np.testing.assert_allclose(on_gpu.columns["std"], on_cpu.columns["std"], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(on_gpu.columns["effect_abs"], on_cpu.columns["effect_abs"], rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("units", [("query_key", "value", "intermediate"), ("heads", "output")])
+def test_a_repaired_model_is_that_of_the_cpu(
+    tiny_bert: BertModel, tiny_tokenizer: Any, texts: list[str], units: tuple[str, ...]
+) -> None:
+    tiny_bert.eval()
+    scores = score(tiny_bert, tiny_tokenizer, texts)
+    made = plan(scores, keep=0.7, of="encoder", units=units)
+    small = prune(tiny_bert, made, texts=texts, tokenizer=tiny_tokenizer)
+    batches = tokenize(texts, tiny_tokenizer, max_length=32)
+    curves = sensitivity(tiny_bert, scores, batches, batches, units=units[:1])
+    batch = next(iter(batches))
+    with torch.no_grad():
+        expected = small(**batch.inputs).last_hidden_state
+        on_gpu = prune(tiny_bert.cuda(), made, texts=texts, tokenizer=tiny_tokenizer)
+        found = on_gpu(**{name: values.cuda() for name, values in batch.inputs.items()}).last_hidden_state
+    real = batch.inputs["attention_mask"].bool()
+    torch.testing.assert_close(found.cpu()[real], expected[real], rtol=1e-2, atol=1e-2)
+    there = sensitivity(tiny_bert, scores, batches, batches, units=units[:1])
+    for name, curve in curves.items():
+        np.testing.assert_allclose(there[name], curve, rtol=0.05, atol=1e-3)
 
 
 class TestLines:
