@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from obce.corpus import Corpus as Corpus
     from obce.corpus import read_corpus as read_corpus
+    from obce.explain import explain as explain
     from obce.h0 import H0 as H0
     from obce.h0 import h0 as h0
     from obce.h0 import h0_distances as h0_distances
@@ -37,6 +38,7 @@ _PUBLIC = {
     "H0Transformer": "obce.transformer",
     "Plan": "obce.plan",
     "Scores": "obce.scores",
+    "explain": "obce.explain",
     "h0": "obce.h0",
     "h0_distances": "obce.h0",
     "h0_line": "obce.h0",

@@ -35,6 +35,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from obce.capture import Progress as Callback
     from obce.corpus import Corpus
+    from obce.explain import Explanation
     from obce.plan import Plan
     from obce.run import Run
     from obce.scores import Scores
@@ -56,6 +57,9 @@ _err = Console(stderr=True, highlight=False)
 
 # Plain progress lines: often enough to see life in a log, seldom enough to read it.
 _PLAIN_SECONDS = 5.0
+
+# Letters of a text that a table has room for.
+_SHOWN_LETTERS = 120
 
 
 # ---- what every command shares -----------------------------------------------------------------------------------
@@ -654,6 +658,91 @@ def prune_command(
         where = f'model in {run.model_path}; load it with: import obce; AutoModel.from_pretrained("{run.model_path}")'
     facts = {"run": str(run_dir), "repair": repair, "model": str(run.model_path), **_plan_facts(made)}
     _emit(as_json, facts, *sizes, where)
+
+
+@app.command("explain")
+@_guarded
+def explain_command(
+    run_dir: RunDir,
+    neuron: Annotated[
+        list[str], typer.Option("--neuron", "-n", help="Neuron to explain, such as 5.intermediate.830; repeated.")
+    ],
+    held_out: Annotated[
+        str | None,
+        typer.Option("--held-out", help="Texts that were not scored, to judge splits on (default: the second half)."),
+    ] = None,
+    corpus: CorpusOption = None,
+    tail: Annotated[int, typer.Option(min=1, help="Texts shown at each end.")] = 5,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Say what a neuron does: its scores, the texts at both ends, whether its gap recurs, and what tells it plainly."""
+    from obce.corpus import read_corpus
+    from obce.explain import explain_many
+    from obce.run import Run, load_model, load_tokenizer, to_device
+
+    run = Run.existing(run_dir)
+    scores, source = run.scores(), run.state["model"]
+    for name in neuron:
+        try:
+            scores[name]
+        except KeyError as error:
+            raise ValueError(f"--neuron: {error.args[0]}") from None
+    found = list(
+        explain_many(
+            scores,
+            neuron,
+            to_device(load_model(source), device),
+            load_tokenizer(source),
+            run.corpus() if corpus is None else read_corpus(corpus),
+            held_out=None if held_out is None else read_corpus(held_out),
+            plan=run.plan() if run.plan_path.is_file() else None,
+            tail=tail,
+        )
+    )
+    _emit(as_json, {"neurons": [one.to_dict() for one in found]}, *(part for one in found for part in _explained(one)))
+
+
+def _explained(one: Explanation) -> list[Table | Text | str]:
+    from obce.report import plain_table
+
+    standings = plain_table(f"{one.name}: {one.verdict}")
+    for label in ("score", "value", "rank in its site", "Spearman of two halves"):
+        standings.add_column(label, justify="left" if label == "score" else "right")
+    for name, at in one.standings.items():
+        stability = one.stability.get(name)
+        standings.add_row(
+            name, f"{at.value:.4g}", f"{at.rank:,} of {at.of:,}", "-" if stability is None else f"{stability:.2f}"
+        )
+    parts: list[Table | Text | str] = [standings]
+    for title, gap in (("largest gap", one.gap), ("largest gap with 1 % on each side", one.balanced)):
+        if gap is not None:
+            parts.append(
+                f"{title}: {gap.width:.4g} ({gap.width / gap.std:.2f} std), {gap.n_below:,} texts up to "
+                f"{gap.below:.4g}, {gap.n_above:,} from {gap.above:.4g} on"
+            )
+    if one.recurs is not None:
+        parts.append(
+            f"found on {one.fitted_on}; of {one.judged_on}, {one.recurs.small:,} are on the smaller side and "
+            f"{one.recurs.inside:,} in the gap, where {one.recurs.beside:,} would be as dense as beside it "
+            f"(p = {one.recurs.p:.2g})"
+        )
+    if one.reason is not None:
+        parts.append(
+            f"plain fact that tells the smaller side best: {one.reason.words} (precision {one.reason.precision:.0%}, "
+            f"recall {one.reason.recall:.0%} on the texts it was not chosen on)"
+        )
+    if one.fate is not None:
+        near = (
+            "" if one.nearest is None else f"; most like it of those kept: {one.nearest[0]} (r = {one.nearest[1]:.2f})"
+        )
+        parts.append(f"the plan: {one.fate}{near}")
+    texts = plain_table("Texts at both ends")
+    texts.add_column("output", justify="right")
+    texts.add_column("text")
+    for text in (*one.high, *reversed(one.low)):
+        texts.add_row(f"{text.value:.4g}", Text(" ".join(text.text.split())[:_SHOWN_LETTERS]))
+    return [*parts, texts]
 
 
 @app.command("report")

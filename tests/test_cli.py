@@ -117,6 +117,7 @@ def test_version_and_help() -> None:
         "finetune",
         "eval",
         "compare",
+        "explain",
         "layernorm",
         "report",
         "doctor",
@@ -269,6 +270,27 @@ def test_ctrl_c_stops_cleanly(tiny_bert_dir: Path, wikipedia: Path, tmp_path: Pa
     assert not (out / "scores.parquet").exists()
     again = obce("score", tiny_bert_dir, wikipedia, "--limit", 50, "--out", out, "--json")
     assert again.exit_code == 0, again.output
+
+
+def test_explain(scored: Path, tmp_path: Path, texts: list[str]) -> None:
+    held_out = tmp_path / "other.txt"
+    held_out.write_text("\n".join(f"{text} again" for text in texts[:80]), encoding="utf-8")
+    asked = ("explain", scored, "--neuron", "1.intermediate.3", "-n", "0.value.1")
+    found = obce(*asked, "--held-out", held_out)
+    assert found.exit_code == 0, found.output
+    for words in (
+        "1.intermediate.3: ",
+        "largest gap:",
+        "found on the 200 scored texts",
+        "plain fact",
+        "Texts at both ends",
+    ):
+        assert words in found.stdout
+    assert "0.value.1: constant at [CLS]: no split" in found.stdout
+    facts = json.loads(obce(*asked, "--json").stdout)["neurons"]
+    assert [one["name"] for one in facts] == ["1.intermediate.3", "0.value.1"]
+    refused(obce("explain", scored, "--neuron", "9.intermediate.3"), "9.intermediate")
+    refused(obce("explain", scored, "--neuron", "x"), "'x' is not a neuron's name")
 
 
 def test_demo(tiny_bert_dir: Path, corpus: Path, tmp_path: Path) -> None:
