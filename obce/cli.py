@@ -665,48 +665,72 @@ def prune_command(
 def explain_command(
     run_dir: RunDir,
     neuron: Annotated[
-        list[str], typer.Option("--neuron", "-n", help="Neuron to explain, such as 5.intermediate.830; repeated.")
-    ],
+        list[str] | None,
+        typer.Option("--neuron", "-n", help="Explain this neuron here, such as 5.intermediate.830; repeated."),
+    ] = None,
+    layer: Annotated[int | None, typer.Option(min=0, help="Pages for neurons of this layer alone.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Pages for so many neurons of every site.")] = 3,
+    search: Annotated[
+        str | None, typer.Option(help="Pages for neurons whose extreme texts hold these words, instead.")
+    ] = None,
     held_out: Annotated[
         str | None,
         typer.Option("--held-out", help="Texts that were not scored, to judge splits on (default: the second half)."),
     ] = None,
     corpus: CorpusOption = None,
+    no_texts: Annotated[
+        bool, typer.Option("--no-texts", help="Show no text of the corpus, and no token of it.")
+    ] = False,
     tail: Annotated[int, typer.Option(min=1, help="Texts shown at each end.")] = 5,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Say what a neuron does: its scores, the texts at both ends, whether its gap recurs, and what tells it plainly."""
+    """Write report.html with a page a neuron; with --neuron, say here what that one does.
+
+    A page has a neuron's scores, the texts at both ends, whether its gap recurs, and what tells it plainly.
+    """
     from obce.corpus import read_corpus
-    from obce.explain import explain_many
-    from obce.run import Run, load_model, load_tokenizer, to_device
+    from obce.run import Run
 
     run = Run.existing(run_dir)
-    scores, source = run.scores(), run.state["model"]
-    for name in neuron:
-        try:
-            scores[name]
-        except KeyError as error:
-            raise ValueError(f"--neuron: {error.args[0]}") from None
-    found = list(
-        explain_many(
-            scores,
-            neuron,
-            to_device(load_model(source), device),
-            load_tokenizer(source),
-            run.corpus() if corpus is None else read_corpus(corpus),
-            held_out=None if held_out is None else read_corpus(held_out),
-            plan=run.plan() if run.plan_path.is_file() else None,
+    others = None if held_out is None else read_corpus(held_out)
+    texts = None if corpus is None else read_corpus(corpus)
+    with _step("explaining", "texts") as progress:
+        found = run.explain(
+            neuron or None,
+            layer=layer,
+            top=top,
+            search=search,
+            corpus=texts,
+            held_out=others,
             tail=tail,
+            device=device,
+            progress=progress,
         )
+    if neuron:
+        parts = [part for one in found for part in _explained(one, texts=not no_texts)]
+        _emit(as_json, {"neurons": [_plain_explanation(one, not no_texts) for one in found]}, *parts)
+        return
+    path = run.report(explanations=found, corpus=texts, texts=not no_texts)
+    _emit(
+        as_json,
+        {"report": str(path), "pages": [one.name for one in found]},
+        f"report with {len(found):,} neurons' pages in {path}",
     )
-    _emit(as_json, {"neurons": [one.to_dict() for one in found]}, *(part for one in found for part in _explained(one)))
 
 
-def _explained(one: Explanation) -> list[Table | Text | str]:
+def _plain_explanation(one: Explanation, texts: bool) -> dict[str, Any]:
+    plain = one.to_dict()
+    if not texts:
+        plain |= {"low": [], "high": [], "edge": [], "reason": None, "verdict": one.verdict.split(";")[0]}
+    return plain
+
+
+def _explained(one: Explanation, texts: bool) -> list[Table | Text | str]:
+    from obce.pages import harmless, lines
     from obce.report import plain_table
 
-    standings = plain_table(f"{one.name}: {one.verdict}")
+    standings = plain_table(f"{one.name}: {one.verdict if texts else one.verdict.split(';')[0]}")
     for label in ("score", "value", "rank in its site", "Spearman of two halves"):
         standings.add_column(label, justify="left" if label == "score" else "right")
     for name, at in one.standings.items():
@@ -714,35 +738,15 @@ def _explained(one: Explanation) -> list[Table | Text | str]:
         standings.add_row(
             name, f"{at.value:.4g}", f"{at.rank:,} of {at.of:,}", "-" if stability is None else f"{stability:.2f}"
         )
-    parts: list[Table | Text | str] = [standings]
-    for title, gap in (("largest gap", one.gap), ("largest gap with 1 % on each side", one.balanced)):
-        if gap is not None:
-            parts.append(
-                f"{title}: {gap.width:.4g} ({gap.width / gap.std:.2f} std), {gap.n_below:,} texts up to "
-                f"{gap.below:.4g}, {gap.n_above:,} from {gap.above:.4g} on"
-            )
-    if one.recurs is not None:
-        parts.append(
-            f"found on {one.fitted_on}; of {one.judged_on}, {one.recurs.small:,} are on the smaller side and "
-            f"{one.recurs.inside:,} in the gap, where {one.recurs.beside:,} would be as dense as beside it "
-            f"(p = {one.recurs.p:.2g})"
-        )
-    if one.reason is not None:
-        parts.append(
-            f"plain fact that tells the smaller side best: {one.reason.words} (precision {one.reason.precision:.0%}, "
-            f"recall {one.reason.recall:.0%} on the texts it was not chosen on)"
-        )
-    if one.fate is not None:
-        near = (
-            "" if one.nearest is None else f"; most like it of those kept: {one.nearest[0]} (r = {one.nearest[1]:.2f})"
-        )
-        parts.append(f"the plan: {one.fate}{near}")
-    texts = plain_table("Texts at both ends")
-    texts.add_column("output", justify="right")
-    texts.add_column("text")
-    for text in (*one.high, *reversed(one.low)):
-        texts.add_row(f"{text.value:.4g}", Text(" ".join(text.text.split())[:_SHOWN_LETTERS]))
-    return [*parts, texts]
+    parts: list[Table | Text | str] = [standings, *map(Text, lines(one, texts=texts))]
+    if texts:
+        ends = plain_table("Texts at both ends")
+        ends.add_column("output", justify="right")
+        ends.add_column("text")
+        for text in (*one.high, *reversed(one.low)):
+            ends.add_row(f"{text.value:.4g}", Text(harmless(" ".join(text.text.split()), _SHOWN_LETTERS)))
+        parts.append(ends)
+    return parts
 
 
 @app.command("report")

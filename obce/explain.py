@@ -7,7 +7,7 @@ the r_f in the table.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +16,7 @@ import torch
 
 from obce.capture import capture, eval_mode
 from obce.corpus import Corpus, read_corpus, tokenize
-from obce.sites import Site, base_model, find_sites, model_hash
+from obce.sites import SITE_KINDS, Site, base_model, find_sites, model_hash
 from obce.splits import BALANCE, Facts, Reason, Recurrence, Split, balanced_gap, largest_gap, recurrence
 
 if TYPE_CHECKING:
@@ -178,6 +178,63 @@ def explain(
     return next(explain_many(scores, [neuron], model, tokenizer, texts, held_out=held_out, plan=plan, tail=tail))
 
 
+def sample(scores: Scores, per_site: int = 3, layer: int | None = None) -> list[str]:
+    """Names of some neurons of every site: those of the highest effect (or bagged r_f), and the one of the highest r_f.
+
+    Args:
+        scores: Scores of a model.
+        per_site: Neurons of a site, at least 1.
+        layer: Of this layer alone.
+
+    Raises:
+        ValueError: `per_site` is below 1, or there is no such layer.
+    """
+    if per_site < 1:
+        raise ValueError(f"per_site is {per_site}, expected at least 1 neuron of each site.")
+    if layer is not None and layer not in scores.layers():
+        raise ValueError(f"layer is {layer}, expected one of 0 to {scores.layers()[-1]}.")
+    found: list[str] = []
+    first = next((name for name in ("effect", "effect_abs", "rf_bagged", "std") if name in scores.names()), "rf")
+    for number, kind in scores.sites():
+        if layer not in (None, number):
+            continue
+        rows = scores.rows(number, kind)
+        picked: dict[int, None] = {}
+        for name, most in ((first, per_site - 1), ("rf", per_site), (first, per_site)):
+            column = np.where(scores.ranked(name)[rows], scores.column(name)[rows], -np.inf)
+            for index in np.argsort(-column, kind="stable").tolist():
+                if len(picked) >= most or column[index] == -np.inf:
+                    break
+                picked[index] = None
+        found += [f"{number}.{kind}.{index}" for index in picked]
+    return found
+
+
+def search(scores: Scores, corpus: Corpus, words: str, most: int = 200) -> list[str]:
+    """Names of neurons whose least or greatest output, or largest gap, is at a text that holds some words.
+
+    Args:
+        scores: Scores of a model on the corpus.
+        corpus: The texts that were scored.
+        words: What a text holds, in any case.
+        most: So many names at most, those of the highest r_f first.
+
+    Raises:
+        ValueError: No text holds the words.
+    """
+    folded = words.casefold()
+    holds = np.array([folded in _as_one(corpus, i).casefold() for i in range(len(corpus))])
+    if not holds.any():
+        raise ValueError(f"words is {words!r}, which none of the {len(corpus):,} texts holds: search for others.")
+    hit = np.zeros(len(scores), bool)
+    for numbers in scores.texts.values():
+        hit |= (numbers >= 0) & holds[numbers]
+    rf = np.where(scores.ranked("rf"), scores.column("rf"), -np.inf)
+    order = np.argsort(-rf, kind="stable")
+    chosen = order[hit[order]][:most]
+    return [f"{scores.layer[i]}.{SITE_KINDS[scores.site[i]]}.{scores.index[i]}" for i in chosen.tolist()]
+
+
 def explain_many(
     scores: Scores,
     neurons: Sequence[str],
@@ -188,8 +245,12 @@ def explain_many(
     held_out: Corpus | Iterable[str] | None = None,
     plan: Plan | None = None,
     tail: int = TAIL,
+    progress: Callable[[float, float], None] | None = None,
 ) -> Iterator[Explanation]:
-    """Explains several neurons with one pass over the texts; arguments and errors are those of `explain`."""
+    """Explains several neurons with one pass over the texts; arguments and errors are those of `explain`.
+
+    `progress` is called with (texts done, texts in all) meanwhile.
+    """
     found = [_Neuron(scores, name) for name in neurons]
     if tail < 1:
         raise ValueError(f"tail is {tail}, expected at least 1 text at each end.")
@@ -203,21 +264,29 @@ def explain_many(
         raise ValueError("plan is of another model than the scores: plan these scores.")
     sites = {site.name: site for site in find_sites(model)}
     wanted = [sites[name] for name in dict.fromkeys(one.site for one in found)]
-    own = _outputs(model, tokenizer, corpus, wanted, scores)
-    other = {} if others is None else _outputs(model, tokenizer, others, wanted, scores)
+    total = len(corpus) + (0 if others is None else len(others))
+
+    def note(before: int) -> Callable[[float, float], None] | None:
+        return None if progress is None else lambda done, _of: progress(before + done, total)
+
+    own = _outputs(model, tokenizer, corpus, wanted, scores, note(0))
+    other = {} if others is None else _outputs(model, tokenizer, others, wanted, scores, note(len(corpus)))
     first = np.zeros(len(corpus), bool)
     first[corpus.halves(int(scores.meta["seed"]))[0]] = True
     facts = _facts([corpus] if others is None else [corpus, others], tokenizer, int(scores.meta["max_length"]))
+    splits = []
     for one in found:
         values = own[one.site][:, one.index]
         if others is None:
-            every, fit = values, first
+            splits.append(_Splits(scores, one, values, values, first, facts, tail))
         else:
             every = np.concatenate([values, other[one.site][:, one.index]])
-            fit = np.arange(len(every)) < len(values)
-        yield _explained(
-            scores, one, sites[one.site], model, tokenizer, corpus, own[one.site], every, fit, facts, plan, tail
-        )
+            splits.append(_Splits(scores, one, values, every, np.arange(len(every)) < len(values), facts, tail))
+    texts_of = _shown(model, tokenizer, corpus, [sites[one.site] for one in found], found, splits, scores)
+    stability = {name: scores.stability(name).by_kind for name in scores.names()}
+    for one, split, shown in zip(found, splits, texts_of, strict=True):
+        agreed = {name: by_kind[one.kind][0] for name, by_kind in stability.items() if one.kind in by_kind}
+        yield _explained(scores, one, sites[one.site], own[one.site], split, shown, plan, agreed)
 
 
 class _Neuron:
@@ -233,7 +302,12 @@ class _Neuron:
 
 
 def _outputs(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, sites: Sequence[Site], scores: Scores
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: Corpus,
+    sites: Sequence[Site],
+    scores: Scores,
+    progress: Callable[[float, float], None] | None = None,
 ) -> dict[str, NDArray[np.float32]]:
     """Site -> float32 [n, width], outputs at [CLS] by the position of the text, in the batches of the scoring."""
     meta = scores.meta
@@ -242,6 +316,7 @@ def _outputs(
     tokens = bool(meta["tokens"])
     # without sums over tokens the scoring computed the model's last layer at [CLS] alone, in other bits
     watched = list(sites) if tokens or every[-1] in sites else [*sites, every[-1]]
+    passed = 0
     for shard in corpus.shards(int(meta["seed"]), int(meta["shard_texts"])):
         batches = tokenize(
             corpus.entries(shard.texts),
@@ -253,6 +328,9 @@ def _outputs(
             for kind, outputs in layer.outputs.items():
                 if (name := f"{layer.layer}.{kind}") in found:
                     found[name][shard.texts] = outputs.T
+        passed += len(shard.texts)
+        if progress is not None:
+            progress(passed, len(corpus))
     return found
 
 
@@ -280,55 +358,73 @@ def _as_one(corpus: Corpus, number: int) -> str:
     return corpus.texts[number] if corpus.pairs is None else f"{corpus.texts[number]}\n{corpus.pairs[number]}"
 
 
+class _Splits:
+    """The gaps of one neuron's outputs, and the texts that show them."""
+
+    def __init__(
+        self,
+        scores: Scores,
+        one: _Neuron,
+        values: NDArray[np.float32],
+        every: NDArray[np.float32],
+        fit: NDArray[np.bool_],
+        facts: Facts,
+        tail: int,
+    ) -> None:
+        order = np.argsort(values, kind="stable")
+        self.values = values
+        self.constant = bool(scores.constant[one.row])
+        self.gap = self.balanced = None
+        self.recurs: Recurrence | None = None
+        self.reason: Reason | None = None
+        self.low, self.high = order[:tail], order[::-1][:tail]
+        self.edge = order[:0]
+        if not self.constant:
+            self.gap = largest_gap(values)
+            self.edge = order[max(0, self.gap.n_below - 3) : self.gap.n_below + 3]
+            self.balanced = balanced_gap(every[fit], BALANCE)
+        if self.balanced is not None:
+            self.recurs = recurrence(self.balanced, every[~fit])
+            self.reason = facts.best_reason(self.balanced.small_side(every), fit)
+        outside = len(every) > len(values)
+        self.fitted_on = f"the {np.count_nonzero(fit):,} {'scored texts' if outside else 'texts of the first half'}"
+        self.judged_on = f"{np.count_nonzero(~fit):,} {'other texts' if outside else 'texts of the second half'}"
+
+    @property
+    def shown(self) -> set[int]:
+        """Texts that are shown."""
+        return {int(i) for some in (self.low, self.high, self.edge) for i in some}
+
+
 def _explained(
     scores: Scores,
     one: _Neuron,
     site: Site,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    corpus: Corpus,
     outputs: NDArray[np.float32],
-    every: NDArray[np.float32],
-    fit: NDArray[np.bool_],
-    facts: Facts,
+    split: _Splits,
+    texts: dict[int, ShownText],
     plan: Plan | None,
-    tail: int,
+    stability: dict[str, float],
 ) -> Explanation:
-    values = outputs[:, one.index]
-    order = np.argsort(values, kind="stable")
-    constant = bool(scores.constant[one.row])
-    gap = balanced = recurs = reason = None
-    edge: NDArray[np.int64] = np.empty(0, np.int64)
-    if not constant:
-        gap = largest_gap(values)
-        edge = order[max(0, gap.n_below - 3) : gap.n_below + 3]
-        balanced = balanced_gap(every[fit], BALANCE)
-        if balanced is not None:
-            recurs = recurrence(balanced, every[~fit])
-            reason = facts.best_reason(balanced.small_side(every), fit)
-    shown = np.unique(np.concatenate([order[:tail], order[-tail:], edge]))
-    texts = dict(
-        zip(shown.tolist(), _shown(model, tokenizer, corpus, site, one.index, shown, scores, values), strict=True)
-    )
     kept = _kept(plan, one, site)
-    outside = len(every) > len(values)
+    low, high, edge = (tuple(texts[int(i)] for i in some) for some in (split.low, split.high, split.edge))
     return Explanation(
         name=one.name,
-        constant=constant,
+        constant=split.constant,
         standings=_standings(scores, one),
-        stability=_stability(scores, one.kind),
-        values=values.copy(),
-        gap=gap,
-        balanced=balanced,
-        recurs=recurs,
-        reason=reason,
-        fitted_on=f"the {np.count_nonzero(fit):,} {'scored texts' if outside else 'texts of the first half'}",
-        judged_on=f"{np.count_nonzero(~fit):,} {'other texts' if outside else 'texts of the second half'}",
-        low=tuple(texts[i] for i in order[:tail].tolist()),
-        high=tuple(texts[i] for i in order[::-1][:tail].tolist()),
-        edge=tuple(texts[i] for i in edge.tolist()),
+        stability=stability,
+        values=split.values.copy(),
+        gap=split.gap,
+        balanced=split.balanced,
+        recurs=split.recurs,
+        reason=split.reason,
+        fitted_on=split.fitted_on,
+        judged_on=split.judged_on,
+        low=low,
+        high=high,
+        edge=edge,
         fate=None if kept is None else ("kept" if one.index in kept else "removed"),
-        nearest=None if kept is None or constant else _nearest(outputs, one, kept),
+        nearest=None if kept is None or split.constant else _nearest(outputs, one, kept),
     )
 
 
@@ -344,15 +440,6 @@ def _standings(scores: Scores, one: _Neuron) -> dict[str, Standing]:
         higher = int(np.count_nonzero(column[ranked] > value))
         of = int(np.count_nonzero(ranked))
         found[name] = Standing(value, higher + 1, of, 100 * lower / of)
-    return found
-
-
-def _stability(scores: Scores, kind: str) -> dict[str, float]:
-    found = {}
-    for name in scores.names():
-        by_kind = scores.stability(name).by_kind
-        if kind in by_kind:
-            found[name] = by_kind[kind][0]
     return found
 
 
@@ -383,35 +470,66 @@ def _shown(
     model: PreTrainedModel,
     tokenizer: Any,
     corpus: Corpus,
-    site: Site,
-    index: int,
-    chosen: NDArray[np.int64],
+    sites: Sequence[Site],
+    neurons: Sequence[_Neuron],
+    splits: Sequence[_Splits],
     scores: Scores,
-    values: NDArray[np.float32],
-) -> list[ShownText]:
-    """Some texts with the neuron's output at every token."""
+) -> list[dict[int, ShownText]]:
+    """For each neuron its shown texts with its output at every token, from one pass over all of them."""
     body = base_model(model)
     device = next(body.parameters()).device
-    taken: list[torch.Tensor] = []
-    handle = body.get_submodule(site.writer).register_forward_hook(lambda _m, _args, out: taken.append(out[..., index]))
-    found: dict[int, ShownText] = {}
+    chosen = np.array(sorted(set().union(*(split.shown for split in splits))), dtype=np.int64)
+    places = {int(text): place for place, text in enumerate(chosen)}
+    columns: dict[str, list[int]] = {}
+    for one in neurons:
+        columns.setdefault(one.site, []).append(one.index)
+    taken: dict[str, torch.Tensor] = {}
+
+    def taking(site: str) -> Any:
+        index = torch.tensor(columns[site], device=device)
+
+        def hook(_module: Any, _args: Any, output: torch.Tensor) -> None:
+            taken[site] = output.index_select(-1, index)
+
+        return hook
+
+    handles = [
+        body.get_submodule(site.writer).register_forward_hook(taking(name))
+        for name, site in {site.name: site for site in sites}.items()
+    ]
+    tokens: list[tuple[str, ...]] = [()] * len(chosen)
+    at_tokens: dict[str, list[NDArray[np.float32]]] = {
+        name: [np.empty(0, np.float32)] * len(chosen) for name in columns
+    }
     try:
         with eval_mode(body):
             batches = tokenize(corpus.entries(chosen), tokenizer, max_length=int(scores.meta["max_length"]))
             for batch in batches:
                 body(**{name: tensor.to(device) for name, tensor in batch.inputs.items()})
-                outputs = taken.pop().float().cpu().numpy()
                 lengths = batch.inputs["attention_mask"].sum(1).tolist()
+                found = {name: output.float().cpu().numpy() for name, output in taken.items()}
                 for row, place in enumerate(batch.indices.tolist()):
-                    number = int(chosen[place])
                     ids = batch.inputs["input_ids"][row, : lengths[row]].tolist()
-                    found[place] = ShownText(
-                        number,
-                        _as_one(corpus, number),
-                        float(values[number]),
-                        tuple(tokenizer.convert_ids_to_tokens(ids)),
-                        tuple(outputs[row, : lengths[row]].tolist()),
-                    )
+                    tokens[place] = tuple(tokenizer.convert_ids_to_tokens(ids))
+                    for name, outputs in found.items():
+                        at_tokens[name][place] = outputs[row, : lengths[row]]
     finally:
-        handle.remove()
-    return [found[place] for place in range(len(chosen))]
+        for handle in handles:
+            handle.remove()
+    answer = []
+    seen: dict[str, int] = {}
+    for one, split in zip(neurons, splits, strict=True):
+        column = seen[one.site] = seen.get(one.site, -1) + 1
+        answer.append(
+            {
+                text: ShownText(
+                    text,
+                    _as_one(corpus, text),
+                    float(split.values[text]),
+                    tokens[places[text]],
+                    tuple(at_tokens[one.site][places[text]][:, column].tolist()),
+                )
+                for text in split.shown
+            }
+        )
+    return answer

@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from obce.clouds import Clouds
+    from obce.pages import Explained
     from obce.plan import Plan
     from obce.scores import Scores, Stability
 
@@ -80,6 +80,7 @@ def render_html(
     results: Iterable[Mapping[str, Any]] | None = None,
     *,
     title: str,
+    explained: Explained | None = None,
 ) -> str:
     """One self-contained HTML page: what was scored, how far to trust it, what a plan keeps, what came out.
 
@@ -90,6 +91,7 @@ def render_html(
         plan: a plan made for that model.
         results: measured models as mappings with `RESULT_KEYS`; the dense one has the score `None`.
         title: heading and window title of the page; any text, it is escaped.
+        explained: neurons one by one, from `obce.pages.explained`; the page then has a script.
 
     Returns:
         The page as text, to be written as UTF-8.
@@ -100,13 +102,18 @@ def render_html(
     _check(scores, plan)
     rows = _checked_results(results)
     axis = _axis(_defined(scores, slice(None)))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=PackageLoader("obce"),
+    )
     environment.filters.update(
         number=_number, correlation=_correlation, percent=_percent, kind=_kind_label, warn=_unstable
     )
-    source = resources.files("obce").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
     stability = {name: scores.stability(name) for name in _halved(scores)}
-    return environment.from_string(source).render(
+    return environment.get_template("report.html.j2").render(
         title=title,
         facts=_facts(scores),
         kinds=scores.kinds(),
@@ -127,6 +134,7 @@ def render_html(
         results=rows,
         result_rows=[_result_view(row) for row in rows],
         result_groups=_result_groups(rows),
+        explained=explained,
     )
 
 

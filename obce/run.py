@@ -39,7 +39,10 @@ from obce.clouds import CLOUD_KINDS, Clouds
 from obce.compare import COLUMNS, key_of, row_of
 from obce.corpus import read_corpus, tokenize
 from obce.effects import reading_of
+from obce.explain import TAIL, explain_many, sample
+from obce.explain import search as search_texts
 from obce.glue import BATCH_TOKENS, calibration, read_task
+from obce.pages import explained
 from obce.plan import Plan
 from obce.prune import prune
 from obce.report import render_html
@@ -77,6 +80,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from obce.corpus import Corpus
+    from obce.explain import Explanation
     from obce.finetune import Settings
     from obce.plan import Curves
 
@@ -925,8 +929,66 @@ class Run:
         _write_text(self.results_path, json.dumps(results, indent=1) + "\n")
         return self.results_path
 
-    def report(self) -> Path:
+    def explain(
+        self,
+        neurons: Sequence[str] | None = None,
+        *,
+        layer: int | None = None,
+        top: int = 3,
+        search: str | None = None,
+        corpus: Corpus | None = None,
+        held_out: Corpus | None = None,
+        tail: int = TAIL,
+        device: str = "auto",
+        progress: Callable[[float, float], None] | None = None,
+    ) -> list[Explanation]:
+        """Explains neurons of the scored model.
+
+        Args:
+            neurons: Their names; None for some of every site, or those that `search` finds.
+            layer, top: As `layer` and `per_site` of `obce.explain.sample`.
+            search: Words, as in `obce.explain.search`.
+            corpus: The scored texts, where they cannot be read again.
+            held_out, tail: As in `obce.explain.explain`.
+            device: As in `score`.
+            progress: Called with (texts done, texts in all).
+
+        Raises:
+            ValueError: There is no such neuron, or the texts are not to be had.
+        """
+        scores = self.scores()
+        texts = self.corpus() if corpus is None else corpus
+        if neurons is None:
+            neurons = sample(scores, top, layer) if search is None else search_texts(scores, texts, search)
+        for name in neurons:
+            try:
+                scores[name]
+            except KeyError as error:
+                raise ValueError(f"neuron: {error.args[0]}") from None
+        source = self.state["model"]
+        return list(
+            explain_many(
+                scores,
+                neurons,
+                to_device(load_model(source), device),
+                load_tokenizer(source),
+                texts,
+                held_out=held_out,
+                plan=self.plan() if self.plan_path.is_file() else None,
+                tail=tail,
+                progress=progress,
+            )
+        )
+
+    def report(
+        self, *, explanations: Sequence[Explanation] = (), corpus: Corpus | None = None, texts: bool = True
+    ) -> Path:
         """Renders the run's page from what the run holds.
+
+        Args:
+            explanations: Neurons that get a page, from `explain`; with them the report has every neuron in a table.
+            corpus: The scored texts, where they cannot be read again.
+            texts: Whether the page may show texts of the corpus.
 
         Raises:
             ValueError: The run has no scores.
@@ -937,7 +999,12 @@ class Run:
         if not isinstance(results, list):
             raise ValueError(f"'{self.results_path}' holds no list of results: remove it, or measure again")
         name = "/".join(Path(str(scores.meta["model_name"])).parts[-2:])
-        html = render_html(scores, chosen, results, title=f"obce report: {name}")
+        pages = None
+        if explanations:
+            pages = explained(
+                scores, explanations, self.corpus() if corpus is None else corpus, plan=chosen, texts=texts
+            )
+        html = render_html(scores, chosen, results, title=f"obce report: {name}", explained=pages)
         with self._locked():
             self.check_writable()
             _write_text(self.report_path, html)

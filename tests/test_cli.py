@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -280,9 +281,9 @@ def test_explain(scored: Path, tmp_path: Path, texts: list[str]) -> None:
     assert found.exit_code == 0, found.output
     for words in (
         "1.intermediate.3: ",
-        "largest gap:",
-        "found on the 200 scored texts",
-        "plain fact",
+        "Largest gap: ",
+        "Found on the 200 scored texts",
+        "Plain fact",
         "Texts at both ends",
     ):
         assert words in found.stdout
@@ -291,6 +292,28 @@ def test_explain(scored: Path, tmp_path: Path, texts: list[str]) -> None:
     assert [one["name"] for one in facts] == ["1.intermediate.3", "0.value.1"]
     refused(obce("explain", scored, "--neuron", "9.intermediate.3"), "9.intermediate")
     refused(obce("explain", scored, "--neuron", "x"), "'x' is not a neuron's name")
+    refused(obce("explain", scored, "--layer", 9), "layer is 9")
+    refused(obce("explain", scored, "--search", "unheard"), "words is 'unheard'")
+
+
+def test_explain_writes_pages(scored: Path, tmp_path: Path, texts: list[str]) -> None:
+    run = shutil.copytree(scored, tmp_path / "run")
+    found = obce("explain", run, "--layer", 1, "--top", 2, "--json")
+    assert found.exit_code == 0, found.output
+    facts = json.loads(found.stdout)
+    assert len(facts["pages"]) == 12
+    page = Path(facts["report"]).read_text(encoding="utf-8")
+    assert all(f'"name":"{name}"' in page for name in facts["pages"])
+    assert texts[0].split()[0] in page
+    by_words = json.loads(obce("explain", run, "--search", "river", "--json").stdout)["pages"]
+    assert by_words
+    bare = obce("explain", run, "--layer", 1, "--no-texts")
+    assert bare.exit_code == 0, bare.output
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert not [text for text in texts if text in page], "no text of the corpus is left"
+    assert "(text withheld)" in page
+    shown = obce("explain", run, "-n", "1.intermediate.3", "--no-texts").stdout
+    assert not [text for text in texts if text[:40] in shown]
 
 
 def test_demo(tiny_bert_dir: Path, corpus: Path, tmp_path: Path) -> None:
