@@ -749,6 +749,66 @@ def _explained(one: Explanation, texts: bool) -> list[Table | Text | str]:
     return parts
 
 
+@app.command("plot")
+@_guarded
+def plot_command(
+    run_dir: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="A run; for tradeoff, what `obce compare` wrote.")
+    ],
+    kind: Annotated[
+        Literal["distribution", "medians", "barcode", "merge-tree", "map", "tradeoff"],
+        typer.Option(
+            help="Score by site; medians by layer; a cloud's barcode or merge tree; what a plan keeps; quality by size."
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write (default: RUN/pictures).")] = None,
+    score: Annotated[str, typer.Option(help="Of distribution and medians.")] = "rf",
+    cloud: Annotated[
+        str | None,
+        typer.Option(help="Of barcode and merge-tree: layer.kind.head, 5.query.3, or 5.hidden; needs --keep-sketch."),
+    ] = None,
+    repair: Annotated[str, typer.Option(help="Of tradeoff.")] = "least_squares",
+    tuned: Annotated[bool, typer.Option("--tuned", help="Of tradeoff: models that were trained again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a run as PNG and SVG, one column wide: scores, clouds, plans, and what a comparison found."""
+    from obce import pictures
+    from obce.run import CompareRun, Run
+
+    if kind == "tradeoff":
+        figure = pictures.tradeoff(
+            [row for folder in run_dir for row in CompareRun(folder).rows], repair=repair, tuned=tuned
+        )
+        name = f"tradeoff-{'tuned' if tuned else 'cut'}-{repair}"
+    else:
+        if len(run_dir) > 1:
+            raise ValueError(f"RUN: found {len(run_dir)} runs, expected one; only tradeoff joins several.")
+        run = Run.existing(run_dir[0])
+        name = kind
+        if kind == "map":
+            figure = pictures.keep_map(run.scores(), run.plan())
+        elif kind in ("barcode", "merge-tree"):
+            if cloud is None:
+                raise ValueError(
+                    f"--cloud is missing, which {kind} needs: name a head's or layer's cloud, as in 5.query.3"
+                )
+            answer = run.cloud(cloud)
+            name = f"{kind}-{cloud}"
+            figure = (
+                pictures.barcode(answer.deaths[0], name=cloud)
+                if kind == "barcode"
+                else pictures.merge_tree(answer.linkage(0), name=cloud)
+            )
+        else:
+            draw = pictures.distribution if kind == "distribution" else pictures.medians
+            figure = draw(run.scores(), score)
+            name = f"{kind}-{score}"
+    folder = out or run_dir[0] / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = pictures.save(figure, folder, name)
+    _emit(as_json, {"pictures": [str(path) for path in paths]}, *(str(path) for path in paths))
+
+
 @app.command("report")
 @_guarded
 def report_command(run_dir: RunDir, as_json: AsJson = False) -> None:

@@ -200,7 +200,7 @@ def lines(one: Explanation, *, texts: bool = True) -> list[str]:
     for title, gap in (("Largest gap", one.gap), ("Largest gap with 1 % of the texts on each side", one.balanced)):
         if gap is not None:
             found.append(
-                f"{title}: {gap.width:.4g} ({gap.width / gap.std:.2f} std), {gap.n_below:,} texts up to "
+                f"{title}: {gap.width:.4g} ({gap.width / gap.std:.2f} std), {_texts(gap.n_below)} up to "
                 f"{gap.below:.4g}, {gap.n_above:,} from {gap.above:.4g} on."
             )
     if one.recurs is not None:
@@ -209,7 +209,12 @@ def lines(one: Explanation, *, texts: bool = True) -> list[str]:
             f"{one.recurs.inside:,} in the gap, where {one.recurs.beside:,} would be as dense as beside it "
             f"(p = {one.recurs.p:.2g})."
         )
-    if one.reason is not None and (texts or "the token" not in one.reason.words):
+    if (
+        one.reason is not None
+        and one.recurs is not None
+        and one.recurs.recurs
+        and (texts or "the token" not in one.reason.words)
+    ):
         found.append(
             f"Plain fact that tells the smaller side best: {one.reason.words} (precision {one.reason.precision:.0%}, "
             f"recall {one.reason.recall:.0%} on the texts it was not chosen on)."
@@ -220,6 +225,10 @@ def lines(one: Explanation, *, texts: bool = True) -> list[str]:
         )
         found.append(f"The plan: {one.fate}{near}.")
     return found
+
+
+def _texts(n: int) -> str:
+    return "1 text" if n == 1 else f"{n:,} texts"
 
 
 def _without_words(one: Explanation) -> str:

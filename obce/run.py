@@ -42,6 +42,7 @@ from obce.effects import reading_of
 from obce.explain import TAIL, explain_many, sample
 from obce.explain import search as search_texts
 from obce.glue import BATCH_TOKENS, calibration, read_task
+from obce.h0 import H0, h0
 from obce.pages import explained
 from obce.plan import Plan
 from obce.prune import prune
@@ -928,6 +929,32 @@ class Run:
         """Stores measured models, with the keys of `obce.report.RESULT_KEYS` each; the report shows them."""
         _write_text(self.results_path, json.dumps(results, indent=1) + "\n")
         return self.results_path
+
+    def cloud(self, name: str) -> H0:
+        """Persistence of one head's or layer's cloud, edges included.
+
+        Args:
+            name: `"5.query.3"` (layer, kind of `obce.clouds.CLOUD_KINDS`, head) or `"5.hidden"`.
+
+        Raises:
+            ValueError: There is no such cloud, or the run was scored without `keep_sketch`.
+        """
+        kept = read_kept(self.sketch_path)
+        heads = int(kept.meta["heads"])
+        found = re.fullmatch(r"(\d+)\.([a-z]+)(?:\.(\d+))?", name)
+        at = (int(found[1]), found[2]) if found else None
+        whole = at is not None and at[1] == "hidden"
+        head = int(found[3]) if found and found[3] else None
+        if at not in kept.vectors or whole != (head is None) or (head or 0) >= heads:
+            raise ValueError(
+                f"cloud is {name!r}, expected layer.kind.head with a kind of {', '.join(CLOUD_KINDS[:-1])} and a head below "
+                f"{heads}, or layer.hidden, of a run with clouds"
+            )
+        vectors = np.concatenate(kept.vectors[at])  # type: ignore[index]
+        if head is not None:
+            width = vectors.shape[1] // heads
+            vectors = vectors[:, head * width : (head + 1) * width]
+        return h0(np.ascontiguousarray(vectors), edges=True)
 
     def explain(
         self,

@@ -316,6 +316,26 @@ def test_explain_writes_pages(scored: Path, tmp_path: Path, texts: list[str]) ->
     assert not [text for text in texts if text[:40] in shown]
 
 
+def test_plot(scored: Path, tiny_bert_dir: Path, corpus: Path, tmp_path: Path) -> None:
+    assert obce("plan", scored, "--keep", 0.7).exit_code == 0
+    for kind, more in (("distribution", ("--score", "effect")), ("medians", ()), ("map", ())):
+        found = obce("plot", scored, "--kind", kind, "--out", tmp_path, "--json", *more)
+        assert found.exit_code == 0, found.output
+        for path in json.loads(found.stdout)["pictures"]:
+            assert Path(path).stat().st_size > 1000
+    refused(obce("plot", scored, "--kind", "barcode", "--cloud", "1.query.2"), "--keep-sketch")
+    refused(obce("plot", scored, "--kind", "merge-tree"), "--cloud is missing")
+    refused(obce("plot", scored, scored, "--kind", "map"), "found 2 runs")
+    kept = tmp_path / "kept"
+    assert obce("score", tiny_bert_dir, corpus, "--limit", 40, "--keep-sketch", "--out", kept).exit_code == 0
+    for kind, cloud in (("barcode", "1.query.2"), ("merge-tree", "2.hidden")):
+        found = obce("plot", kept, "--kind", kind, "--cloud", cloud, "--json")
+        assert found.exit_code == 0, found.output
+        assert (kept / "pictures" / f"{kind}-{cloud}.svg").is_file()
+    for cloud in ("1.query", "1.query.4", "9.hidden", "1.hidden.0", "x"):
+        refused(obce("plot", kept, "--kind", "barcode", "--cloud", cloud), f"cloud is '{cloud}'")
+
+
 def test_demo(tiny_bert_dir: Path, corpus: Path, tmp_path: Path) -> None:
     found = obce("demo", "--model", tiny_bert_dir, "--corpus", corpus, "--out", tmp_path / "demo", "--json")
     assert found.exit_code == 0, found.output

@@ -195,14 +195,15 @@
     const most = Math.max(...one.at.map(Math.abs)) || 1;
     one.tokens.forEach((token, i) => {
       const piece = token.startsWith("##") ? token.slice(2) : (i ? " " : "") + token;
-      const node = make("span", piece, one.at[i] < 0 ? "token low" : "token");
-      node.style.background = `rgb(var(--heat) / ${((0.42 * Math.abs(one.at[i])) / most).toFixed(2)})`;
+      const node = make("span", piece, "token");
+      // blue above zero, orange below
+      node.style.background = `rgb(var(${one.at[i] < 0 ? "--cold" : "--heat"}) / ${((0.45 * Math.abs(one.at[i])) / most).toFixed(2)})`;
       node.title = shown(one.at[i]);
       cell.append(node);
     });
     return cell;
   };
-  const texts = (caption, list) => table(caption, ["output", "text"], list.map((one) => [make("td", shown(one.value)), said({ ...data.texts[one.number], ...one })]), "texts");
+  const texts = (caption, list) => table(`${caption} (tokens: blue above zero, orange below, by the neuron's output there)`, ["output", "text"], list.map((one) => [make("td", shown(one.value)), said({ ...data.texts[one.number], ...one })]), "texts");
   const open = (name) => {
     const i = rowOf(name);
     if (i < 0) return;
@@ -225,7 +226,7 @@
       detail.append(make("p", `No page was made for this neuron: obce explain RUN --neuron ${name}`));
     } else {
       if (page.gap) {
-        detail.append(make("p", `Outputs at [CLS] over the texts. Largest gap: ${shown(page.gap.above - page.gap.below)}, ${page.gap.n_below} | ${page.gap.n_above} texts.`));
+        detail.append(make("p", "Outputs at [CLS], one line a text:"));
         detail.append(strip(page));
       }
       for (const line of page.lines) detail.append(make("p", line));
