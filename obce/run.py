@@ -947,10 +947,10 @@ class Run:
         head = int(found[3]) if found and found[3] else None
         if at not in kept.vectors or whole != (head is None) or (head or 0) >= heads:
             raise ValueError(
-                f"cloud is {name!r}, expected layer.kind.head with a kind of {', '.join(CLOUD_KINDS[:-1])} and a head below "
-                f"{heads}, or layer.hidden, of a run with clouds"
+                f"cloud is {name!r}, expected layer.kind.head with a kind of {', '.join(CLOUD_KINDS[:-1])} and a head "
+                f"below {heads}, or layer.hidden, of a run with clouds"
             )
-        vectors = np.concatenate(kept.vectors[at])  # type: ignore[index]
+        vectors = np.concatenate(kept.vectors[at])
         if head is not None:
             width = vectors.shape[1] // heads
             vectors = vectors[:, head * width : (head + 1) * width]

@@ -283,7 +283,6 @@ def test_explain(scored: Path, tmp_path: Path, texts: list[str]) -> None:
         "1.intermediate.3: ",
         "Largest gap: ",
         "Found on the 200 scored texts",
-        "Plain fact",
         "Texts at both ends",
     ):
         assert words in found.stdout
