@@ -129,6 +129,7 @@ def render_html(
         strips=_strips(scores, axis),
         panels=_panels(scores, axis),
         clouds=[] if scores.clouds is None else _cloud_rows(scores.clouds),
+        heads=None if scores.clouds is None else _head_map(scores, plan),
         cloud_texts=None if scores.clouds is None else _count(scores.clouds.n),
         plan=None if plan is None else _plan_view(scores, plan),
         results=rows,
@@ -692,6 +693,55 @@ def _cloud_rows(clouds: Clouds) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _head_map(scores: Scores, plan: Plan | None) -> dict[str, Any] | None:
+    """Rank of every head by the total persistence of its context cloud, 1 for the highest; layers x heads."""
+    clouds = scores.clouds
+    if clouds is None:
+        return None
+    rows = np.flatnonzero((clouds.kind == CLOUD_KINDS.index("context")) & ~clouds.constant)
+    if not rows.size:
+        return None
+    total = clouds.columns["total_persistence"][rows]
+    ranks = {
+        (int(clouds.layer[row]), int(clouds.head[row])): place
+        for place, row in enumerate(rows[np.argsort(-total, kind="stable")].tolist(), start=1)
+    }
+    values = {
+        (int(clouds.layer[row]), int(clouds.head[row])): float(value) for row, value in zip(rows, total, strict=True)
+    }
+    heads = range(1 + max(head for _, head in ranks))
+    return {
+        "heads": list(heads),
+        "of": len(ranks),
+        "layers": [
+            {
+                "layer": layer,
+                "cells": [
+                    {
+                        "rank": ranks.get((layer, head)),
+                        "value": _number(values.get((layer, head))),
+                        "heat": round(1 - (ranks[layer, head] - 1) / len(ranks), 2) if (layer, head) in ranks else 0,
+                        "gone": plan is not None and _head_is_gone(scores, plan, layer, head),
+                    }
+                    for head in heads
+                ],
+            }
+            for layer in scores.layers()
+        ],
+    }
+
+
+def _head_is_gone(scores: Scores, plan: Plan, layer: int, head: int) -> bool:
+    if layer in plan.layers_dropped:
+        return True
+    kept = plan.kept.get(f"{layer}.value")
+    if kept is None:
+        return False
+    rows = scores.rows(layer, "value")
+    size = (rows.stop - rows.start) // int(scores.meta["architecture"]["num_attention_heads"])
+    return not any(head * size <= index < (head + 1) * size for index in kept)
 
 
 def _terminal_kept(scores: Scores, plan: Plan) -> Table:

@@ -424,7 +424,7 @@ def test_heads_and_layers_as_clouds() -> None:
     rng = np.random.default_rng(0)
     vectors: dict[tuple[int, str], Any] = {}
     for layer in range(2):
-        for kind, width in (("query", 8), ("value", 8), ("hidden", 12)):
+        for kind, width in (("query", 8), ("value", 8), ("context", 8), ("hidden", 12)):
             halves = [rng.standard_normal((20, width)).astype(np.float32) * (layer + 1) for _ in "ab"]
             if layer == 0 and kind == "query":
                 halves = [np.ones((20, width), np.float32)] * 2
@@ -435,6 +435,15 @@ def test_heads_and_layers_as_clouds() -> None:
     assert 'id="clouds"' in page
     assert "Here they are over 40 texts." in page
     assert 'id="clouds"' not in render_html(make_scores(), title="x")
+    contexts = (clouds.kind == 3) & ~clouds.constant
+    order = np.argsort(-clouds.columns["total_persistence"][contexts], kind="stable")
+    best = np.flatnonzero(contexts)[order[0]]
+    (table,) = re.findall(r"Heads ranked by.*?</table>", page, re.DOTALL)
+    lines = re.findall(r'<tr><th scope="row">(\d+)</th>(.*?)</tr>', table, re.DOTALL)
+    cells = {int(layer): re.findall(r"<td[^>]*>(\d+|constant)", line) for layer, line in lines}
+    assert cells[int(clouds.layer[best])][int(clouds.head[best])] == "1"
+    ranked = sorted(int(cell) for line in cells.values() for cell in line if cell != "constant")
+    assert ranked == list(range(1, contexts.sum() + 1))
     total = clouds.columns["total_persistence"]
     shown = f"{np.median(total[(clouds.layer == 1) & (clouds.kind == 2)]):#.3g}"
     assert shown in page

@@ -165,6 +165,48 @@
     }
     return picture;
   };
+  // The merge tree of a line of points drawn over the line itself: neighbours merge at the gap between them. Only the
+  // merges at the largest gaps are drawn; what merged below them are the tree's leaves.
+  const most = 30;
+  const tree = (page) => {
+    const values = floats(page.values).sort();
+    const n = values.length, span = values[n - 1] - values[0] || 1;
+    const gaps = Array.from({ length: n - 1 }, (_, i) => [values[i + 1] - values[i], i]).sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+    const drawn = gaps.slice(-most), highest = gaps[n - 2][0] || 1;
+    const x = (v) => 4 + (592 * (v - values[0])) / span, y = (d) => 150 - (136 * d) / highest;
+    // clusters between drawn gaps, each with where its stem stands and how high it has grown
+    const cuts = new Set(drawn.map(([, i]) => i));
+    const clusters = [];
+    for (let start = 0, i = 0; i < n; i++) {
+      if (i === n - 1 || cuts.has(i)) {
+        clusters.push({ first: start, last: i, x: (x(values[start]) + x(values[i])) / 2, y: y(0) });
+        start = i + 1;
+      }
+    }
+    const picture = svg("svg", { viewBox: "0 0 600 166", class: "strip", role: "img", "aria-label": `Merge tree, the last ${drawn.length} merges, up to ${shown(highest)}` });
+    let path = "";
+    for (const [death, i] of drawn) {
+      const at = clusters.findIndex((one) => one.last === i), left = clusters[at], right = clusters[at + 1];
+      path += `M${left.x.toFixed(1)} ${left.y.toFixed(1)}V${y(death).toFixed(1)}H${right.x.toFixed(1)}V${right.y.toFixed(1)}`;
+      clusters.splice(at, 2, { first: left.first, last: right.last, x: (left.x + right.x) / 2, y: y(death) });
+    }
+    picture.append(svg("path", { class: "tail", d: path }), svg("path", { class: "rule", d: "M4 150H596" }));
+    const label = svg("text", { x: 596, y: 163, class: "tick", "text-anchor": "end" });
+    label.textContent = `height: gap, up to ${shown(highest)} (r_f); the last ${drawn.length} of ${n - 1} merges`;
+    picture.append(label);
+    return picture;
+  };
+  const barcode = (page) => {
+    const values = floats(page.values).sort();
+    const deaths = Array.from({ length: values.length - 1 }, (_, i) => values[i + 1] - values[i]).sort((a, b) => b - a);
+    const drawn = deaths.slice(0, most), longest = deaths[0] || 1;
+    const picture = svg("svg", { viewBox: `0 0 600 ${drawn.length * 5 + 22}`, class: "strip", role: "img", "aria-label": `Barcode, the ${drawn.length} longest bars` });
+    picture.append(svg("path", { class: "point bars", d: drawn.map((d, i) => `M4 ${5 * i + 4}H${(4 + (592 * d) / longest).toFixed(1)}`).join("") }));
+    const label = svg("text", { x: 596, y: drawn.length * 5 + 18, class: "tick", "text-anchor": "end" });
+    label.textContent = `deaths, from 0 to ${shown(longest)}; the ${drawn.length} longest of ${deaths.length}, and one that never ends`;
+    picture.append(label);
+    return picture;
+  };
   const table = (caption, header, rows, cls) => {
     const box = make("div", undefined, "wide"), made = make("table", undefined, cls);
     made.append(make("caption", caption));
@@ -227,7 +269,7 @@
     } else {
       if (page.gap) {
         detail.append(make("p", "Outputs at [CLS], one line a text:"));
-        detail.append(strip(page));
+        detail.append(strip(page), make("h3", "Merge tree of these outputs"), tree(page), make("h3", "Barcode"), barcode(page));
       }
       for (const line of page.lines) detail.append(make("p", line));
       if (page.high.length) detail.append(texts("Highest outputs", page.high), texts("Lowest outputs", page.low));
