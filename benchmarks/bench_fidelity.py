@@ -49,7 +49,7 @@ def main() -> None:
     rows = []
     for keep in SHARES:
         for name, seed in CHOICES:
-            made = plan(scores, keep=keep, of="encoder", preset="obce-2023", score=name, seed=seed)
+            made = plan(scores, keep=keep, of="encoder", preset="obce-2023", score=name, seed=seed, keep_constant=True)
             for repair in ("none", "mean"):
                 small = prune(model, made, repair=repair, scores=scores)
                 found = embed(small, held_out)

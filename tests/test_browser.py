@@ -54,7 +54,7 @@ def report(
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser; requirements/dev.txt")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives it; requirements/dev.txt has it")
     with sync_api.sync_playwright() as tool:
         # a browser does not sandbox itself as root, as which CI runs
         sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []

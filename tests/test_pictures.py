@@ -12,7 +12,7 @@ from obce.plan import plan
 from obce.scores import SCORE_NAMES, Scores
 from obce.sites import SITE_KINDS
 
-mpl = pytest.importorskip("matplotlib")
+mpl = pytest.importorskip("matplotlib", reason="matplotlib draws; requirements/dev.txt has it, so CI runs these")
 
 from obce.pictures import (  # noqa: E402  (needs matplotlib)
     BARS,
