@@ -30,6 +30,7 @@ from obce.run import load_model, load_tokenizer
 from obce.scoring import score
 
 TASKS = ("SST-2", "CoLA")
+TRAINED = Path(__file__).parents[1] / "build" / "results"  # where results.py keeps its dense models
 TRAIN_ROWS, TEXTS = 3000, 400
 DENSE = Settings(epochs=3, learning_rate=1e-4, precision="bfloat16")
 KEEP = 0.835  # of the encoder: half of the heads, which hold a third of it
@@ -50,7 +51,8 @@ def main() -> None:
     for seed in range(options.seeds):
         for task in TASKS:
             data = read_task(task, options.glue, limit=TRAIN_ROWS)
-            dense, _ = finetune(with_head(encoder, data.task, seed), tokenizer, data, replace(DENSE, seed=seed))
+            fresh = with_head(encoder, data.task, seed)
+            dense, _ = finetune(fresh, tokenizer, data, replace(DENSE, seed=seed), out=TRAINED / f"{task}-{seed}")
             reference = evaluate(dense, tokenizer, data)
             corpus, labels = calibration(data.train, f"{task} train", TEXTS, seed)
             scores = score(dense, tokenizer, corpus, seed=seed, labels=labels, cloud_texts=TEXTS)

@@ -9,12 +9,11 @@ dimensions: time does not depend on the weights.
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 
 import numpy as np
 import torch
-from obce.bench import facts
+from obce.bench import append_row, facts
 from obce.corpus import Batch
 from obce.evaluate import count_parameters, latency
 from obce.plan import plan
@@ -91,13 +90,7 @@ def main() -> None:
     }
     for name, value in row.items():
         print(f"{name:16s} {value}")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not options.out.exists()
-    with options.out.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
+    append_row(options.out, row)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import csv
 import importlib.util
 import os
 import re
@@ -32,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from obce.bench import facts
+from obce.bench import append_row, facts
 from obce.capture import capture
 from obce.corpus import Corpus, read_corpus, tokenize
 from obce.scoring import MemoryStore, default_batch_tokens, score
@@ -215,13 +214,7 @@ def main() -> None:
     }
     for name, value in row.items():
         print(f"{name:22s} {value}")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not options.out.exists()
-    with options.out.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
+    append_row(options.out, row)
 
 
 def ratio(seconds: list[float], others: list[float]) -> str:

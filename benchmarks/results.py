@@ -18,7 +18,6 @@ import csv
 import json
 import math
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +31,7 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from obce.bench import facts
 from obce.compare import Way, compare
 from obce.corpus import tokenize
 from obce.demo import default_model
@@ -67,7 +67,7 @@ PEERS = ("tp_magnitude", "tp_taylor")
 def ways(phase: str, seed: int, peers: tuple[str, ...]) -> list[Way]:
     """What is measured of a seed: first the paper's size, trained again, then the grid, most of it on seed 0."""
     if phase == "paper":
-        found = [Way(name, PAPER, tune=name not in ("effect_abs", "spread")) for name in SCORES]
+        found = [Way(name, PAPER, tune=True) for name in SCORES]
         found += [Way(name, PAPER, repair="none", tune=True) for name in peers]
         return [*found, Way("rf", PAPER, repair="none", tune=True)]  # the last is the paper's own way
     found = [Way(name, 0.5) for name in SCORES] + [Way("effect", PAPER, shares="measured", tune=True)]
@@ -174,7 +174,7 @@ def measure_half(glue: Path, seeds: int) -> None:
     data = read_task("SST-2", glue, limit=HALF_ROWS)
     run = CompareRun(FOLDER / "half")
     run.ask({"task": "SST-2", "rows": len(data.train), "texts": HALF_TEXTS}, HALF)
-    asked = [Way(name, 0.5) for name in ("effect", "taylor", "rf", "std", "random")]
+    asked = [Way(name, 0.5) for name in ("effect", "spread", "taylor", "rf", "std", "random")]
     compare(
         encoder,
         tokenizer,
@@ -191,15 +191,13 @@ def measure_half(glue: Path, seeds: int) -> None:
 
 
 def machine() -> dict[str, Any]:
-    facts: dict[str, Any] = {"python": platform.python_version(), "threads": torch.get_num_threads()}
-    for name in ("obce", "torch", "transformers", "numpy", "scikit-learn", "torch-pruning"):
+    found: dict[str, Any] = {**facts(), "threads": torch.get_num_threads()}
+    for name in ("torch", "transformers", "scikit-learn", "torch-pruning"):
         try:
-            facts[name] = version(name)
+            found[name] = version(name)
         except PackageNotFoundError:
-            facts[name] = "not installed"
-    cpu = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")]
-    return {**facts, "processor": names[0] if names else platform.processor()}
+            found[name] = "not installed"
+    return found
 
 
 # ---- the page ------------------------------------------------------------------------------------------------------
@@ -465,10 +463,10 @@ def write() -> None:
     tasks = [name for name in TASKS if chosen(rows, task=name)]
     if not rows:
         raise SystemExit(f"{FOLDER} holds no rows: run this script with the folder of the GLUE files first")
-    facts = json.loads((FOLDER / "machine.json").read_text(encoding="utf-8"))
+    told = json.loads((FOLDER / "machine.json").read_text(encoding="utf-8"))
     draw(rows, tasks)
     by_task = {t: len({row["seed"] for row in chosen(rows, task=t, keep=PAPER, score="effect")}) for t in tasks}
-    versions = {name: value for name, value in facts.items() if name not in ("processor", "threads")}
+    packages = [f"{name} {told[name]}" for name in ("torch", "transformers", "scikit-learn", "torch-pruning")]
     PAGE.write_text(
         TEXT.format(
             tasks=", ".join(tasks),
@@ -479,7 +477,7 @@ def write() -> None:
             texts=TEXTS,
             steps=AFTER.max_steps,
             seeds=", ".join(f"{name} {count}" for name, count in by_task.items()),
-            machine=f"{facts['processor']}; " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".",
+            machine=f"{told['machine']}; {', '.join([told['versions'], *packages])}; commit {told['commit']}.",
             paper=PAPER,
             paper_table=paper_table(rows, tasks),
             differences=differences(rows, tasks),

@@ -3,9 +3,9 @@
 transformers has no entry points: a class is known to `AutoConfig` and `AutoModel*` only after it was
 registered, and registering needs the class. `install` waits for two modules to be executed:
 
-1. transformers' module of `AutoConfig`. It is often imported in the middle of importing BERT, so our
-   classes, which derive from BERT's, cannot be imported then. A placeholder is entered for the model type
-   `obce_bert`; the first use of it, which is the first pruned model met, imports the classes.
+1. transformers' module of `AutoConfig`. It is often imported in the middle of importing a model, so our
+   classes, which derive from its family's, cannot be imported then. A placeholder is entered for each model type;
+   the first use of it, which is the first pruned model met, imports the classes.
 2. `obce.modeling_obce`, whoever imports it: now the classes are registered, and replace the placeholder.
 """
 
@@ -20,19 +20,29 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-_MODEL_TYPE = "obce_bert"
+# Kind of pruned model -> how its classes' names begin, and its tokenizer: directories with a vocabulary but no
+# tokenizer_config.json are read by the kind of model.
+_FAMILIES = {
+    "obce_bert": ("ObceBert", "BertTokenizer"),
+    "obce_roberta": ("ObceRoberta", "RobertaTokenizer"),
+    "obce_xlm_roberta": ("ObceXLMRoberta", "XLMRobertaTokenizer"),
+    "obce_electra": ("ObceElectra", "BertTokenizer"),
+    "obce_deberta_v2": ("ObceDebertaV2", "DebertaV2Tokenizer"),
+    "obce_distilbert": ("ObceDistilBert", "BertTokenizer"),
+    "obce_mpnet": ("ObceMPNet", "MPNetTokenizer"),
+}
 
-# Auto class -> our class; those that transformers maps to a BERT class of the same head.
-_MODELS = {
-    "AutoModel": "ObceBertModel",
-    "AutoModelForTextEncoding": "ObceBertModel",
-    "AutoModelForPreTraining": "ObceBertForPreTraining",
-    "AutoModelForMaskedLM": "ObceBertForMaskedLM",
-    "AutoModelForNextSentencePrediction": "ObceBertForNextSentencePrediction",
-    "AutoModelForSequenceClassification": "ObceBertForSequenceClassification",
-    "AutoModelForMultipleChoice": "ObceBertForMultipleChoice",
-    "AutoModelForTokenClassification": "ObceBertForTokenClassification",
-    "AutoModelForQuestionAnswering": "ObceBertForQuestionAnswering",
+# Auto class -> how our class's name ends; those that transformers maps to a class of the same head.
+_HEADS = {
+    "AutoModel": "Model",
+    "AutoModelForTextEncoding": "Model",
+    "AutoModelForPreTraining": "ForPreTraining",
+    "AutoModelForMaskedLM": "ForMaskedLM",
+    "AutoModelForNextSentencePrediction": "ForNextSentencePrediction",
+    "AutoModelForSequenceClassification": "ForSequenceClassification",
+    "AutoModelForMultipleChoice": "ForMultipleChoice",
+    "AutoModelForTokenClassification": "ForTokenClassification",
+    "AutoModelForQuestionAnswering": "ForQuestionAnswering",
 }
 
 
@@ -94,34 +104,36 @@ class _Loader:
 
 
 class _Placeholder:
-    """Stands where `ObceBertConfig` will in transformers' table; calling or reading it imports the class."""
+    """Stands where a config class will in transformers' table; calling or reading it imports the class."""
 
-    __name__ = "ObceBertConfig"
-    model_type = _MODEL_TYPE
+    def __init__(self, model_type: str) -> None:
+        self.model_type = model_type
+        self.__name__ = f"{_FAMILIES[model_type][0]}Config"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _load_config_class()(*args, **kwargs)
+        return _load_config_class(self.__name__)(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return getattr(_load_config_class(), name)
+        return getattr(_load_config_class(self.__name__), name)
 
 
-def _load_config_class() -> type[Any]:
+def _load_config_class(name: str) -> Any:
     from transformers.utils.import_utils import is_torch_available
 
     if is_torch_available():
         importlib.import_module(_MODELING)  # registers on the way
-    from obce.configuration_obce import ObceBertConfig
+    from obce import configuration_obce
 
-    return ObceBertConfig
+    return getattr(configuration_obce, name)
 
 
-def _enter_placeholder(auto: ModuleType) -> None:
+def _enter_placeholders(auto: ModuleType) -> None:
     try:
-        if _MODEL_TYPE not in auto.CONFIG_MAPPING:
-            auto.CONFIG_MAPPING.register(_MODEL_TYPE, _Placeholder())
+        for model_type in _FAMILIES:
+            if model_type not in auto.CONFIG_MAPPING:
+                auto.CONFIG_MAPPING.register(model_type, _Placeholder(model_type))
     # Whatever an unknown transformers raises: importing it must not fail because obce was imported.
     except Exception as error:
         warnings.warn(
@@ -136,17 +148,18 @@ def _register(modeling: ModuleType) -> None:
     import transformers
 
     auto: Any = transformers
-    config_class = modeling.ObceBertConfig
-    auto.AutoConfig.register(_MODEL_TYPE, config_class, exist_ok=True)
-    # Directories with a vocabulary but no tokenizer_config.json are read by the kind of model.
-    auto.AutoTokenizer.register(config_class, auto.BertTokenizer, exist_ok=True)
-    for name, ours in _MODELS.items():
-        getattr(auto, name).register(config_class, getattr(modeling, ours), exist_ok=True)
+    for model_type, (prefix, tokenizer) in _FAMILIES.items():
+        config_class = getattr(modeling, f"{prefix}Config")
+        auto.AutoConfig.register(model_type, config_class, exist_ok=True)
+        auto.AutoTokenizer.register(config_class, getattr(auto, tokenizer), exist_ok=True)
+        for name, ending in _HEADS.items():
+            if hasattr(modeling, prefix + ending):
+                getattr(auto, name).register(config_class, getattr(modeling, prefix + ending), exist_ok=True)
 
 
 _MODELING = "obce.modeling_obce"
 _ACTIONS: dict[str, Callable[[ModuleType], None]] = {
-    "transformers.models.auto.configuration_auto": _enter_placeholder,
+    "transformers.models.auto.configuration_auto": _enter_placeholders,
     _MODELING: _register,
 }
 _FINDER = _Finder()

@@ -1257,6 +1257,17 @@ def facts() -> Row:
     }
 
 
+def append_row(path: Path, row: Row) -> None:
+    """Adds a row to a CSV; a new file gets a header first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
 def read_rows(path: Path) -> list[Row]:
     """Rows of a CSV this module wrote; none when there is no such file.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import nn
 
 from obce.clouds import CLOUD_KINDS
 from obce.corpus import Batch, TokenBatches
-from obce.sites import Site, base_model
+from obce.sites import Site, base_model, layout_of
 from obce.sketch import TokenSums
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ class _Observer:
         self.batch: Batch | None = None
         self.places = torch.empty(0)
         self.lengths = np.empty(0, np.int64)
+        # what entered the layer, where query and key are called for more than that
+        self.entering: torch.Tensor | None = None
 
     def see(self, batch: Batch) -> dict[str, torch.Tensor]:
         inputs = {name: tensor.to(self.device) for name, tensor in batch.inputs.items()}
@@ -128,7 +130,9 @@ class _Observer:
         columns = self.columns[site.layer][site.kind]
         at = (self.values[site.layer], columns)
 
-        def hook(_module: nn.Module, _args: Any, output: torch.Tensor) -> None:
+        def hook(_module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            if self.entering is not None and args[0] is not self.entering and site.kind in ("query", "key"):
+                return  # of embeddings of distances
             batch = self._current()
             at[0][self.places, at[1]] = output[:, 0].to(torch.float32)
             self.seen[site.name][batch.indices] += 1
@@ -153,6 +157,9 @@ class _Observer:
 
         return hook
 
+    def _before_layer(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        self.entering = args[0]
+
     def see_hidden(self, layer: int, hidden: torch.Tensor) -> None:
         self._take_cloud(layer, "hidden", hidden)
 
@@ -165,10 +172,12 @@ class _Observer:
                 if site.reader is not None and (self.wish.tokens or site.kind == "value"):
                     reader = body.get_submodule(site.reader)
                     handles.append(reader.register_forward_pre_hook(self._on_reader(site)))
+            blocks = {site.layer: _layer_module(body, site) for site in self.sites}
+            if layout_of(cast("PreTrainedModel", body)).positions:
+                handles += [block.register_forward_pre_hook(self._before_layer) for block in blocks.values()]
             if self.wish.chosen.any():
-                for layer in self.columns:
-                    first = next(site for site in self.sites if site.layer == layer)
-                    handles.append(_layer_module(body, first).register_forward_hook(self._on_layer(layer)))
+                for layer, block in blocks.items():
+                    handles.append(block.register_forward_hook(self._on_layer(layer)))
             yield
         finally:
             for handle in handles:
@@ -280,8 +289,8 @@ def capture(
             (4 bytes x neurons x texts). `"layer"` takes all texts through layer 0, then all through layer 1,
             and so on: it holds one layer's outputs and the hidden states of all tokens (4 bytes x hidden size
             x tokens), at the same amount of arithmetic and with the same bits.
-        tokens: Sum up what every neuron does over all tokens. Without it the last layer is computed at [CLS] alone,
-            since nothing else of it is read.
+        tokens: Sum up what every neuron does over all tokens. Without it the last layer of an encoder of BERT's
+            shape is computed at [CLS] alone, since nothing else of it is read.
         chosen: [n_texts] texts whose vectors are kept for the clouds of heads and layers (default: none).
         precision: Of products of matrices. `"tf32"` means something on CUDA alone; `"bfloat16"` runs under autocast.
             What is captured is float32 always.
@@ -304,14 +313,17 @@ def capture(
 
 
 @contextmanager
-def _stopping_before(block: nn.Module, keep: Callable[[torch.Tensor, tuple[Any, ...], dict[str, Any]], None]) -> Any:
-    """Inside the `with`, forward passes end with `_Stop` where the block would begin, after `keep` saw its input."""
+def stopping_before(module: nn.Module, keep: Callable[[torch.Tensor, tuple[Any, ...], dict[str, Any]], None]) -> Any:
+    """Inside the `with`, forward passes end where the module would begin, after `keep` saw what it is given.
+
+    `keep` is called with the first argument, the others by place, and those by name. Run by `run_to_stop`.
+    """
 
     def stop(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         keep(args[0], args[1:], kwargs)
         raise _Stop
 
-    handle = block.register_forward_pre_hook(stop, with_kwargs=True)
+    handle = module.register_forward_pre_hook(stop, with_kwargs=True)
     try:
         yield
     finally:
@@ -325,9 +337,14 @@ def first_inputs(
     device = next(body.parameters()).device
     held: list[tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]] = []
     for batch in batches:
-        with _stopping_before(first, lambda hidden, args, kwargs: held.append((hidden, args, kwargs))):
-            _run_to_stop(body, {name: tensor.to(device) for name, tensor in batch.inputs.items()})
+        with stopping_before(first, lambda hidden, args, kwargs: held.append((hidden, args, kwargs))):
+            run_to_stop(body, **{name: tensor.to(device) for name, tensor in batch.inputs.items()})
         yield batch, held.pop()
+
+
+def _at_cls_alone(block: nn.Module) -> bool:
+    """Whether a layer can be computed at [CLS] alone: it has BERT's shape."""
+    return {"attention.self.query", "intermediate.dense"} <= {name for name, _ in block.named_modules()}
 
 
 def _layer_at_cls(block: nn.Module, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -366,14 +383,15 @@ def _through_model(
     done = 0
     last = _layer_module(body, next(site for site in sites if site.layer == layers[-1]))
     held: list[torch.Tensor] = []
+    whole = wish.tokens or not _at_cls_alone(last)
     with _evaluating(body, precision), observer.watching(body):
         for batch in batches:
             inputs = observer.see(batch)
-            if wish.tokens:
+            if whole:
                 body(**inputs)
             else:
-                with _stopping_before(last, lambda hidden, _args, _kwargs: held.append(hidden)):
-                    _run_to_stop(body, inputs)
+                with stopping_before(last, lambda hidden, _args, _kwargs: held.append(hidden)):
+                    run_to_stop(body, **inputs)
                 observer.see_hidden(layers[-1], _layer_at_cls(last, held.pop(), inputs["attention_mask"]))
             done += len(batch.indices)
             progress(done, batches.n_texts)
@@ -382,12 +400,17 @@ def _through_model(
         yield observer.results(layer)
 
 
-def _run_to_stop(body: nn.Module, inputs: dict[str, torch.Tensor]) -> None:
+def run_to_stop(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """Runs a module until `stopping_before` ends it.
+
+    Raises:
+        RuntimeError: It came to its end.
+    """
     try:
-        body(**inputs)
+        module(*args, **kwargs)
     except _Stop:
         return
-    raise RuntimeError("the model ran without calling the layer that was to come: use memory='model', tokens=True")
+    raise RuntimeError(f"a {type(module).__name__} ran without calling the module that was to come")
 
 
 def _layer_by_layer(
@@ -413,7 +436,7 @@ def _layer_by_layer(
         with _evaluating(body, precision), observer.watching(body):
             for i, (batch, hidden, args, kwargs) in enumerate(held):
                 inputs = observer.see(batch)
-                if layer == layers[-1] and not wish.tokens:
+                if layer == layers[-1] and not wish.tokens and _at_cls_alone(block):
                     observer.see_hidden(layer, _layer_at_cls(block, hidden, inputs["attention_mask"]))
                 else:
                     output = block(hidden, *args, **kwargs)

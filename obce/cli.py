@@ -660,6 +660,56 @@ def prune_command(
     _emit(as_json, facts, *sizes, where)
 
 
+@app.command("export")
+@_guarded
+def export_command(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|MODEL_DIR", help="A run with a pruned model, or a pruned model's directory.")
+    ],
+    to: Annotated[
+        Literal["remote-code", "onnx", "dense", "sentence-transformers"],
+        typer.Option(
+            "--to",
+            help="With its code, for trust_remote_code; ONNX; zero-filled and as large as before, for stock models "
+            "only; or a directory of sentence-transformers with its code and pooling.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to make.")],
+    base: Annotated[
+        str | None, typer.Option(help="Where the dense model lies now, if it was moved or SOURCE has no pooling.")
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="REPO", help="Upload it to this repository of the hub, too.")
+    ] = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Write a pruned model in a form that opens without obce, with its model card. Nothing is uploaded unasked."""
+    from obce.run import Run, export_model, load_model
+    from obce.run import push as upload
+
+    run = Run.existing(source) if (source / "run.json").is_file() else None
+    where = source if run is None else run.model_path
+    if dry_run:
+        model = load_model(where, pruned=True)
+        count = sum(p.numel() for p in model.parameters())
+        asked: dict[str, Any] = {"way": to, "out": str(out), "class": type(model).__name__, "parameters": count}
+        line = f"would write {type(model).__name__} ({count:,} parameters) as {to} to {out}"
+        _emit(as_json, {**asked, "push": push}, line if push is None else f"{line}, and upload it to {push}")
+        return
+    facts = export_model(where, to, out, base=base) if run is None else run.export(to, out, base=base)
+    facts["pushed"] = None if push is None else upload(out, push)
+    lines = [f"{name}: {size:,} bytes" for name, size in facts["files"].items()]
+    if facts["difference"] is not None:
+        lines.append(f"outputs differ from the pruned model's by at most {facts['difference']:.1e}")
+    if to == "dense":
+        lines.append(f"as large as the dense model: {facts['parameters']:,} parameters, zeros included")
+    lines.append(f"{facts['class']} in {out}")
+    if push is not None:
+        lines.append(f"uploaded: {facts['pushed']}")
+    _emit(as_json, facts, *lines)
+
+
 @app.command("explain")
 @_guarded
 def explain_command(
@@ -836,6 +886,7 @@ def run_command(
     score: ScoreOption = "effect",
     repair: Repair = "least_squares",
     floor: Floor = 1 / 16,
+    shares: Shares = "uniform",
     column: Column = None,
     split: Split = "train",
     limit: Limit = None,
@@ -852,7 +903,7 @@ def run_command(
     With neither --keep nor --preset the levels are those of obce-2023.
     """
     from obce.corpus import read_corpus
-    from obce.plan import check_request, plan
+    from obce.plan import DEFAULT_UNITS, check_request, plan
     from obce.report import summary_tables
     from obce.run import Run
 
@@ -860,6 +911,8 @@ def run_command(
         preset = "obce-2023"
     wanted: dict[str, Any] = {"keep": keep, "of": of, "preset": preset or None, "score": score, "floor": floor}
     check_request(**wanted)  # before the forward passes, not after
+    if shares == "measured" and (keep is None or preset):
+        raise ValueError("--shares measured spends the budget --keep by itself: give --keep, and no --preset")
     texts = read_corpus(corpus, column=column, split=split, limit=limit, strict=strict)
     run = Run(out)
     if dry_run:
@@ -876,7 +929,11 @@ def run_command(
             progress=progress,
             effect_progress=effect_progress,
         )
-    made = plan(scores, **wanted)
+    curves = None
+    if shares == "measured":
+        with _step("measuring what each site can spare", "layers") as spared:
+            curves = run.sensitivity(score=score, units=DEFAULT_UNITS, corpus=texts, device=device, progress=spared)
+    made = plan(scores, **wanted, sensitivity=curves)
     run.make_plan(made)
     with _step("pruning", "layers") as layer_progress:
         run.prune(repair=repair, corpus=texts, device=device, progress=layer_progress)

@@ -26,6 +26,7 @@ from obce.prune import REPAIRS, prune
 from obce.scores import SCORE_NAMES
 from obce.scoring import EFFECT_TEXTS, score
 from obce.sensitivity import SENSITIVITY_TEXTS, sensitivity
+from obce.sites import usable_positions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -280,6 +281,6 @@ def _measured(model: PreTrainedModel, found: Evaluation, reference: Evaluation, 
         },
         "parameters": total,
         "encoder": encoder,
-        "flops": flops(model, length=min(FLOPS_LENGTH, model.config.max_position_embeddings)),
+        "flops": flops(model, length=min(FLOPS_LENGTH, usable_positions(model))),
         "bytes": weight_bytes(model),
     }

@@ -1,13 +1,19 @@
-"""Configuration of a BERT encoder whose layers have unequal widths.
+"""Configurations of encoders whose layers have unequal widths.
 
 This file is copied into checkpoints: it imports nothing of obce. Annotations are evaluated, not deferred by
 `from __future__ import annotations`, because `@strict` checks values against them.
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from huggingface_hub.dataclasses import strict
 from transformers.models.bert.configuration_bert import BertConfig
+from transformers.models.deberta_v2.configuration_deberta_v2 import DebertaV2Config
+from transformers.models.distilbert.configuration_distilbert import DistilBertConfig
+from transformers.models.electra.configuration_electra import ElectraConfig
+from transformers.models.mpnet.configuration_mpnet import MPNetConfig
+from transformers.models.roberta.configuration_roberta import RobertaConfig
+from transformers.models.xlm_roberta.configuration_xlm_roberta import XLMRobertaConfig
 
 
 class LayerWidths(NamedTuple):
@@ -40,15 +46,20 @@ _KEYS = (
 )
 
 
-@strict
-class ObceBertConfig(BertConfig):
-    """Configuration of `ObceBertModel` and its heads.
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig as _Base
+else:
+    _Base = object
 
-    A `BertConfig` whose `hidden_size`, `num_attention_heads` and `intermediate_size` are those of the dense
-    model (attention keeps that model's scale), plus the widths of each layer. `num_hidden_layers` counts the
-    layers that are left. The widths stand in transformers' `per_layer_config` under keys of our own, because BERT's
-    own keys do not say what is meant: reading `intermediate_size` there would hide the dense value, and
-    `hidden_size / num_attention_heads` is no longer a head's size.
+
+class NarrowConfig(_Base):
+    """What the configurations of pruned encoders share; a part of each, beside its family's configuration.
+
+    `hidden_size`, `num_attention_heads` and the intermediate size are those of the dense model (attention keeps that
+    model's scale), plus the widths of each layer. `num_hidden_layers` counts the layers that are left. The widths stand
+    in transformers' `per_layer_config` under keys of our own, because a family's own keys do not say what is meant:
+    reading `intermediate_size` there would hide the dense value, and `hidden_size / num_attention_heads` is no longer a
+    head's size.
 
     Args:
         per_layer_config: Layer number, as this model counts -> the fields of `LayerWidths` by the keys
@@ -56,16 +67,22 @@ class ObceBertConfig(BertConfig):
             `kept_attention_output_size` and `kept_output_size`, all of them for every layer; None: all layers as
             wide as the dense model.
         obce: How the model was made (score, preset, repair, corpus, ...); for people and reports.
-        **kwargs: As for `BertConfig`.
+        **kwargs: As for the family's configuration.
 
     Raises:
         ValueError: A width is out of range or not divisible by the layer's number of heads, a layer's entry has
             missing or other keys, or the model is to be a decoder.
     """
 
-    model_type = "obce_bert"
+    inner_size: ClassVar[str] = "intermediate_size"
+    """Field that holds the dense model's intermediate size."""
 
-    obce: dict[str, Any] | None = None
+    if TYPE_CHECKING:  # of the family
+        num_hidden_layers: int
+        num_attention_heads: int
+        hidden_size: int
+        is_heterogeneous: bool
+        per_layer_config: Any
 
     def __post_init__(self, **kwargs: Any) -> None:
         if kwargs.get("per_layer_config") is not None:
@@ -75,14 +92,14 @@ class ObceBertConfig(BertConfig):
 
     def layer_widths(self) -> list[LayerWidths]:
         """Widths of every layer, checked."""
-        if self.is_decoder or self.add_cross_attention:
+        if getattr(self, "is_decoder", False) or getattr(self, "add_cross_attention", False):
             raise ValueError(
-                "is_decoder or add_cross_attention is True, expected False: a pruned BERT is an encoder only."
+                "is_decoder or add_cross_attention is True, expected False: a pruned model is an encoder only."
             )
-        heads, hidden = self.num_attention_heads, self.hidden_size
+        heads, hidden, inner = self.num_attention_heads, self.hidden_size, getattr(self, self.inner_size)
         if hidden % heads:
             raise ValueError(f"hidden_size is {hidden}, expected a multiple of num_attention_heads = {heads}.")
-        dense = LayerWidths(hidden, hidden, self.intermediate_size, heads, hidden, hidden)
+        dense = LayerWidths(hidden, hidden, inner, heads, hidden, hidden)
         if not self.is_heterogeneous:
             return [dense] * self.num_hidden_layers
         found = []
@@ -93,11 +110,75 @@ class ObceBertConfig(BertConfig):
             # (least, most, unit) of each key
             in_heads = (left, left * (hidden // heads), max(1, left))
             rows = (1, hidden, 1)
-            ranges = (in_heads, in_heads, (1, self.intermediate_size, 1), (0, heads, 1), rows, rows)
+            ranges = (in_heads, in_heads, (1, inner, 1), (0, heads, 1), rows, rows)
             for key, size, (least, most, unit) in zip(_KEYS, kept, ranges, strict=True):
                 _check_size(layer, key, size, least, most, unit)
             found.append(LayerWidths(*kept))
         return found
+
+
+@strict
+class ObceBertConfig(NarrowConfig, BertConfig):
+    """Configuration of `ObceBertModel` and its heads: see `NarrowConfig`."""
+
+    model_type = "obce_bert"
+
+    obce: dict[str, Any] | None = None
+
+
+@strict
+class ObceDebertaV2Config(NarrowConfig, DebertaV2Config):
+    """Configuration of `ObceDebertaV2Model` and its heads: see `NarrowConfig`."""
+
+    model_type = "obce_deberta_v2"
+
+    obce: dict[str, Any] | None = None
+
+
+@strict
+class ObceDistilBertConfig(NarrowConfig, DistilBertConfig):
+    """Configuration of `ObceDistilBertModel` and its heads: see `NarrowConfig`."""
+
+    model_type = "obce_distilbert"
+    inner_size = "hidden_dim"
+
+    obce: dict[str, Any] | None = None
+
+
+@strict
+class ObceElectraConfig(NarrowConfig, ElectraConfig):
+    """Configuration of `ObceElectraModel` and its heads: see `NarrowConfig`."""
+
+    model_type = "obce_electra"
+
+    obce: dict[str, Any] | None = None
+
+
+@strict
+class ObceMPNetConfig(NarrowConfig, MPNetConfig):
+    """Configuration of `ObceMPNetModel` and its heads: see `NarrowConfig`."""
+
+    model_type = "obce_mpnet"
+
+    obce: dict[str, Any] | None = None
+
+
+@strict
+class ObceRobertaConfig(NarrowConfig, RobertaConfig):
+    """Configuration of `ObceRobertaModel` and its heads: see `NarrowConfig`."""
+
+    model_type = "obce_roberta"
+
+    obce: dict[str, Any] | None = None
+
+
+@strict
+class ObceXLMRobertaConfig(NarrowConfig, XLMRobertaConfig):
+    """Configuration of `ObceXLMRobertaModel` and its heads: see `NarrowConfig`."""
+
+    model_type = "obce_xlm_roberta"
+
+    obce: dict[str, Any] | None = None
 
 
 def _check_size(layer: int, key: str, size: Any, least: int, most: int, unit: int = 1) -> None:
@@ -119,4 +200,14 @@ def _check_entries(entries: dict[int | str, dict[str, Any]], layers: int) -> Non
             )
 
 
-__all__ = ["LayerWidths", "ObceBertConfig"]
+__all__ = [
+    "LayerWidths",
+    "NarrowConfig",
+    "ObceBertConfig",
+    "ObceDebertaV2Config",
+    "ObceDistilBertConfig",
+    "ObceElectraConfig",
+    "ObceMPNetConfig",
+    "ObceRobertaConfig",
+    "ObceXLMRobertaConfig",
+]

@@ -25,7 +25,7 @@ from torch import nn
 
 from obce.capture import eval_mode, precise_products
 from obce.h0 import r_f
-from obce.sites import Site, base_model
+from obce.sites import Site, base_model, layers_of, layout_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -57,7 +57,7 @@ def effect_clouds(
     Memory beside the activations of one batch: 4 bytes x neurons x texts. No gradient of a weight is made.
 
     Args:
-        model: A `BertModel` or `BertFor...`; never changed.
+        model: An encoder with any head or none; never changed.
         batches: Texts.
         sites: Sites to watch.
         means: Site name -> float64 [width], mean over all tokens of what the site's reader takes in, or of the
@@ -124,11 +124,18 @@ def reading_of(model: PreTrainedModel) -> str:
         ValueError: That file is not readable JSON.
     """
     name = type(model).__name__
-    if isinstance(getattr(model, "classifier", None), nn.Linear) and "SequenceClassification" in name:
+    if head_linear(model) is not None and "SequenceClassification" in name:
         return "head"
     if model is base_model(model):
         return "mean" if _mean_pooled(Path(str(model.config.name_or_path or ""))) else "cls"
     return "cls" if any(kind in name for kind in ("NextSentence", "MultipleChoice")) else "tokens"
+
+
+def head_linear(model: PreTrainedModel) -> nn.Linear | None:
+    """The last Linear of a classifier's head, alone or inside a head of several modules; None where there is none."""
+    classifier = getattr(model, "classifier", None)
+    found = getattr(classifier, "out_proj", classifier)
+    return found if isinstance(found, nn.Linear) else None
 
 
 def _mean_pooled(checkpoint: Path) -> bool:
@@ -244,7 +251,7 @@ class _Watch:
 
     def __init__(
         self,
-        body: nn.Module,
+        body: PreTrainedModel,
         sites: Sequence[Site],
         means: Mapping[str, NDArray[np.float64]],
         found: Mapping[str, NDArray[np.float32]],
@@ -256,12 +263,17 @@ class _Watch:
         self.wide = torch.promote_types(weight.dtype, torch.float32)
         self.means = {s.name: torch.from_numpy(means[s.name]).to(self.wide).to(weight.device) for s in sites}
         self.rows: NDArray[np.int64] = np.empty(0, np.int64)
+        # what entered the layer, where query and key are called for embeddings of distances as well
+        self.entering: torch.Tensor | None = None
         self.handles: list[Any] = []
 
     def __enter__(self) -> _Watch:
         # the weights want no gradient, so something before the first layer has to
         embeddings = self.body.get_submodule("embeddings")
         self.handles.append(embeddings.register_forward_hook(lambda _m, _args, out: out.detach().requires_grad_()))
+        if layout_of(self.body).positions:
+            for block in layers_of(self.body):
+                self.handles.append(block.register_forward_pre_hook(self._before_layer))
         for site in self.sites:
             if site.reader is None:
                 self.handles.append(self.body.get_submodule(site.writer).register_forward_hook(self._on_output(site)))
@@ -274,8 +286,15 @@ class _Watch:
         for handle in self.handles:
             handle.remove()
 
+    def _before_layer(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        self.entering = args[0]
+
     def _on_output(self, site: Site) -> Callable[..., None]:
-        return lambda _module, _args, output: self._follow(site, output)
+        def hook(_module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            if self.entering is None or args[0] is self.entering or site.kind not in ("query", "key"):
+                self._follow(site, output)
+
+        return hook
 
     def _on_input(self, site: Site) -> Callable[..., None]:
         return lambda _module, args: self._follow(site, args[0])
@@ -323,8 +342,8 @@ def _projection(
 
 def _read(model: PreTrainedModel, inputs: dict[str, torch.Tensor], read: str) -> torch.Tensor:
     if read in ("head", "logits"):
-        classifier = getattr(model, "classifier", None)
-        if not isinstance(classifier, nn.Linear):
+        classifier = head_linear(model)
+        if classifier is None:
             raise ValueError(
                 f"read is {read!r}, but a {type(model).__name__} has no classifier: read 'cls', 'mean' or 'tokens'."
             )

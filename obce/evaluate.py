@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from obce.capture import eval_mode
 from obce.corpus import Batch
 from obce.plan import FLOPS_LENGTH
-from obce.sites import SITE_KINDS, WRITERS, base_model
+from obce.sites import SITE_KINDS, base_model, encoder_of, layers_of, layout_of, usable_positions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,39 +69,32 @@ def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
     A parameter that stands in two places (tied input and output embeddings) counts once.
 
     Args:
-        model: a BERT-like model with or without a head.
+        model: an encoder with or without a head.
 
     Returns:
-        `(total, encoder)`: all parameters, pooler and heads included, and those under the base model's
-        `encoder`.
+        `(total, encoder)`: all parameters, pooler and heads included, and those of the module that holds the layers.
 
     Raises:
-        ValueError: the base model has no `encoder`.
+        ValueError: the model is of a family that obce does not know.
     """
-    encoder = getattr(base_model(model), "encoder", None)
-    if not isinstance(encoder, torch.nn.Module):
-        raise ValueError(
-            f"model: the base model of {type(model).__name__} has no module named 'encoder', expected a "
-            "BERT-like encoder; pass a model that obce.sites.find_sites accepts."
-        )
     # parameters() yields each parameter object once, which is what makes tied weights count once
-    return _numel(model), _numel(encoder)
+    return _numel(model), _numel(encoder_of(model))
 
 
 def site_parameters(model: PreTrainedModel) -> dict[str, int]:
     """Parameters of the Linears of each kind of site, over all layers.
 
     Args:
-        model: a BERT or a model pruned by obce, with or without a head.
+        model: an encoder or a model pruned by obce, with or without a head.
 
     Returns:
         Kind in `obce.sites.SITE_KINDS` -> parameters, 0 where nothing of the kind is left.
     """
     found = dict.fromkeys(SITE_KINDS, 0)
-    layers: Any = base_model(model).get_submodule("encoder.layer")
-    for layer in layers:
+    writers = layout_of(model).writers
+    for layer in layers_of(model):
         modules = dict(layer.named_modules())
-        for kind, name in WRITERS.items():
+        for kind, name in writers.items():
             if name in modules:
                 found[kind] += _numel(modules[name])
     return found
@@ -131,7 +124,7 @@ def flops(model: PreTrainedModel, *, length: int = FLOPS_LENGTH, batch: int = 1)
     devices. `Plan.before.flops` and `Plan.after.flops` predict this number.
 
     Args:
-        model: a BERT-like transformers model with or without a head.
+        model: an encoder of transformers with or without a head.
         length: tokens of each sequence.
         batch: number of sequences.
 
@@ -143,11 +136,11 @@ def flops(model: PreTrainedModel, *, length: int = FLOPS_LENGTH, batch: int = 1)
             cannot run with eager attention.
     """
     body = base_model(model)
-    positions: Any = getattr(body.config, "max_position_embeddings", None)
-    if length < 1 or (positions is not None and length > positions):
+    positions = usable_positions(model)
+    if not 1 <= length <= positions:
         raise ValueError(
-            f"length: found {length}, expected 1 to {positions or 'any number of'} tokens; choose a length "
-            "that the model's position embeddings cover."
+            f"length: found {length}, expected 1 to {positions} tokens; choose a length that the model's position "
+            "embeddings cover."
         )
     if batch < 1:
         raise ValueError(f"batch: found {batch}, expected at least 1; pass the number of sequences to count.")
@@ -166,7 +159,7 @@ def embed(model: PreTrainedModel, batches: Iterable[Batch], *, pooling: str = "m
     """Sentence vectors from the last hidden state of the base model; heads and pooler output are not used.
 
     Args:
-        model: a BERT-like model with or without a head.
+        model: an encoder with or without a head.
         batches: token batches, for instance from `obce.corpus.tokenize`; their indices cover 0 to n_texts - 1
             once each.
         pooling: "mean" over the real tokens (attention mask 1), or "cls" for the first token.

@@ -1,23 +1,27 @@
-"""What one neuron does: its scores, its outputs over the texts, the texts at both ends, and what its gap is worth.
+"""What single neurons, and the clouds of heads and layers, do: scores, outputs, texts, and what their gaps are worth.
 
-The outputs are captured again, in the very batches of the scoring, so that they have its bits: the largest gap shown is
-the r_f in the table.
+The outputs are captured again, in the very batches of the scoring, so that they have its bits: the largest gap shown of
+a neuron is the r_f in its table, and so is the last death shown of a head's cloud.
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
-from obce.capture import capture, eval_mode
-from obce.corpus import Corpus, read_corpus, tokenize
-from obce.sites import SITE_KINDS, Site, base_model, find_sites, model_hash
-from obce.splits import BALANCE, Facts, Reason, Recurrence, Split, balanced_gap, largest_gap, recurrence
+from obce.capture import capture, eval_mode, precise_products
+from obce.clouds import CLOUD_KINDS
+from obce.corpus import Corpus, TokenBatches, read_corpus, tokenize
+from obce.heads import HeadExplanation, Standing, as_one, check_cloud, explain_clouds, texts_of
+from obce.removal import Pruned, Replacement
+from obce.sites import SITE_KINDS, Site, base_model, find_sites, layers_of, model_hash
+from obce.splits import BALANCE, Facts, Reason, Recurrence, Split, balanced_gap, largest_gap, recurrence, screen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,22 +33,15 @@ if TYPE_CHECKING:
 TAIL = 8
 """Texts shown at each end."""
 
+SEPARATED = 25
+"""Removed neurons listed with the texts that they set apart."""
 
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """One score of a neuron among its site's.
+_SEPARATED_PAGES = 12  # of them with a page
+_SEPARATED_TEXTS = 5  # shown of each
 
-    Attributes:
-        value: The score.
-        rank: 1 for the highest of the site.
-        of: Neurons of the site that the score ranks.
-        percentile: Share of them that are lower, in percent.
-    """
-
-    value: float
-    rank: int
-    of: int
-    percentile: float
+# Outputs of the neurons with a page at every token are kept while they take at most so many bytes; else the texts that
+# are shown pass once more.
+_TOKEN_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +85,7 @@ class Explanation:
         fate: `"kept"` or `"removed"` by the plan, None without one.
         nearest: The kept neuron of the same site whose outputs correlate most with this one's, and the correlation;
             None without a plan, or where none is kept.
+        replaced: What a pruned model has in its place; None without one, or where it was kept.
     """
 
     name: str
@@ -106,6 +104,7 @@ class Explanation:
     edge: tuple[ShownText, ...]
     fate: str | None
     nearest: tuple[str, float] | None
+    replaced: Replacement | None = None
 
     @property
     def verdict(self) -> str:
@@ -114,13 +113,7 @@ class Explanation:
             return "constant at [CLS]: no split"
         if not self.recurs.recurs:
             return "no split that recurs"
-        told = ""
-        if self.reason is not None:
-            told = (
-                f"; the plainest fact: {self.reason.words} (precision {self.reason.precision:.0%}, recall "
-                f"{self.reason.recall:.0%})"
-            )
-        return f"a split that recurs{told}"
+        return f"a split that recurs{_told(self.reason)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, the outputs included."""
@@ -145,6 +138,72 @@ class Explanation:
             f"<table><tr><th>score</th><th>value</th><th>rank in its site</th></tr>{rows}</table>"
             f"<table><tr><th>output</th><th>text</th></tr>{ends}</table>"
         )
+
+
+def _told(reason: Reason | None) -> str:
+    if reason is None:
+        return ""
+    return f"; the plainest fact: {reason.words} (precision {reason.precision:.0%}, recall {reason.recall:.0%})"
+
+
+@dataclass(frozen=True, slots=True)
+class Separated:
+    """A removed neuron, and texts that it set apart.
+
+    Attributes:
+        name: Its name.
+        verdict: One sentence on its split; for one that was listed for its largest gap, how many texts that isolates.
+        gap: Width of the gap in standard deviations of its outputs.
+        small: Texts on the smaller side.
+        of: Texts in all.
+        texts: The outermost of them, the outermost first: position in the corpus, and the text.
+    """
+
+    name: str
+    verdict: str
+    gap: float
+    small: int
+    of: int
+    texts: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What goes with the neurons that a plan removes.
+
+    Attributes:
+        counts: `"removed"` and `"kept"` -> neurons, and of them: that vary at [CLS], whose split recurs, and whose
+            largest gap isolates fewer than 1 % of the texts.
+        recurring: Removed neurons whose split recurs, the widest gaps first, at most `SEPARATED`.
+        isolating: Removed neurons whose largest gap isolates fewer than 1 % of the texts, the widest first, likewise.
+        repair: What replaces removed neurons, None without a pruned model.
+        errors: As in `obce.removal.Pruned`.
+        fitted_on: Texts that least squares was fitted on.
+    """
+
+    counts: dict[str, tuple[int, int, int, int]]
+    recurring: tuple[Separated, ...]
+    isolating: tuple[Separated, ...]
+    repair: str | None
+    errors: dict[str, tuple[float, float]]
+    fitted_on: int
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What one pass over the texts found.
+
+    Attributes:
+        neurons: Those that were asked for and, with `removal`, some of the removed ones.
+        heads: Clouds that were asked for.
+        truncated: Positions of the texts that were cut at the maximum length, ascending.
+        removal: What goes with the removed neurons, where it was asked for.
+    """
+
+    neurons: tuple[Explanation, ...] = ()
+    heads: tuple[HeadExplanation, ...] = ()
+    truncated: tuple[int, ...] = ()
+    removal: Removal | None = None
 
 
 def explain(
@@ -223,7 +282,7 @@ def search(scores: Scores, corpus: Corpus, words: str, most: int = 200) -> list[
         ValueError: No text holds the words.
     """
     folded = words.casefold()
-    holds = np.array([folded in _as_one(corpus, i).casefold() for i in range(len(corpus))])
+    holds = np.array([folded in as_one(corpus, i).casefold() for i in range(len(corpus))])
     if not holds.any():
         raise ValueError(f"words is {words!r}, which none of the {len(corpus):,} texts holds: search for others.")
     hit = np.zeros(len(scores), bool)
@@ -233,6 +292,31 @@ def search(scores: Scores, corpus: Corpus, words: str, most: int = 200) -> list[
     order = np.argsort(-rf, kind="stable")
     chosen = order[hit[order]][:most]
     return [f"{scores.layer[i]}.{SITE_KINDS[scores.site[i]]}.{scores.index[i]}" for i in chosen.tolist()]
+
+
+def explain_head(
+    scores: Scores,
+    head: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Corpus | Iterable[str],
+    *,
+    plan: Plan | None = None,
+) -> HeadExplanation:
+    """Explains the cloud of one head or layer.
+
+    Args:
+        scores: Scores of the model on these texts, with clouds.
+        head: `"5.query.3"` (layer, kind of `obce.clouds.CLOUD_KINDS`, head) or `"5.hidden"`.
+        model: The dense model that was scored.
+        tokenizer: Its tokenizer.
+        texts: The texts that were scored.
+        plan: A plan for the model, to say what it keeps of the head.
+
+    Raises:
+        ValueError: There is no such cloud, or model or texts are not those that were scored.
+    """
+    return examine(scores, model, tokenizer, texts, heads=[head], plan=plan).heads[0]
 
 
 def explain_many(
@@ -251,9 +335,48 @@ def explain_many(
 
     `progress` is called with (texts done, texts in all) meanwhile.
     """
+    found = examine(
+        scores, model, tokenizer, texts, neurons=neurons, held_out=held_out, plan=plan, tail=tail, progress=progress
+    )
+    return iter(found.neurons)
+
+
+def examine(
+    scores: Scores,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Corpus | Iterable[str],
+    *,
+    neurons: Sequence[str] = (),
+    heads: Sequence[str] = (),
+    held_out: Corpus | Iterable[str] | None = None,
+    plan: Plan | None = None,
+    pruned: Pruned | None = None,
+    removal: bool = False,
+    tail: int = TAIL,
+    progress: Callable[[float, float], None] | None = None,
+) -> Findings:
+    """Explains neurons and clouds with one pass over the texts.
+
+    Args:
+        scores, model, tokenizer, texts, held_out, plan, tail: As in `explain`.
+        neurons: Names of neurons.
+        heads: Names of clouds, as in `explain_head`.
+        pruned: The model that the plan made of this one, to say what stands in for removed neurons.
+        removal: Also find which texts the removed neurons set apart; needs a plan.
+        progress: Called with (texts done, texts in all).
+
+    Raises:
+        KeyError: The scores hold no such neuron.
+        ValueError: There is no such cloud, model or texts are not those that were scored, or an argument is out of
+            range.
+    """
     found = [_Neuron(scores, name) for name in neurons]
+    places = [check_cloud(scores, name) for name in heads]
     if tail < 1:
         raise ValueError(f"tail is {tail}, expected at least 1 text at each end.")
+    if removal and plan is None:
+        raise ValueError("removal is True, but plan is not given: give the plan that removes neurons.")
     corpus = texts if isinstance(texts, Corpus) else read_corpus(texts)
     others = held_out if held_out is None or isinstance(held_out, Corpus) else read_corpus(held_out)
     if scores.meta["model_hash"] != model_hash(model):
@@ -262,31 +385,37 @@ def explain_many(
         raise ValueError(f"texts of {corpus.source} are not those that were scored: give the same corpus.")
     if plan is not None and plan.model_hash != scores.meta["model_hash"]:
         raise ValueError("plan is of another model than the scores: plan these scores.")
-    sites = {site.name: site for site in find_sites(model)}
-    wanted = [sites[name] for name in dict.fromkeys(one.site for one in found)]
+    every = {site.name: site for site in find_sites(model)}
+    wanted = list(every.values()) if removal else [every[name] for name in dict.fromkeys(one.site for one in found)]
+    clouds = dict.fromkeys((layer, kind) for layer, kind, _ in places)
+    points = texts_of(corpus, scores.clouds, int(scores.meta["seed"])) if scores.clouds and clouds else None
+    columns: dict[str, list[int]] = {}
+    for one in found:
+        columns.setdefault(one.site, []).append(one.index)
+    if 4 * len(found) * int(scores.meta["n_tokens"]) > _TOKEN_BYTES:
+        columns = {}
     total = len(corpus) + (0 if others is None else len(others))
 
     def note(before: int) -> Callable[[float, float], None] | None:
         return None if progress is None else lambda done, _of: progress(before + done, total)
 
-    own = _outputs(model, tokenizer, corpus, wanted, scores, note(0))
-    other = {} if others is None else _outputs(model, tokenizer, others, wanted, scores, note(len(corpus)))
-    first = np.zeros(len(corpus), bool)
-    first[corpus.halves(int(scores.meta["seed"]))[0]] = True
-    facts = _facts([corpus] if others is None else [corpus, others], tokenizer, int(scores.meta["max_length"]))
-    splits = []
-    for one in found:
-        values = own[one.site][:, one.index]
-        if others is None:
-            splits.append(_Splits(scores, one, values, values, first, facts, tail))
-        else:
-            every = np.concatenate([values, other[one.site][:, one.index]])
-            splits.append(_Splits(scores, one, values, every, np.arange(len(every)) < len(values), facts, tail))
-    texts_of = _shown(model, tokenizer, corpus, [sites[one.site] for one in found], found, splits, scores)
-    stability = {name: scores.stability(name).by_kind for name in scores.names()}
-    for one, split, shown in zip(found, splits, texts_of, strict=True):
-        agreed = {name: by_kind[one.kind][0] for name, by_kind in stability.items() if one.kind in by_kind}
-        yield _explained(scores, one, sites[one.site], own[one.site], split, shown, plan, agreed)
+    own = _passed(model, tokenizer, corpus, wanted, scores, columns, list(clouds), points, note(0))
+    other = None if others is None else _passed(model, tokenizer, others, wanted, scores, progress=note(len(corpus)))
+    judging = _Judging(scores, corpus, tokenizer, own, others, other, tail)
+    went = None
+    if removal and plan is not None:
+        went = judging.removal(scores, plan, every, pruned)
+        listed = [one.name for one in went.recurring[:_SEPARATED_PAGES]]
+        found += [_Neuron(scores, name) for name in listed if name not in set(neurons)]
+    splits = [judging.splits(one) for one in found]
+    shown = _shown(model, tokenizer, corpus, every, found, splits, scores, own)
+    explanations = _explained(scores, found, every, own, splits, shown, plan, pruned)
+    return Findings(
+        tuple(explanations),
+        tuple(explain_clouds(scores, heads, own.vectors, corpus, plan)),
+        tuple(np.flatnonzero(own.cut).tolist()),
+        went,
+    )
 
 
 class _Neuron:
@@ -301,94 +430,381 @@ class _Neuron:
         self.row = self.rows.start + self.index
 
 
-def _outputs(
+# ---- passing the texts -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Passed:
+    """What the texts gave, in the batches of the scoring.
+
+    Attributes:
+        outputs: Site -> float32 [n, width], outputs at [CLS] by the position of the text.
+        vectors: (layer, kind of `CLOUD_KINDS`) -> float32 [points, width] of the clouds' texts.
+        ids: Token ids of every text, special tokens included.
+        cut: bool [n], whether a text lost its end.
+        tokens: Site -> float32 [tokens, columns], outputs of some of its neurons at every token.
+        starts: int64 [n], where the tokens of a text begin in `tokens`.
+    """
+
+    outputs: dict[str, NDArray[np.float32]]
+    vectors: dict[tuple[int, str], NDArray[np.float32]]
+    ids: list[NDArray[np.int64]]
+    cut: NDArray[np.bool_]
+    tokens: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    starts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+
+class _Taking:
+    """Hooks that hold what some modules say in one forward pass.
+
+    The first call of a module counts: in some families query and key are called again, for embeddings of distances.
+    """
+
+    def __init__(self, body: PreTrainedModel) -> None:
+        self.body = body
+        self.layers = layers_of(body)
+        self.taken: dict[Any, torch.Tensor] = {}
+        self._handles: list[Any] = []
+
+    def _keep(self, key: Any, tensor: torch.Tensor, index: torch.Tensor | None) -> None:
+        if key not in self.taken:
+            picked = tensor[:, 0] if index is None else tensor.index_select(-1, index)
+            self.taken[key] = picked.to(torch.float32)
+
+    def output(self, module: torch.nn.Module, key: Any, index: torch.Tensor | None = None) -> None:
+        """Takes what a module gives: at [CLS], or some coordinates at every token."""
+
+        def hook(_module: Any, _args: Any, output: Any) -> None:
+            self._keep(key, output[0] if isinstance(output, tuple) else output, index)
+
+        self._handles.append(module.register_forward_hook(hook))
+
+    def input(self, module: torch.nn.Module, key: Any) -> None:
+        """Takes what a module is given, at [CLS]."""
+
+        def hook(_module: Any, args: Any) -> None:
+            self._keep(key, args[0], None)
+
+        self._handles.append(module.register_forward_pre_hook(hook))
+
+    def neurons(self, site: Site, indices: Sequence[int]) -> None:
+        """Takes some neurons of a site at every token, under `("tokens", site)`."""
+        index = torch.tensor(indices, device=next(self.body.parameters()).device)
+        self.output(self.body.get_submodule(site.writer), ("tokens", site.name), index)
+
+    def cloud(self, sites: Mapping[str, Site], layer: int, kind: str) -> None:
+        """Takes the vectors of a cloud, under `("cloud", (layer, kind))`."""
+        key = ("cloud", (layer, kind))
+        if kind == "hidden":
+            self.output(self.layers[layer], key)
+        elif kind == "context":
+            self.input(self.body.get_submodule(cast(str, sites[f"{layer}.value"].reader)), key)
+        else:
+            self.output(self.body.get_submodule(sites[f"{layer}.{kind}"].writer), key)
+
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[Any, NDArray[np.float32]]:
+        """One forward pass."""
+        self.taken.clear()
+        device = next(self.body.parameters()).device
+        self.body(**{name: tensor.to(device) for name, tensor in inputs.items()})
+        return {key: tensor.cpu().numpy() for key, tensor in self.taken.items()}
+
+    @contextmanager
+    def watching(self, precision: Any) -> Iterator[None]:
+        """Eval mode without gradients; the hooks are gone behind it."""
+        device = next(self.body.parameters()).device
+        try:
+            with eval_mode(self.body), torch.no_grad(), precise_products(device, precision):
+                yield
+        finally:
+            for handle in self._handles:
+                handle.remove()
+
+
+def _passed(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     corpus: Corpus,
     sites: Sequence[Site],
     scores: Scores,
+    columns: Mapping[str, Sequence[int]] | None = None,
+    clouds: Sequence[tuple[int, str]] = (),
+    points: NDArray[np.int64] | None = None,
     progress: Callable[[float, float], None] | None = None,
-) -> dict[str, NDArray[np.float32]]:
-    """Site -> float32 [n, width], outputs at [CLS] by the position of the text, in the batches of the scoring."""
+) -> _Passed:
+    """Passes a corpus through the model as the scoring did.
+
+    Args:
+        columns: Site -> its neurons that are kept at every token, too, where the scoring computed them there.
+        clouds: Clouds whose vectors are kept.
+        points: int64, texts that are their points.
+    """
     meta = scores.meta
-    found = {site.name: np.empty((len(corpus), site.width), np.float32) for site in sites}
-    every = find_sites(model)
-    tokens = bool(meta["tokens"])
-    # without sums over tokens the scoring computed the model's last layer at [CLS] alone, in other bits
-    watched = list(sites) if tokens or every[-1] in sites else [*sites, every[-1]]
-    passed = 0
-    for shard in corpus.shards(int(meta["seed"]), int(meta["shard_texts"])):
-        batches = tokenize(
-            corpus.entries(shard.texts),
-            tokenizer,
-            max_length=int(meta["max_length"]),
-            batch_tokens=int(meta["batch_tokens"]),
-        )
-        for layer in capture(model, batches, watched, tokens=tokens, precision=meta["precision"]):
-            for kind, outputs in layer.outputs.items():
-                if (name := f"{layer.layer}.{kind}") in found:
-                    found[name][shard.texts] = outputs.T
-        passed += len(shard.texts)
-        if progress is not None:
-            progress(passed, len(corpus))
+    points = np.empty(0, np.int64) if points is None else points
+    hidden = int(base_model(model).config.hidden_size)
+    found = _Passed(
+        {site.name: np.empty((len(corpus), site.width), np.float32) for site in sites},
+        {at: np.empty((len(points), hidden), np.float32) for at in clouds},
+        [np.empty(0, np.int64)] * len(corpus),
+        np.zeros(len(corpus), bool),
+    )
+    place = np.full(len(corpus), -1)
+    place[points] = np.arange(len(points))
+    walk = _walk if meta["tokens"] else _walk_at_cls
+    done = 0
+    with walk(model, sites, columns or {}, clouds, meta["precision"]) as through:
+        for shard in corpus.shards(int(meta["seed"]), int(meta["shard_texts"])):
+            batches = tokenize(
+                corpus.entries(shard.texts),
+                tokenizer,
+                max_length=int(meta["max_length"]),
+                batch_tokens=int(meta["batch_tokens"]),
+            )
+            through(batches, shard.texts, place, found)
+            _take_ids(batches, corpus, tokenizer, shard.texts, found)
+            done += len(shard.texts)
+            if progress is not None:
+                progress(done, len(corpus))
     return found
 
 
-def _facts(corpora: Sequence[Corpus], tokenizer: Any, max_length: int) -> Facts:
-    texts: list[str] = []
-    tokens: list[NDArray[np.int64]] = []
-    truncated: list[bool] = []
-    for corpus in corpora:
-        texts += [_as_one(corpus, i) for i in range(len(corpus))]
-        places: list[Any] = [None] * len(corpus)
-        batches = tokenize(corpus, tokenizer, max_length=max_length)
+_Through = Callable[[TokenBatches, "NDArray[np.int64]", "NDArray[np.int64]", _Passed], None]
+
+
+@contextmanager
+def _walk(
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    columns: Mapping[str, Sequence[int]],
+    clouds: Sequence[tuple[int, str]],
+    precision: Any,
+) -> Iterator[_Through]:
+    """Passes batches through the whole model; sums over tokens, which a scoring makes, are not made again."""
+    every = {site.name: site for site in find_sites(model)}
+    taking = _Taking(base_model(model))
+    for site in sites:
+        taking.output(taking.body.get_submodule(site.writer), ("cls", site.name))
+    for name, indices in columns.items():
+        taking.neurons(every[name], indices)
+    for layer, kind in clouds:
+        taking.cloud(every, layer, kind)
+    pieces: dict[str, list[NDArray[np.float32]]] = {name: [] for name in columns}
+    starts: dict[int, int] = {}
+    end = 0
+
+    def through(batches: TokenBatches, texts: NDArray[np.int64], place: NDArray[np.int64], found: _Passed) -> None:
+        nonlocal end
         for batch in batches:
-            lengths = batch.inputs["attention_mask"].sum(1).tolist()
-            for row, text in enumerate(batch.indices.tolist()):
-                places[text] = batch.inputs["input_ids"][row, : lengths[row]].numpy()
-        tokens += places
-        # a text that fills the length exactly is rare enough to count as cut
-        truncated += [len(ids) == max_length for ids in places]
-    return Facts(
-        texts, tokens, np.array(truncated), lambda token: cast(str, tokenizer.convert_ids_to_tokens(int(token)))
-    )
+            here = texts[batch.indices]
+            inside = np.flatnonzero(place[here] >= 0)
+            real = batch.inputs["attention_mask"].numpy().astype(bool)
+            for (what, of), output in taking.run(batch.inputs).items():
+                if what == "cls":
+                    found.outputs[of][here] = output
+                elif what == "cloud":
+                    found.vectors[of][place[here[inside]]] = output[inside]
+                else:
+                    pieces[of].append(output[real])
+            for text, length in zip(here.tolist(), real.sum(1).tolist(), strict=True):
+                starts[text] = end
+                end += length
+        found.tokens = {name: np.concatenate(some) for name, some in pieces.items()}
+        found.starts = np.array([starts.get(text, -1) for text in range(len(found.ids))], np.int64)
+
+    with taking.watching(precision):
+        yield through
 
 
-def _as_one(corpus: Corpus, number: int) -> str:
-    return corpus.texts[number] if corpus.pairs is None else f"{corpus.texts[number]}\n{corpus.pairs[number]}"
+@contextmanager
+def _walk_at_cls(
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    _columns: Mapping[str, Sequence[int]],
+    clouds: Sequence[tuple[int, str]],
+    precision: Any,
+) -> Iterator[_Through]:
+    """As a scoring without sums over tokens did, which computed the last layer at [CLS] alone, in other bits."""
+    every = find_sites(model)
+    of_clouds = [site for site in every if site.layer in {layer for layer, _ in clouds}]
+    watched = list({site.name: site for site in [*sites, *of_clouds, every[-1]]}.values())
+    wanted = {site.name for site in sites}
+
+    def through(batches: TokenBatches, texts: NDArray[np.int64], place: NDArray[np.int64], found: _Passed) -> None:
+        inside = place[texts] >= 0
+        for layer in capture(model, batches, watched, tokens=False, chosen=inside, precision=precision):
+            for kind, outputs in layer.outputs.items():
+                if (name := f"{layer.layer}.{kind}") in wanted:
+                    found.outputs[name][texts] = outputs.T
+            for kind in CLOUD_KINDS:
+                if (layer.layer, kind) in found.vectors and kind in layer.clouds:
+                    found.vectors[layer.layer, kind][place[texts[inside]]] = layer.clouds[kind]
+
+    yield through
+
+
+def _take_ids(batches: TokenBatches, corpus: Corpus, tokenizer: Any, texts: NDArray[np.int64], found: _Passed) -> None:
+    """Tokens of every text, and which texts were cut."""
+    full: list[int] = []
+    for batch in batches:
+        lengths = batch.inputs["attention_mask"].sum(1).tolist()
+        for row, text in enumerate(texts[batch.indices].tolist()):
+            found.ids[text] = batch.inputs["input_ids"][row, : lengths[row]].numpy().copy()
+            if lengths[row] == batches.max_length:
+                full.append(text)
+    if batches.truncated < len(full):  # some had exactly that length
+        full = [
+            text
+            for text in full
+            if batches.truncated
+            and tokenize(corpus.entries([text]), tokenizer, max_length=batches.max_length).truncated
+        ]
+    found.cut[full] = True
+
+
+# ---- gaps ------------------------------------------------------------------------------------------------------------
+
+
+class _Judging:
+    """Outputs of some texts, which gaps are found on, and of others, which they are judged on.
+
+    Without other texts these are the two halves of the scored ones.
+    """
+
+    def __init__(
+        self,
+        scores: Scores,
+        corpus: Corpus,
+        tokenizer: Any,
+        own: _Passed,
+        others: Corpus | None,
+        other: _Passed | None,
+        tail: int,
+    ) -> None:
+        self.scores, self.corpus, self.own, self.other, self.tail = scores, corpus, own, other, tail
+        n, more = len(corpus), 0 if others is None else len(others)
+        self.fit = np.arange(n + more) < n
+        if others is None:
+            self.fit[corpus.halves(int(scores.meta["seed"]))[1]] = False
+        passed = [(corpus, own)] if others is None or other is None else [(corpus, own), (others, other)]
+        self.facts = Facts(
+            [as_one(texts, i) for texts, _ in passed for i in range(len(texts))],
+            [ids for _, one in passed for ids in one.ids],
+            np.concatenate([one.cut for _, one in passed]),
+            lambda token: cast(str, tokenizer.convert_ids_to_tokens(int(token))),
+        )
+        self.fitted_on = f"the {np.count_nonzero(self.fit):,} {'scored texts' if more else 'texts of the first half'}"
+        self.judged_on = f"{np.count_nonzero(~self.fit):,} {'other texts' if more else 'texts of the second half'}"
+
+    def outputs(self, site: str) -> NDArray[np.float32]:
+        """[n, width], those of the other texts last."""
+        own = self.own.outputs[site]
+        return own if self.other is None else np.concatenate([own, self.other.outputs[site]])
+
+    def splits(self, one: _Neuron) -> _Splits:
+        """The gaps of one neuron."""
+        own = self.own.outputs[one.site][:, one.index]
+        every = own if self.other is None else np.concatenate([own, self.other.outputs[one.site][:, one.index]])
+        return _Splits(self, one, own, every)
+
+    def removal(self, scores: Scores, plan: Plan, sites: Mapping[str, Site], pruned: Pruned | None) -> Removal:
+        """Which texts the removed neurons set apart."""
+        counts = {"removed": np.zeros(4, np.int64), "kept": np.zeros(4, np.int64)}
+        recurring: list[tuple[float, str, Separated | None]] = []
+        isolating: list[tuple[float, str, int]] = []
+        n = len(self.corpus)
+        for layer, kind in scores.sites():
+            name, rows = f"{layer}.{kind}", scores.rows(layer, kind)
+            outputs = self.outputs(name)
+            varies = ~scores.constant[rows]
+            std = outputs[:n].std(axis=0, dtype=np.float64)
+            found = screen(outputs[self.fit], outputs[~self.fit])
+            recurs = np.zeros(len(varies), bool) if found is None else found.recurs & varies
+            small = self._isolated(rows, outputs[:n])
+            alone = (small > 0) & (small < BALANCE * n)
+            kept = np.zeros(len(varies), bool)
+            kept[sorted(_kept(plan, layer, sites[name]))] = True
+            for what, here in (("kept", kept), ("removed", ~kept)):
+                counts[what] += [np.count_nonzero(here & such) for such in (here, varies, recurs, alone)]
+            for i in np.flatnonzero(recurs & ~kept).tolist() if found is not None else ():
+                recurring.append((float((found.above - found.below)[i] / std[i]), f"{name}.{i}", None))
+            rf = scores.column("rf")[rows] if "rf" in scores.names() else np.zeros(len(varies))
+            isolating += [
+                (float(rf[i] / std[i]), f"{name}.{i}", int(small[i])) for i in np.flatnonzero(alone & ~kept).tolist()
+            ]
+        recurring.sort(key=lambda one: -one[0])
+        isolating.sort(key=lambda one: -one[0])
+        return Removal(
+            {what: cast("tuple[int, int, int, int]", tuple(some.tolist())) for what, some in counts.items()},
+            tuple(self._divided(_Neuron(scores, name), width) for width, name, _ in recurring[:SEPARATED]),
+            tuple(self._alone(_Neuron(scores, name), width, k) for width, name, k in isolating[:SEPARATED]),
+            None if pruned is None else pruned.repair,
+            {} if pruned is None else pruned.errors,
+            0 if pruned is None else pruned.texts,
+        )
+
+    def _isolated(self, rows: slice, own: NDArray[np.float32]) -> NDArray[np.int64]:
+        """int64 [width], scored texts on the smaller side of the largest gap; 0 where it is not known."""
+        known = self.scores.texts.get("gap_above")
+        if known is None:
+            return np.zeros(own.shape[1], np.int64)
+        over = known[rows]
+        above = (own >= own[np.maximum(over, 0), np.arange(own.shape[1])]).sum(axis=0)
+        return np.where(over < 0, 0, np.minimum(above, len(own) - above))
+
+    def _divided(self, one: _Neuron, width: float) -> Separated:
+        found = self.splits(one)
+        gap = cast(Split, found.balanced)
+        side = gap.small_side(found.values)
+        return Separated(
+            one.name,
+            f"a split that recurs{_told(found.reason)}",
+            width,
+            int(side.sum()),
+            len(found.values),
+            self._outermost(found.values, side, gap.high),
+        )
+
+    def _alone(self, one: _Neuron, width: float, small: int) -> Separated:
+        values = self.own.outputs[one.site][:, one.index]
+        gap = largest_gap(values)
+        side = gap.small_side(values)
+        return Separated(
+            one.name,
+            f"its largest gap isolates {small:,} {'text' if small == 1 else 'texts'}",
+            width,
+            small,
+            len(values),
+            self._outermost(values, side, gap.high),
+        )
+
+    def _outermost(
+        self, values: NDArray[np.float32], side: NDArray[np.bool_], high: bool
+    ) -> tuple[tuple[int, str], ...]:
+        texts = np.flatnonzero(side)
+        order = np.argsort(-values[texts] if high else values[texts], kind="stable")[:_SEPARATED_TEXTS]
+        return tuple((int(text), as_one(self.corpus, int(text))) for text in texts[order].tolist())
 
 
 class _Splits:
     """The gaps of one neuron's outputs, and the texts that show them."""
 
-    def __init__(
-        self,
-        scores: Scores,
-        one: _Neuron,
-        values: NDArray[np.float32],
-        every: NDArray[np.float32],
-        fit: NDArray[np.bool_],
-        facts: Facts,
-        tail: int,
-    ) -> None:
+    def __init__(self, by: _Judging, one: _Neuron, values: NDArray[np.float32], every: NDArray[np.float32]) -> None:
         order = np.argsort(values, kind="stable")
         self.values = values
-        self.constant = bool(scores.constant[one.row])
+        self.constant = bool(by.scores.constant[one.row])
         self.gap = self.balanced = None
         self.recurs: Recurrence | None = None
         self.reason: Reason | None = None
-        self.low, self.high = order[:tail], order[::-1][:tail]
+        self.low, self.high = order[: by.tail], order[::-1][: by.tail]
         self.edge = order[:0]
         if not self.constant:
             self.gap = largest_gap(values)
             self.edge = order[max(0, self.gap.n_below - 3) : self.gap.n_below + 3]
-            self.balanced = balanced_gap(every[fit], BALANCE)
+            self.balanced = balanced_gap(every[by.fit], BALANCE)
         if self.balanced is not None:
-            self.recurs = recurrence(self.balanced, every[~fit])
-            self.reason = facts.best_reason(self.balanced.small_side(every), fit)
-        outside = len(every) > len(values)
-        self.fitted_on = f"the {np.count_nonzero(fit):,} {'scored texts' if outside else 'texts of the first half'}"
-        self.judged_on = f"{np.count_nonzero(~fit):,} {'other texts' if outside else 'texts of the second half'}"
+            self.recurs = recurrence(self.balanced, every[~by.fit])
+            self.reason = by.facts.best_reason(self.balanced.small_side(every), by.fit)
+        self.fitted_on, self.judged_on = by.fitted_on, by.judged_on
 
     @property
     def shown(self) -> set[int]:
@@ -398,34 +814,44 @@ class _Splits:
 
 def _explained(
     scores: Scores,
-    one: _Neuron,
-    site: Site,
-    outputs: NDArray[np.float32],
-    split: _Splits,
-    texts: dict[int, ShownText],
+    neurons: Sequence[_Neuron],
+    sites: Mapping[str, Site],
+    own: _Passed,
+    splits: Sequence[_Splits],
+    shown: Sequence[dict[int, ShownText]],
     plan: Plan | None,
-    stability: dict[str, float],
-) -> Explanation:
-    kept = _kept(plan, one, site)
-    low, high, edge = (tuple(texts[int(i)] for i in some) for some in (split.low, split.high, split.edge))
-    return Explanation(
-        name=one.name,
-        constant=split.constant,
-        standings=_standings(scores, one),
-        stability=stability,
-        values=split.values.copy(),
-        gap=split.gap,
-        balanced=split.balanced,
-        recurs=split.recurs,
-        reason=split.reason,
-        fitted_on=split.fitted_on,
-        judged_on=split.judged_on,
-        low=low,
-        high=high,
-        edge=edge,
-        fate=None if kept is None else ("kept" if one.index in kept else "removed"),
-        nearest=None if kept is None or split.constant else _nearest(outputs, one, kept),
-    )
+    pruned: Pruned | None,
+) -> Iterator[Explanation]:
+    stability = {name: scores.stability(name).by_kind for name in scores.names()} if neurons else {}
+    correlations = _correlations(own, neurons) if plan is not None else {}
+    means = scores.columns.get("token_mean")
+    for one, split, texts in zip(neurons, splits, shown, strict=True):
+        site = sites[one.site]
+        kept = None if plan is None else _kept(plan, one.layer, site)
+        replaced = None
+        if kept is not None and one.index not in kept and pruned is not None:
+            mean = float("nan") if means is None else float(means[one.row])
+            replaced = pruned.replacement(site, one.index, correlations[one.name], mean)
+        low, high, edge = (tuple(texts[int(i)] for i in some) for some in (split.low, split.high, split.edge))
+        yield Explanation(
+            name=one.name,
+            constant=split.constant,
+            standings=_standings(scores, one),
+            stability={name: by_kind[one.kind][0] for name, by_kind in stability.items() if one.kind in by_kind},
+            values=split.values.copy(),
+            gap=split.gap,
+            balanced=split.balanced,
+            recurs=split.recurs,
+            reason=split.reason,
+            fitted_on=split.fitted_on,
+            judged_on=split.judged_on,
+            low=low,
+            high=high,
+            edge=edge,
+            fate=None if kept is None else ("kept" if one.index in kept else "removed"),
+            nearest=None if kept is None or split.constant else _nearest(correlations[one.name], one, kept),
+            replaced=replaced,
+        )
 
 
 def _standings(scores: Scores, one: _Neuron) -> dict[str, Standing]:
@@ -443,93 +869,106 @@ def _standings(scores: Scores, one: _Neuron) -> dict[str, Standing]:
     return found
 
 
-def _kept(plan: Plan | None, one: _Neuron, site: Site) -> set[int] | None:
-    if plan is None:
-        return None
-    if one.layer in plan.layers_dropped:
+def _kept(plan: Plan, layer: int, site: Site) -> set[int]:
+    if layer in plan.layers_dropped:
         return set()
-    return set(plan.kept.get(one.site, range(site.width)))
+    return set(plan.kept.get(site.name, range(site.width)))
 
 
-def _nearest(outputs: NDArray[np.float32], one: _Neuron, kept: set[int]) -> tuple[str, float] | None:
+def _correlations(own: _Passed, neurons: Sequence[_Neuron]) -> dict[str, NDArray[np.float64]]:
+    """Neuron -> float64 [width], correlation of its outputs with those of every neuron of its site; 0 for constants."""
+    found = {}
+    for site in dict.fromkeys(one.site for one in neurons):
+        here = [one for one in neurons if one.site == site]
+        outputs = own.outputs[site].astype(np.float64)
+        outputs -= outputs.mean(axis=0)
+        norms = np.linalg.norm(outputs, axis=0)
+        indices = [one.index for one in here]
+        scale = norms[indices][:, None] * norms
+        products = outputs[:, indices].T @ outputs
+        both = np.divide(products, scale, out=np.zeros_like(products), where=scale > 0)
+        found |= {one.name: row for one, row in zip(here, both, strict=True)}
+    return found
+
+
+def _nearest(correlations: NDArray[np.float64], one: _Neuron, kept: set[int]) -> tuple[str, float] | None:
     """The kept neuron of the site, but itself, whose outputs correlate most, either way."""
     others = np.array(sorted(kept - {one.index}), dtype=np.int64)
     if not others.size:
         return None
-    centred = outputs.astype(np.float64) - outputs.mean(axis=0, dtype=np.float64)
-    norms = np.linalg.norm(centred, axis=0)
-    products = centred[:, others].T @ centred[:, one.index]
-    scale = norms[others] * norms[one.index]
-    found = np.divide(products, scale, out=np.zeros_like(products), where=scale > 0)
-    at = int(np.abs(found).argmax())
-    return f"{one.site}.{others[at]}", float(found[at])
+    at = int(others[np.abs(correlations[others]).argmax()])
+    return f"{one.site}.{at}", float(correlations[at])
 
 
-@torch.no_grad()
 def _shown(
     model: PreTrainedModel,
     tokenizer: Any,
     corpus: Corpus,
-    sites: Sequence[Site],
+    sites: Mapping[str, Site],
     neurons: Sequence[_Neuron],
     splits: Sequence[_Splits],
     scores: Scores,
+    own: _Passed,
 ) -> list[dict[int, ShownText]]:
-    """For each neuron its shown texts with its output at every token, from one pass over all of them."""
-    body = base_model(model)
-    device = next(body.parameters()).device
-    chosen = np.array(sorted(set().union(*(split.shown for split in splits))), dtype=np.int64)
-    places = {int(text): place for place, text in enumerate(chosen)}
-    columns: dict[str, list[int]] = {}
+    """For each neuron its shown texts with its output at every token; what was not kept passes once more."""
+    taken: dict[str, int] = {}  # columns kept of a site; the first neurons of each come first
+    places = []
     for one in neurons:
-        columns.setdefault(one.site, []).append(one.index)
-    taken: dict[str, torch.Tensor] = {}
-
-    def taking(site: str) -> Any:
-        index = torch.tensor(columns[site], device=device)
-
-        def hook(_module: Any, _args: Any, output: torch.Tensor) -> None:
-            taken[site] = output.index_select(-1, index)
-
-        return hook
-
-    handles = [
-        body.get_submodule(site.writer).register_forward_hook(taking(name))
-        for name, site in {site.name: site for site in sites}.items()
-    ]
-    tokens: list[tuple[str, ...]] = [()] * len(chosen)
-    at_tokens: dict[str, list[NDArray[np.float32]]] = {
-        name: [np.empty(0, np.float32)] * len(chosen) for name in columns
-    }
-    try:
-        with eval_mode(body):
-            batches = tokenize(corpus.entries(chosen), tokenizer, max_length=int(scores.meta["max_length"]))
-            for batch in batches:
-                body(**{name: tensor.to(device) for name, tensor in batch.inputs.items()})
-                lengths = batch.inputs["attention_mask"].sum(1).tolist()
-                found = {name: output.float().cpu().numpy() for name, output in taken.items()}
-                for row, place in enumerate(batch.indices.tolist()):
-                    ids = batch.inputs["input_ids"][row, : lengths[row]].tolist()
-                    tokens[place] = tuple(tokenizer.convert_ids_to_tokens(ids))
-                    for name, outputs in found.items():
-                        at_tokens[name][place] = outputs[row, : lengths[row]]
-    finally:
-        for handle in handles:
-            handle.remove()
+        column = taken[one.site] = taken.get(one.site, -1) + 1
+        kept = own.tokens.get(one.site)
+        places.append(column if kept is not None and column < kept.shape[1] else None)
+    again = [i for i, place in enumerate(places) if place is None]
+    passed = _again(model, tokenizer, corpus, sites, [(neurons[i], splits[i].shown) for i in again], scores)
+    at_tokens: dict[int, dict[int, NDArray[np.float32]]] = dict(zip(again, passed, strict=True))
+    words: dict[int, tuple[str, ...]] = {}
     answer = []
-    seen: dict[str, int] = {}
-    for one, split in zip(neurons, splits, strict=True):
-        column = seen[one.site] = seen.get(one.site, -1) + 1
-        answer.append(
-            {
-                text: ShownText(
-                    text,
-                    _as_one(corpus, text),
-                    float(split.values[text]),
-                    tokens[places[text]],
-                    tuple(at_tokens[one.site][places[text]][:, column].tolist()),
-                )
-                for text in split.shown
-            }
-        )
+    for i, (one, split) in enumerate(zip(neurons, splits, strict=True)):
+        found = {}
+        for text in sorted(split.shown):
+            ids = own.ids[text]
+            if text not in words:
+                words[text] = tuple(tokenizer.convert_ids_to_tokens(ids.tolist()))
+            place = places[i]
+            if place is None:
+                at = at_tokens[i][text]
+            else:
+                start = int(own.starts[text])
+                at = own.tokens[one.site][start : start + len(ids), place]
+            found[text] = ShownText(
+                text, as_one(corpus, text), float(split.values[text]), words[text], tuple(at.tolist())
+            )
+        answer.append(found)
+    return answer
+
+
+def _again(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    corpus: Corpus,
+    sites: Mapping[str, Site],
+    wanted: Sequence[tuple[_Neuron, set[int]]],
+    scores: Scores,
+) -> list[dict[int, NDArray[np.float32]]]:
+    """For each neuron its output at every token of some texts, from one pass over all of them."""
+    if not wanted:
+        return []
+    chosen = np.array(sorted(set().union(*(shown for _, shown in wanted))), dtype=np.int64)
+    columns: dict[str, list[int]] = {}
+    place = []
+    for one, _ in wanted:
+        columns.setdefault(one.site, []).append(one.index)
+        place.append(len(columns[one.site]) - 1)
+    taking = _Taking(base_model(model))
+    for name, indices in columns.items():
+        taking.neurons(sites[name], indices)
+    answer: list[dict[int, NDArray[np.float32]]] = [{} for _ in wanted]
+    batches = tokenize(corpus.entries(chosen), tokenizer, max_length=int(scores.meta["max_length"]))
+    with taking.watching("float32"):
+        for batch in batches:
+            found = taking.run(batch.inputs)
+            lengths = batch.inputs["attention_mask"].sum(1).tolist()
+            for row, text in enumerate(chosen[batch.indices].tolist()):
+                for i, (one, shown) in enumerate(wanted):
+                    if text in shown:
+                        answer[i][text] = found["tokens", one.site][row, : lengths[row], place[i]]
     return answer

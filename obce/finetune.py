@@ -25,17 +25,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
+import transformers
+from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
-from transformers import BertForSequenceClassification, BertModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from obce import modeling_obce
 from obce.glue import MAX_LENGTH, Encoded, Task, TaskData, encode, label_order, logits
-from obce.modeling_obce import ObceBertForSequenceClassification, ObceBertModel
-from obce.sites import base_model, quiet_transformers, usable_max_length
+from obce.modeling_obce import NarrowModel
+from obce.sites import base_model, layout_of, quiet_transformers, usable_max_length
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -141,14 +144,14 @@ def with_head(encoder: PreTrainedModel, task: Task, seed: int = 0) -> PreTrained
     with the same one. The pooler is the encoder's own where it has one, else it is part of the fresh head.
 
     Args:
-        encoder: A BERT or a model pruned by obce, with any head or none; never changed. One with a sequence
-            classification head of the task is copied as it is.
+        encoder: An encoder of a known family or a model pruned by obce, with any head or none; never changed. One with
+            a sequence classification head of the task is copied as it is.
         task: The task; its labels are written to the config.
         seed: Which head.
 
     Returns:
-        `BertForSequenceClassification` or `ObceBertForSequenceClassification`, in eval mode, with the device and
-        dtype of the encoder.
+        The family's `...ForSequenceClassification`, of transformers or of obce, in eval mode, with the device and dtype
+        of the encoder.
 
     Raises:
         ValueError: The model is of another family, or has a sequence classification head that does not fit.
@@ -158,15 +161,14 @@ def with_head(encoder: PreTrainedModel, task: Task, seed: int = 0) -> PreTrained
         copied: PreTrainedModel = copy.deepcopy(encoder).eval()
         return copied
     body = base_model(encoder)
-    kind: Any
-    if isinstance(body, ObceBertModel):
-        kind = ObceBertForSequenceClassification
-    elif isinstance(body, BertModel):
-        kind = BertForSequenceClassification
-    else:
+    layout_of(body)  # refuses other families with the reason
+    ours = isinstance(body, NarrowModel)
+    name = type(body).__name__.removesuffix("Model") + "ForSequenceClassification"
+    kind: Any = getattr(modeling_obce if ours else transformers, name, None)
+    if kind is None:
         raise ValueError(
-            f"encoder: {type(encoder).__name__} is no BERT, expected BertModel, a BertFor* or a model pruned by obce; "
-            "load one of these."
+            f"encoder: transformers has no {name}, expected a class of its own such as BertModel or RobertaModel; load "
+            "the encoder with one of these."
         )
     config = copy.deepcopy(body.config)
     config.num_labels = task.num_labels
@@ -176,19 +178,21 @@ def with_head(encoder: PreTrainedModel, task: Task, seed: int = 0) -> PreTrained
         config.label2id = {name: number for number, name in enumerate(task.names)}
     with torch.random.fork_rng(devices=[]):
         model = kind(config)
-    state = body.state_dict()
-    missing, unexpected = model.bert.load_state_dict(state, strict=False)
-    fresh = ["classifier"] + (["bert.pooler.dense"] if any(name.startswith("pooler.") for name in missing) else [])
+    own = base_model(model)
+    missing, unexpected = own.load_state_dict(body.state_dict(), strict=False)
     unknown = [name for name in [*missing, *unexpected] if not name.startswith("pooler.")]
     if unknown:
         raise ValueError(
             f"encoder: its weight '{unknown[0]}' is not as in {type(body).__name__}, expected a plain one; merge or "
             "remove adapters first."
         )
+    of_body = {id(module) for module in own.modules()}
+    fresh = [module for module in model.modules() if isinstance(module, nn.Linear) and id(module) not in of_body]
+    if missing:
+        fresh.append(cast(nn.Linear, own.get_submodule("pooler.dense")))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name in fresh:
-            linear = model.get_submodule(name)
+        for linear in fresh:
             linear.weight.normal_(0.0, config.initializer_range, generator=generator)
             linear.bias.zero_()
     weight = next(body.parameters())

@@ -27,7 +27,7 @@ from obce.capture import eval_mode
 from obce.corpus import Batch
 from obce.evaluate import embed, fidelity
 from obce.glue import MAX_LENGTH, Encoded, TaskData, encode, headline, kl_divergence, label_order, logits, metrics
-from obce.sites import base_model, usable_max_length
+from obce.sites import base_model, layers_of, layout_of, usable_max_length
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,7 +85,7 @@ def layernorms(model: PreTrainedModel) -> dict[str, nn.LayerNorm]:
     """The LayerNorms of an encoder in the order in which a text meets them; one in a head is none of them.
 
     Args:
-        model: A BERT encoder, with or without a head, dense or pruned by obce.
+        model: An encoder, with or without a head, dense or pruned by obce.
 
     Returns:
         Name -> module: `"embeddings"`, then for each layer from 0 `"0.attention_output"` and `"0.output"`.
@@ -94,19 +94,19 @@ def layernorms(model: PreTrainedModel) -> dict[str, nn.LayerNorm]:
         ValueError: The base model has no `embeddings.LayerNorm`, or a layer lacks one of its two.
     """
     body = base_model(model)
-    layers = getattr(getattr(body, "encoder", None), "layer", ())
+    layout = layout_of(model)
     places = {"embeddings": "embeddings.LayerNorm"}
-    for layer in range(len(layers)):
-        places[f"{layer}.attention_output"] = f"encoder.layer.{layer}.attention.output.LayerNorm"
-        places[f"{layer}.output"] = f"encoder.layer.{layer}.output.LayerNorm"
+    for layer in range(len(layers_of(model))):
+        for kind, norm in zip(("attention_output", "output"), layout.norms, strict=True):
+            places[f"{layer}.{kind}"] = f"{layout.stack}.{layer}.{norm}"
     inside = dict(body.named_modules())
     found = {name: inside.get(place) for name, place in places.items()}
     absent = [places[name] for name, module in found.items() if not isinstance(module, nn.LayerNorm)]
-    if absent or not len(layers):
+    if absent:
         raise ValueError(
-            f"model: {type(model).__name__} has no LayerNorm at {absent[0] if absent else 'encoder.layer'}, expected "
-            "those of a BERT encoder (after the embeddings, after attention and after the feed-forward part of every "
-            "layer); give a BertModel, a BertFor..., or one that obce has pruned."
+            f"model: {type(model).__name__} has no LayerNorm at {absent[0]}, expected one after the embeddings, after "
+            "attention and after the feed-forward part of every layer; give an encoder of transformers, or one that "
+            "obce has pruned."
         )
     return {name: module for name, module in found.items() if isinstance(module, nn.LayerNorm)}
 

@@ -1,20 +1,20 @@
-"""BERT encoders whose layers have unequal widths, and BERT's heads on them.
+"""Encoders whose layers have unequal widths, and their families' heads on them.
 
-Parameter names are those of transformers' BERT; layers are numbered as they stand here. What differs from it:
+Parameter names are those of transformers' own classes; layers are numbered as they stand here. What differs from them:
 query and key of a head may be narrower than its value, the intermediate layer has its own width in every layer,
 a layer may have fewer heads or none, some rows of the Linears that write the residual stream may be constants, and
 attention keeps the scale of the dense model, 1 / sqrt(dense head size), because the removed coordinates count as
 zeros of the dense product.
 
-The classes build themselves instead of calling the constructors of BERT's classes, which would allocate the
-dense matrices first. This file is copied into checkpoints: it imports nothing of obce but its configuration.
+Each class is its family's, built with no layers, that then gets narrow ones: the dense matrices are never allocated.
+This file is copied into checkpoints: it imports nothing of obce but its configuration.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,8 +22,6 @@ from transformers import initialization
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.bert.modeling_bert import (
     BertAttention,
-    BertEmbeddings,
-    BertEncoder,
     BertForMaskedLM,
     BertForMultipleChoice,
     BertForNextSentencePrediction,
@@ -34,17 +32,83 @@ from transformers.models.bert.modeling_bert import (
     BertIntermediate,
     BertLayer,
     BertModel,
-    BertOnlyMLMHead,
-    BertOnlyNSPHead,
     BertOutput,
-    BertPooler,
-    BertPreTrainedModel,
-    BertPreTrainingHeads,
     BertSelfOutput,
     eager_attention_forward,
 )
+from transformers.models.deberta_v2.modeling_deberta_v2 import (
+    DebertaV2Attention,
+    DebertaV2ForMaskedLM,
+    DebertaV2ForMultipleChoice,
+    DebertaV2ForQuestionAnswering,
+    DebertaV2ForSequenceClassification,
+    DebertaV2ForTokenClassification,
+    DebertaV2Intermediate,
+    DebertaV2Layer,
+    DebertaV2Model,
+    DebertaV2Output,
+    DebertaV2SelfOutput,
+    DisentangledSelfAttention,
+)
+from transformers.models.distilbert.modeling_distilbert import (
+    FFN,
+    DistilBertForMaskedLM,
+    DistilBertForMultipleChoice,
+    DistilBertForQuestionAnswering,
+    DistilBertForSequenceClassification,
+    DistilBertForTokenClassification,
+    DistilBertModel,
+    TransformerBlock,
+)
+from transformers.models.electra.modeling_electra import (
+    ElectraForMaskedLM,
+    ElectraForMultipleChoice,
+    ElectraForPreTraining,
+    ElectraForQuestionAnswering,
+    ElectraForSequenceClassification,
+    ElectraForTokenClassification,
+    ElectraModel,
+)
+from transformers.models.mpnet.modeling_mpnet import (
+    MPNetAttention,
+    MPNetForMaskedLM,
+    MPNetForMultipleChoice,
+    MPNetForQuestionAnswering,
+    MPNetForSequenceClassification,
+    MPNetForTokenClassification,
+    MPNetIntermediate,
+    MPNetLayer,
+    MPNetModel,
+    MPNetOutput,
+)
+from transformers.models.roberta.modeling_roberta import (
+    RobertaForMaskedLM,
+    RobertaForMultipleChoice,
+    RobertaForQuestionAnswering,
+    RobertaForSequenceClassification,
+    RobertaForTokenClassification,
+    RobertaModel,
+)
+from transformers.models.xlm_roberta.modeling_xlm_roberta import (
+    XLMRobertaForMaskedLM,
+    XLMRobertaForMultipleChoice,
+    XLMRobertaForQuestionAnswering,
+    XLMRobertaForSequenceClassification,
+    XLMRobertaForTokenClassification,
+    XLMRobertaModel,
+)
 
-from .configuration_obce import LayerWidths, ObceBertConfig
+from .configuration_obce import (
+    LayerWidths,
+    NarrowConfig,
+    ObceBertConfig,
+    ObceDebertaV2Config,
+    ObceDistilBertConfig,
+    ObceElectraConfig,
+    ObceMPNetConfig,
+    ObceRobertaConfig,
+    ObceXLMRobertaConfig,
+)
 
 _ALIGNMENT = 64  # bytes, of torch's own allocations on the CPU
 
@@ -89,47 +153,49 @@ def _writer(in_features: int, hidden: int, kept: int) -> nn.Module:
     return nn.Linear(in_features, hidden) if whole else ObceRows(in_features, hidden, kept)
 
 
-class ObceBertSelfAttention(nn.Module):
-    """Self-attention with one head size for query and key and another for value.
+class NarrowAttention(nn.Module):
+    """Self-attention with one head size for query and key and another for value; each family names its Linears.
 
-    Takes hidden states [B, T, hidden] and returns the context [B, T, value width] and, with the eager
-    implementation, the attention weights [B, heads, T, T]. Without heads it has no Linears and attends to nothing.
+    Without heads it has no Linears for query, key and value, and attends to nothing.
+
+    Args:
+        config: The model's own config, not a copy: `set_attn_implementation` changes it in place.
+        widths: Of the layer.
+        names: Names of the Linears for query, key and value.
+        dropout: Of attention weights.
+        layer: Number of the layer.
     """
 
-    def __init__(self, config: ObceBertConfig, widths: LayerWidths, layer_idx: int) -> None:
+    def __init__(
+        self, config: NarrowConfig, widths: LayerWidths, names: tuple[str, str, str], dropout: float, layer: int
+    ) -> None:
         super().__init__()
-        # The model's own config, not a copy: `set_attn_implementation` changes it in place.
-        self.config = config
+        self.config: Any = config
         self.num_attention_heads = widths.heads
-        self.scaling = (config.hidden_size // config.num_attention_heads) ** -0.5
+        self.scaling = (self.config.hidden_size // self.config.num_attention_heads) ** -0.5
+        self.names = names
         if widths.heads:
-            self.query_key_head_size = widths.query_key // widths.heads
-            self.value_head_size = widths.value // widths.heads
-            self.query = nn.Linear(config.hidden_size, widths.query_key)
-            self.key = nn.Linear(config.hidden_size, widths.query_key)
-            self.value = nn.Linear(config.hidden_size, widths.value)
-        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+            for name, width in zip(names, (widths.query_key, widths.query_key, widths.value), strict=True):
+                self.add_module(name, nn.Linear(self.config.hidden_size, width))
+        self.dropout = nn.Dropout(dropout)
         self.is_causal = False
-        self.layer_idx = layer_idx
+        self.layer_idx = layer
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: None = None,
-        encoder_hidden_states: None = None,
-        **kwargs: Any,
+    def heads(self, hidden: torch.Tensor) -> list[torch.Tensor]:
+        """Query, key and value [B, heads, T, head size] of hidden states [B, T, hidden]."""
+        split = (*hidden.shape[:-1], self.num_attention_heads, -1)
+        return [self.get_submodule(name)(hidden).view(split).transpose(1, 2) for name in self.names]
+
+    def context(
+        self, hidden: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attends; `past_key_values` and `encoder_hidden_states` are always None in an encoder."""
-        shape = hidden_states.shape[:-1]
+        """Context [B, T, value width] and, with the eager implementation, attention weights [B, heads, T, T]."""
+        shape = hidden.shape[:-1]
         if not self.num_attention_heads:
             eager = self.config._attn_implementation == "eager"
-            none = hidden_states.new_zeros(shape[0], 0, shape[1], shape[1]) if eager else None
-            return hidden_states.new_zeros(*shape, 0), none
-        # [B, heads, T, head size]
-        query = self.query(hidden_states).view(*shape, -1, self.query_key_head_size).transpose(1, 2)
-        key = self.key(hidden_states).view(*shape, -1, self.query_key_head_size).transpose(1, 2)
-        value = self.value(hidden_states).view(*shape, -1, self.value_head_size).transpose(1, 2)
+            none = hidden.new_zeros(shape[0], 0, shape[1], shape[1]) if eager else None
+            return hidden.new_zeros(*shape, 0), none
+        query, key, value = self.heads(hidden)
         attend: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -146,10 +212,32 @@ class ObceBertSelfAttention(nn.Module):
         return context.reshape(*shape, -1).contiguous(), weights
 
 
+# ---- BERT, RoBERTa, XLM-RoBERTa, ELECTRA: one shape of layer ---------------------------------------------------------
+
+
+class ObceBertSelfAttention(NarrowAttention):
+    """Self-attention of BERT's shape, without the projection back to the residual stream."""
+
+    def __init__(self, config: NarrowConfig, widths: LayerWidths, layer: int) -> None:
+        dropout: float = config.attention_probs_dropout_prob
+        super().__init__(config, widths, ("query", "key", "value"), dropout, layer)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: None = None,
+        encoder_hidden_states: None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attends; `past_key_values` and `encoder_hidden_states` are always None in an encoder."""
+        return self.context(hidden_states, attention_mask, **kwargs)
+
+
 class ObceBertSelfOutput(BertSelfOutput):
     """Projection of a narrow context back to the residual stream."""
 
-    def __init__(self, config: ObceBertConfig, widths: LayerWidths) -> None:
+    def __init__(self, config: Any, widths: LayerWidths) -> None:
         nn.Module.__init__(self)
         self.dense = _writer(widths.value, config.hidden_size, widths.attention_output)  # type: ignore[assignment]
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -159,17 +247,17 @@ class ObceBertSelfOutput(BertSelfOutput):
 class ObceBertAttention(BertAttention):
     """Attention block of one layer."""
 
-    def __init__(self, config: ObceBertConfig, widths: LayerWidths, layer_idx: int) -> None:
+    def __init__(self, config: Any, widths: LayerWidths, layer: int) -> None:
         nn.Module.__init__(self)
         self.is_cross_attention = False
-        self.self = ObceBertSelfAttention(config, widths, layer_idx)  # type: ignore[assignment]
+        self.self = ObceBertSelfAttention(config, widths, layer)  # type: ignore[assignment]
         self.output = ObceBertSelfOutput(config, widths)
 
 
 class ObceBertOutput(BertOutput):
     """Projection of a narrow intermediate layer back to the residual stream."""
 
-    def __init__(self, config: ObceBertConfig, widths: LayerWidths) -> None:
+    def __init__(self, config: Any, widths: LayerWidths) -> None:
         nn.Module.__init__(self)
         self.dense = _writer(widths.intermediate, config.hidden_size, widths.output)  # type: ignore[assignment]
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -179,48 +267,255 @@ class ObceBertOutput(BertOutput):
 class ObceBertLayer(BertLayer):
     """One encoder layer of its own widths."""
 
-    def __init__(self, config: ObceBertConfig, widths: LayerWidths, layer_idx: int) -> None:
+    def __init__(self, config: Any, widths: LayerWidths, layer: int) -> None:
         nn.Module.__init__(self)
         self.chunk_size_feed_forward = config.chunk_size_feed_forward
         self.seq_len_dim = 1
         self.is_decoder = False
         self.add_cross_attention = False
-        self.attention = ObceBertAttention(config, widths, layer_idx)
-        narrow = copy.copy(config)
-        narrow.intermediate_size = widths.intermediate
-        self.intermediate = BertIntermediate(narrow)
+        self.attention = ObceBertAttention(config, widths, layer)
+        self.intermediate = BertIntermediate(_with_inner(config, widths))
         self.output = ObceBertOutput(config, widths)
 
 
-class ObceBertEncoder(BertEncoder):
-    """The stack of layers."""
+def _with_inner(config: Any, widths: LayerWidths) -> Any:
+    """The config with a layer's own intermediate size."""
+    narrow = copy.copy(config)
+    setattr(narrow, config.inner_size, widths.intermediate)
+    return narrow
 
-    def __init__(self, config: ObceBertConfig) -> None:
+
+# ---- DistilBERT ------------------------------------------------------------------------------------------------------
+
+
+class ObceDistilBertSelfAttention(NarrowAttention):
+    """Self-attention of DistilBERT's shape, with the projection back to the residual stream."""
+
+    def __init__(self, config: Any, widths: LayerWidths, layer: int) -> None:
+        super().__init__(config, widths, ("q_lin", "k_lin", "v_lin"), config.attention_dropout, layer)
+        self.out_lin = _writer(widths.value, config.dim, widths.attention_output)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attends and projects: [B, T, hidden] -> [B, T, hidden]."""
+        context, weights = self.context(hidden_states, attention_mask, **kwargs)
+        return self.out_lin(context), weights
+
+
+class ObceDistilBertLayer(TransformerBlock):
+    """One encoder layer of its own widths."""
+
+    def __init__(self, config: Any, widths: LayerWidths, layer: int) -> None:
         nn.Module.__init__(self)
-        self.config = config
-        self.layer = nn.ModuleList(
-            ObceBertLayer(config, widths, layer) for layer, widths in enumerate(config.layer_widths())
-        )
+        self.attention = ObceDistilBertSelfAttention(config, widths, layer)  # type: ignore[assignment]
+        self.sa_layer_norm = nn.LayerNorm(config.dim, eps=1e-12)
+        self.ffn = FFN(_with_inner(config, widths))
+        self.ffn.lin2 = _writer(widths.intermediate, config.dim, widths.output)  # type: ignore[assignment]
+        self.output_layer_norm = nn.LayerNorm(config.dim, eps=1e-12)
 
 
-class ObceBertPreTrainedModel(BertPreTrainedModel):
-    """Settings shared by `ObceBertModel` and its heads.
+# ---- MPNet -----------------------------------------------------------------------------------------------------------
 
-    Attention runs as `eager` or `sdpa`. The flash and flex kernels are refused by transformers with a
-    sentence: they want equal head sizes of query and value, or sizes that few plans give.
+
+class ObceMPNetSelfAttention(NarrowAttention):
+    """Self-attention of MPNet's shape: a bias for each head and distance, one for all layers."""
+
+    def __init__(self, config: Any, widths: LayerWidths, layer: int) -> None:
+        if widths.heads != config.num_attention_heads:
+            raise ValueError(
+                f"per_layer_config: kept_heads of layer {layer} is {widths.heads}, expected "
+                f"{config.num_attention_heads}: all layers of an MPNet share the position biases of its heads."
+            )
+        super().__init__(config, widths, ("q", "k", "v"), config.attention_probs_dropout_prob, layer)
+        self.o = _writer(widths.value, config.hidden_size, widths.attention_output)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_bias: torch.Tensor | None = None,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, ...]:
+        """[B, T, hidden] with biases [1, heads, T, T] -> ([B, T, hidden],), with weights [B, heads, T, T] if asked."""
+        query, key, value = self.heads(hidden_states)
+        scores = torch.matmul(query, key.transpose(-1, -2)) * self.scaling
+        if position_bias is not None:
+            scores = scores + position_bias
+        if attention_mask is not None:
+            scores = scores + attention_mask
+        weights = self.dropout(nn.functional.softmax(scores, dim=-1))
+        context = torch.matmul(weights, value).transpose(1, 2).flatten(2)
+        return (self.o(context), weights) if output_attentions else (self.o(context),)
+
+
+class ObceMPNetLayer(MPNetLayer):
+    """One encoder layer of its own widths."""
+
+    def __init__(self, config: Any, widths: LayerWidths, layer: int) -> None:
+        nn.Module.__init__(self)
+        self.attention = ObceMPNetAttention(config, widths, layer)
+        self.intermediate = MPNetIntermediate(_with_inner(config, widths))
+        self.output = ObceMPNetOutput(config, widths)
+
+
+class ObceMPNetAttention(MPNetAttention):
+    """Attention block of one layer."""
+
+    def __init__(self, config: Any, widths: LayerWidths, layer: int) -> None:
+        nn.Module.__init__(self)
+        self.attn = ObceMPNetSelfAttention(config, widths, layer)  # type: ignore[assignment]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+
+class ObceMPNetOutput(MPNetOutput):
+    """Projection of a narrow intermediate layer back to the residual stream."""
+
+    def __init__(self, config: Any, widths: LayerWidths) -> None:
+        nn.Module.__init__(self)
+        self.dense = _writer(widths.intermediate, config.hidden_size, widths.output)  # type: ignore[assignment]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+
+# ---- DeBERTa-v2 and -v3 ----------------------------------------------------------------------------------------------
+
+
+class ScaledLinear(nn.Linear):
+    """A Linear whose outputs are multiplied by a number."""
+
+    def __init__(self, in_features: int, out_features: int, factor: float) -> None:
+        super().__init__(in_features, out_features)
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in_features] -> [..., out_features]."""
+        return super().forward(x) * self.factor
+
+
+class ObceDebertaV2SelfAttention(DisentangledSelfAttention):
+    """Self-attention whose query and key also meet embeddings of distances.
+
+    DeBERTa divides by a number that follows from the query's own head size; its query makes up for that.
     """
 
-    config_class = ObceBertConfig
-    config: ObceBertConfig
-    base_model_prefix = "bert"
-    _no_split_modules = ["BertEmbeddings", "ObceBertLayer"]  # noqa: RUF012  (transformers' own form)
+    def __init__(self, config: Any, widths: LayerWidths) -> None:
+        nn.Module.__init__(self)
+        hidden, heads = config.hidden_size, widths.heads
+        self.num_attention_heads = heads
+        if heads:
+            size, dense = widths.query_key // heads, hidden // config.num_attention_heads
+            self.query_proj = ScaledLinear(hidden, widths.query_key, (size / dense) ** 0.5)
+            self.key_proj = nn.Linear(hidden, widths.query_key)
+            self.value_proj = nn.Linear(hidden, widths.value)
+        self.share_att_key = config.share_att_key
+        self.pos_att_type = config.pos_att_type or []
+        self.relative_attention = config.relative_attention
+        if self.relative_attention:
+            self.position_buckets = config.position_buckets
+            self.max_relative_positions = config.max_relative_positions
+            if self.max_relative_positions < 1:
+                self.max_relative_positions = config.max_position_embeddings
+            self.pos_ebd_size = self.position_buckets if self.position_buckets > 0 else self.max_relative_positions
+            self.pos_dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor,
+        output_attentions: bool = False,
+        query_states: torch.Tensor | None = None,
+        relative_pos: torch.Tensor | None = None,
+        rel_embeddings: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Context [B, T, value width] and, if asked, attention weights [B, heads, T, T]."""
+        if self.num_attention_heads:
+            found: tuple[torch.Tensor, torch.Tensor | None] = super().forward(
+                hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings
+            )
+            return found
+        batch, length = hidden_states.shape[:2]
+        weights = hidden_states.new_zeros(batch, 0, length, length) if output_attentions else None
+        return hidden_states.new_zeros(batch, length, 0), weights
+
+
+class ObceDebertaV2SelfOutput(DebertaV2SelfOutput):
+    """Projection of a narrow context back to the residual stream."""
+
+    def __init__(self, config: Any, widths: LayerWidths) -> None:
+        nn.Module.__init__(self)
+        self.dense = _writer(widths.value, config.hidden_size, widths.attention_output)  # type: ignore[assignment]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+
+class ObceDebertaV2Attention(DebertaV2Attention):
+    """Attention block of one layer."""
+
+    def __init__(self, config: Any, widths: LayerWidths) -> None:
+        nn.Module.__init__(self)
+        self.self = ObceDebertaV2SelfAttention(config, widths)
+        self.output = ObceDebertaV2SelfOutput(config, widths)
+        self.config = config
+
+
+class ObceDebertaV2Output(DebertaV2Output):
+    """Projection of a narrow intermediate layer back to the residual stream."""
+
+    def __init__(self, config: Any, widths: LayerWidths) -> None:
+        nn.Module.__init__(self)
+        self.dense = _writer(widths.intermediate, config.hidden_size, widths.output)  # type: ignore[assignment]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.config = config
+
+
+class ObceDebertaV2Layer(DebertaV2Layer):
+    """One encoder layer of its own widths."""
+
+    def __init__(self, config: Any, widths: LayerWidths, layer: int) -> None:
+        nn.Module.__init__(self)
+        self.attention = ObceDebertaV2Attention(config, widths)
+        self.intermediate = DebertaV2Intermediate(_with_inner(config, widths))
+        self.output = ObceDebertaV2Output(config, widths)
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+
+class NarrowModel(PreTrainedModel):
+    """What pruned encoders of all families share; stands before the family's class among the bases.
+
+    Attention runs as `eager` or, where the family has it, `sdpa`. Flash and flex kernels are refused by transformers
+    with a sentence: they want equal head sizes of query and value, or sizes that few plans give.
+
+    Attributes:
+        narrow_layer: Class of a layer, made of config, widths and number.
+    """
+
+    narrow_layer: type[nn.Module]
     _supports_sdpa = True
     _supports_flash_attn = False
     _supports_flex_attn = False
-    _can_record_outputs = {  # noqa: RUF012
-        "hidden_states": ObceBertLayer,
-        "attentions": ObceBertSelfAttention,
-    }
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        layers = config.num_hidden_layers
+        config.num_hidden_layers = 0
+        try:
+            super().__init__(config, *args, **kwargs)
+        finally:
+            config.num_hidden_layers = layers
+        body = self.base_model
+        if body is self:
+            stack: Any = next(module for module in self.modules() if isinstance(module, nn.ModuleList))
+            stack.extend(self.narrow_layer(config, widths, i) for i, widths in enumerate(config.layer_widths()))
+        else:
+            pooling = {"add_pooling_layer": False} if getattr(body, "pooler", self) is None else {}
+            setattr(self, self.base_model_prefix, _BODIES[type(body)](config, **pooling))
+        self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -245,105 +540,277 @@ class ObceBertPreTrainedModel(BertPreTrainedModel):
         return loaded
 
 
+class ObceBertPreTrainedModel(NarrowModel):
+    """Settings shared by `ObceBertModel` and its heads."""
+
+    config_class = ObceBertConfig
+    narrow_layer = ObceBertLayer
+    _no_split_modules = ["BertEmbeddings", "ObceBertLayer"]  # noqa: RUF012  (transformers' own form)
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": ObceBertLayer,
+        "attentions": ObceBertSelfAttention,
+    }
+
+
 class ObceBertModel(ObceBertPreTrainedModel, BertModel):
-    """`BertModel` with layers of unequal widths.
-
-    Args:
-        config: Widths and everything else.
-        add_pooling_layer: Whether there is a pooler.
-    """
-
-    def __init__(self, config: ObceBertConfig, add_pooling_layer: bool = True) -> None:
-        PreTrainedModel.__init__(self, config)
-        self.gradient_checkpointing = False
-        self.embeddings = BertEmbeddings(config)
-        self.encoder = ObceBertEncoder(config)
-        self.pooler = BertPooler(config) if add_pooling_layer else None
-        self.post_init()
+    """`BertModel` with layers of unequal widths."""
 
 
 class ObceBertForPreTraining(ObceBertPreTrainedModel, BertForPreTraining):
     """`BertForPreTraining` on `ObceBertModel`."""
 
-    def __init__(self, config: ObceBertConfig) -> None:
-        PreTrainedModel.__init__(self, config)
-        self.bert = ObceBertModel(config)
-        self.cls = BertPreTrainingHeads(config)
-        self.post_init()
-
 
 class ObceBertForMaskedLM(ObceBertPreTrainedModel, BertForMaskedLM):
-    """`BertForMaskedLM` on `ObceBertModel`; the decoder is tied to the word embeddings."""
-
-    def __init__(self, config: ObceBertConfig) -> None:
-        PreTrainedModel.__init__(self, config)
-        self.bert = ObceBertModel(config, add_pooling_layer=False)
-        self.cls = BertOnlyMLMHead(config)
-        self.post_init()
+    """`BertForMaskedLM` on `ObceBertModel`."""
 
 
 class ObceBertForNextSentencePrediction(ObceBertPreTrainedModel, BertForNextSentencePrediction):
     """`BertForNextSentencePrediction` on `ObceBertModel`."""
 
-    def __init__(self, config: ObceBertConfig) -> None:
-        PreTrainedModel.__init__(self, config)
-        self.bert = ObceBertModel(config)
-        self.cls = BertOnlyNSPHead(config)
-        self.post_init()
-
 
 class ObceBertForSequenceClassification(ObceBertPreTrainedModel, BertForSequenceClassification):
     """`BertForSequenceClassification` on `ObceBertModel`."""
-
-    def __init__(self, config: ObceBertConfig) -> None:
-        PreTrainedModel.__init__(self, config)
-        self.num_labels = config.num_labels
-        self.bert = ObceBertModel(config)
-        self.dropout = nn.Dropout(_classifier_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, cast(int, config.num_labels))
-        self.post_init()
 
 
 class ObceBertForMultipleChoice(ObceBertPreTrainedModel, BertForMultipleChoice):
     """`BertForMultipleChoice` on `ObceBertModel`."""
 
-    def __init__(self, config: ObceBertConfig) -> None:
-        PreTrainedModel.__init__(self, config)
-        self.bert = ObceBertModel(config)
-        self.dropout = nn.Dropout(_classifier_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, 1)
-        self.post_init()
-
 
 class ObceBertForTokenClassification(ObceBertPreTrainedModel, BertForTokenClassification):
     """`BertForTokenClassification` on `ObceBertModel`."""
-
-    def __init__(self, config: ObceBertConfig) -> None:
-        PreTrainedModel.__init__(self, config)
-        self.num_labels = config.num_labels
-        self.bert = ObceBertModel(config, add_pooling_layer=False)
-        self.dropout = nn.Dropout(_classifier_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, cast(int, config.num_labels))
-        self.post_init()
 
 
 class ObceBertForQuestionAnswering(ObceBertPreTrainedModel, BertForQuestionAnswering):
     """`BertForQuestionAnswering` on `ObceBertModel`."""
 
-    def __init__(self, config: ObceBertConfig) -> None:
-        PreTrainedModel.__init__(self, config)
-        self.num_labels = config.num_labels
-        self.bert = ObceBertModel(config, add_pooling_layer=False)
-        self.qa_outputs = nn.Linear(config.hidden_size, cast(int, config.num_labels))
-        self.post_init()
+
+class ObceRobertaPreTrainedModel(NarrowModel):
+    """Settings shared by `ObceRobertaModel` and its heads."""
+
+    config_class = ObceRobertaConfig
+    narrow_layer = ObceBertLayer
+    _no_split_modules = ["RobertaEmbeddings", "ObceBertLayer"]  # noqa: RUF012  (transformers' own form)
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": ObceBertLayer,
+        "attentions": ObceBertSelfAttention,
+    }
 
 
-def _classifier_dropout(config: ObceBertConfig) -> float:
-    dropout = config.classifier_dropout
-    return config.hidden_dropout_prob if dropout is None else dropout
+class ObceRobertaModel(ObceRobertaPreTrainedModel, RobertaModel):
+    """`RobertaModel` with layers of unequal widths."""
 
+
+class ObceRobertaForMaskedLM(ObceRobertaPreTrainedModel, RobertaForMaskedLM):
+    """`RobertaForMaskedLM` on `ObceRobertaModel`."""
+
+
+class ObceRobertaForSequenceClassification(ObceRobertaPreTrainedModel, RobertaForSequenceClassification):
+    """`RobertaForSequenceClassification` on `ObceRobertaModel`."""
+
+
+class ObceRobertaForMultipleChoice(ObceRobertaPreTrainedModel, RobertaForMultipleChoice):
+    """`RobertaForMultipleChoice` on `ObceRobertaModel`."""
+
+
+class ObceRobertaForTokenClassification(ObceRobertaPreTrainedModel, RobertaForTokenClassification):
+    """`RobertaForTokenClassification` on `ObceRobertaModel`."""
+
+
+class ObceRobertaForQuestionAnswering(ObceRobertaPreTrainedModel, RobertaForQuestionAnswering):
+    """`RobertaForQuestionAnswering` on `ObceRobertaModel`."""
+
+
+class ObceXLMRobertaPreTrainedModel(NarrowModel):
+    """Settings shared by `ObceXLMRobertaModel` and its heads."""
+
+    config_class = ObceXLMRobertaConfig
+    narrow_layer = ObceBertLayer
+    _no_split_modules = ["XLMRobertaEmbeddings", "ObceBertLayer"]  # noqa: RUF012  (transformers' own form)
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": ObceBertLayer,
+        "attentions": ObceBertSelfAttention,
+    }
+
+
+class ObceXLMRobertaModel(ObceXLMRobertaPreTrainedModel, XLMRobertaModel):
+    """`XLMRobertaModel` with layers of unequal widths."""
+
+
+class ObceXLMRobertaForMaskedLM(ObceXLMRobertaPreTrainedModel, XLMRobertaForMaskedLM):
+    """`XLMRobertaForMaskedLM` on `ObceXLMRobertaModel`."""
+
+
+class ObceXLMRobertaForSequenceClassification(ObceXLMRobertaPreTrainedModel, XLMRobertaForSequenceClassification):
+    """`XLMRobertaForSequenceClassification` on `ObceXLMRobertaModel`."""
+
+
+class ObceXLMRobertaForMultipleChoice(ObceXLMRobertaPreTrainedModel, XLMRobertaForMultipleChoice):
+    """`XLMRobertaForMultipleChoice` on `ObceXLMRobertaModel`."""
+
+
+class ObceXLMRobertaForTokenClassification(ObceXLMRobertaPreTrainedModel, XLMRobertaForTokenClassification):
+    """`XLMRobertaForTokenClassification` on `ObceXLMRobertaModel`."""
+
+
+class ObceXLMRobertaForQuestionAnswering(ObceXLMRobertaPreTrainedModel, XLMRobertaForQuestionAnswering):
+    """`XLMRobertaForQuestionAnswering` on `ObceXLMRobertaModel`."""
+
+
+class ObceElectraPreTrainedModel(NarrowModel):
+    """Settings shared by `ObceElectraModel` and its heads."""
+
+    config_class = ObceElectraConfig
+    narrow_layer = ObceBertLayer
+    _no_split_modules = ["ElectraEmbeddings", "ObceBertLayer"]  # noqa: RUF012  (transformers' own form)
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": ObceBertLayer,
+        "attentions": ObceBertSelfAttention,
+    }
+
+
+class ObceElectraModel(ObceElectraPreTrainedModel, ElectraModel):
+    """`ElectraModel` with layers of unequal widths."""
+
+
+class ObceElectraForPreTraining(ObceElectraPreTrainedModel, ElectraForPreTraining):
+    """`ElectraForPreTraining` on `ObceElectraModel`."""
+
+
+class ObceElectraForMaskedLM(ObceElectraPreTrainedModel, ElectraForMaskedLM):
+    """`ElectraForMaskedLM` on `ObceElectraModel`."""
+
+
+class ObceElectraForSequenceClassification(ObceElectraPreTrainedModel, ElectraForSequenceClassification):
+    """`ElectraForSequenceClassification` on `ObceElectraModel`."""
+
+
+class ObceElectraForMultipleChoice(ObceElectraPreTrainedModel, ElectraForMultipleChoice):
+    """`ElectraForMultipleChoice` on `ObceElectraModel`."""
+
+
+class ObceElectraForTokenClassification(ObceElectraPreTrainedModel, ElectraForTokenClassification):
+    """`ElectraForTokenClassification` on `ObceElectraModel`."""
+
+
+class ObceElectraForQuestionAnswering(ObceElectraPreTrainedModel, ElectraForQuestionAnswering):
+    """`ElectraForQuestionAnswering` on `ObceElectraModel`."""
+
+
+class ObceDebertaV2PreTrainedModel(NarrowModel):
+    """Settings shared by `ObceDebertaV2Model` and its heads."""
+
+    config_class = ObceDebertaV2Config
+    narrow_layer = ObceDebertaV2Layer
+    _supports_sdpa = False
+    _no_split_modules = ["DebertaV2Embeddings", "ObceDebertaV2Layer"]  # noqa: RUF012  (transformers' own form)
+
+
+class ObceDebertaV2Model(ObceDebertaV2PreTrainedModel, DebertaV2Model):
+    """`DebertaV2Model` with layers of unequal widths."""
+
+
+class ObceDebertaV2ForMaskedLM(ObceDebertaV2PreTrainedModel, DebertaV2ForMaskedLM):
+    """`DebertaV2ForMaskedLM` on `ObceDebertaV2Model`."""
+
+
+class ObceDebertaV2ForSequenceClassification(ObceDebertaV2PreTrainedModel, DebertaV2ForSequenceClassification):
+    """`DebertaV2ForSequenceClassification` on `ObceDebertaV2Model`."""
+
+
+class ObceDebertaV2ForMultipleChoice(ObceDebertaV2PreTrainedModel, DebertaV2ForMultipleChoice):
+    """`DebertaV2ForMultipleChoice` on `ObceDebertaV2Model`."""
+
+
+class ObceDebertaV2ForTokenClassification(ObceDebertaV2PreTrainedModel, DebertaV2ForTokenClassification):
+    """`DebertaV2ForTokenClassification` on `ObceDebertaV2Model`."""
+
+
+class ObceDebertaV2ForQuestionAnswering(ObceDebertaV2PreTrainedModel, DebertaV2ForQuestionAnswering):
+    """`DebertaV2ForQuestionAnswering` on `ObceDebertaV2Model`."""
+
+
+class ObceDistilBertPreTrainedModel(NarrowModel):
+    """Settings shared by `ObceDistilBertModel` and its heads."""
+
+    config_class = ObceDistilBertConfig
+    narrow_layer = ObceDistilBertLayer
+    _no_split_modules = ["Embeddings", "ObceDistilBertLayer"]  # noqa: RUF012  (transformers' own form)
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": ObceDistilBertLayer,
+        "attentions": ObceDistilBertSelfAttention,
+    }
+
+
+class ObceDistilBertModel(ObceDistilBertPreTrainedModel, DistilBertModel):
+    """`DistilBertModel` with layers of unequal widths."""
+
+
+class ObceDistilBertForMaskedLM(ObceDistilBertPreTrainedModel, DistilBertForMaskedLM):
+    """`DistilBertForMaskedLM` on `ObceDistilBertModel`."""
+
+
+class ObceDistilBertForSequenceClassification(ObceDistilBertPreTrainedModel, DistilBertForSequenceClassification):
+    """`DistilBertForSequenceClassification` on `ObceDistilBertModel`."""
+
+
+class ObceDistilBertForMultipleChoice(ObceDistilBertPreTrainedModel, DistilBertForMultipleChoice):
+    """`DistilBertForMultipleChoice` on `ObceDistilBertModel`."""
+
+
+class ObceDistilBertForTokenClassification(ObceDistilBertPreTrainedModel, DistilBertForTokenClassification):
+    """`DistilBertForTokenClassification` on `ObceDistilBertModel`."""
+
+
+class ObceDistilBertForQuestionAnswering(ObceDistilBertPreTrainedModel, DistilBertForQuestionAnswering):
+    """`DistilBertForQuestionAnswering` on `ObceDistilBertModel`."""
+
+
+class ObceMPNetPreTrainedModel(NarrowModel):
+    """Settings shared by `ObceMPNetModel` and its heads."""
+
+    config_class = ObceMPNetConfig
+    narrow_layer = ObceMPNetLayer
+    _supports_sdpa = False
+    _no_split_modules = ["MPNetEmbeddings", "ObceMPNetLayer"]  # noqa: RUF012  (transformers' own form)
+
+
+class ObceMPNetModel(ObceMPNetPreTrainedModel, MPNetModel):
+    """`MPNetModel` with layers of unequal widths."""
+
+
+class ObceMPNetForMaskedLM(ObceMPNetPreTrainedModel, MPNetForMaskedLM):
+    """`MPNetForMaskedLM` on `ObceMPNetModel`."""
+
+
+class ObceMPNetForSequenceClassification(ObceMPNetPreTrainedModel, MPNetForSequenceClassification):
+    """`MPNetForSequenceClassification` on `ObceMPNetModel`."""
+
+
+class ObceMPNetForMultipleChoice(ObceMPNetPreTrainedModel, MPNetForMultipleChoice):
+    """`MPNetForMultipleChoice` on `ObceMPNetModel`."""
+
+
+class ObceMPNetForTokenClassification(ObceMPNetPreTrainedModel, MPNetForTokenClassification):
+    """`MPNetForTokenClassification` on `ObceMPNetModel`."""
+
+
+class ObceMPNetForQuestionAnswering(ObceMPNetPreTrainedModel, MPNetForQuestionAnswering):
+    """`MPNetForQuestionAnswering` on `ObceMPNetModel`."""
+
+
+_BODIES: dict[type[Any], type[NarrowModel]] = {
+    BertModel: ObceBertModel,
+    RobertaModel: ObceRobertaModel,
+    XLMRobertaModel: ObceXLMRobertaModel,
+    ElectraModel: ObceElectraModel,
+    DebertaV2Model: ObceDebertaV2Model,
+    DistilBertModel: ObceDistilBertModel,
+    MPNetModel: ObceMPNetModel,
+}
 
 __all__ = [
+    "NarrowAttention",
+    "NarrowModel",
     "ObceBertForMaskedLM",
     "ObceBertForMultipleChoice",
     "ObceBertForNextSentencePrediction",
@@ -353,4 +820,48 @@ __all__ = [
     "ObceBertForTokenClassification",
     "ObceBertModel",
     "ObceBertPreTrainedModel",
+    "ObceDebertaV2ForMaskedLM",
+    "ObceDebertaV2ForMultipleChoice",
+    "ObceDebertaV2ForQuestionAnswering",
+    "ObceDebertaV2ForSequenceClassification",
+    "ObceDebertaV2ForTokenClassification",
+    "ObceDebertaV2Model",
+    "ObceDebertaV2PreTrainedModel",
+    "ObceDistilBertForMaskedLM",
+    "ObceDistilBertForMultipleChoice",
+    "ObceDistilBertForQuestionAnswering",
+    "ObceDistilBertForSequenceClassification",
+    "ObceDistilBertForTokenClassification",
+    "ObceDistilBertModel",
+    "ObceDistilBertPreTrainedModel",
+    "ObceElectraForMaskedLM",
+    "ObceElectraForMultipleChoice",
+    "ObceElectraForPreTraining",
+    "ObceElectraForQuestionAnswering",
+    "ObceElectraForSequenceClassification",
+    "ObceElectraForTokenClassification",
+    "ObceElectraModel",
+    "ObceElectraPreTrainedModel",
+    "ObceMPNetForMaskedLM",
+    "ObceMPNetForMultipleChoice",
+    "ObceMPNetForQuestionAnswering",
+    "ObceMPNetForSequenceClassification",
+    "ObceMPNetForTokenClassification",
+    "ObceMPNetModel",
+    "ObceMPNetPreTrainedModel",
+    "ObceRobertaForMaskedLM",
+    "ObceRobertaForMultipleChoice",
+    "ObceRobertaForQuestionAnswering",
+    "ObceRobertaForSequenceClassification",
+    "ObceRobertaForTokenClassification",
+    "ObceRobertaModel",
+    "ObceRobertaPreTrainedModel",
+    "ObceRows",
+    "ObceXLMRobertaForMaskedLM",
+    "ObceXLMRobertaForMultipleChoice",
+    "ObceXLMRobertaForQuestionAnswering",
+    "ObceXLMRobertaForSequenceClassification",
+    "ObceXLMRobertaForTokenClassification",
+    "ObceXLMRobertaModel",
+    "ObceXLMRobertaPreTrainedModel",
 ]

@@ -356,15 +356,20 @@ def flops(architecture: Mapping[str, Any], widths: Mapping[int, Widths], length:
 
     Returns:
         Sum over layers of 2 T (h (2 q + v + i) + a v + o i) for the Linears, of which attention_output computes a
-        rows and output o rows, and 2 T^2 (q + v) for the two attention products, plus 2 h^2 for the pooler; a
-        multiply-add counts as two.
+        rows and output o rows, and 2 T^2 (q + v) for the two attention products, plus 2 h^2 for a pooler, 2 T h e for a
+        Linear between embeddings of e numbers and the layers, and in each layer 4 D h q + 2 T D q p for p products with
+        D embeddings of distances; a multiply-add counts as two.
     """
     hidden = int(architecture["hidden_size"])
     total = 2 * hidden * hidden if architecture["pooler"] else 0
+    total += 2 * length * hidden * int(architecture.get("embedding_size", 0))
     for one in widths.values():
         total += 2 * length * hidden * (2 * one.query_key + one.value + one.intermediate)
         total += 2 * length * (one.attention_output * one.value + one.output * one.intermediate)
         total += 2 * length * length * (one.query_key + one.value)
+        distances = int(architecture.get("distances", 0))
+        products = int(architecture.get("distance_products", 0))
+        total += 2 * distances * one.query_key * (2 * hidden + length * products)
     return total
 
 
@@ -575,6 +580,11 @@ def plan(
     if score == "random" and seed is not None:
         column = np.random.default_rng(seed).random(len(scores))
     architecture = scores.meta["architecture"]
+    if "heads" in units and architecture.get("model_type") == "mpnet":
+        raise ValueError(
+            "units holds heads, but all layers of an MPNet share the position biases of its heads: cut other units, "
+            "such as query_key and value"
+        )
     hidden = int(architecture["hidden_size"])
     dropped = _dropped(scores, column, ranked, drop_layers)
     layers = [layer for layer in scores.layers() if layer not in dropped]

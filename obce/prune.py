@@ -29,25 +29,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from obce import __version__
+from obce import __version__, modeling_obce
 from obce.capture import capture
-from obce.configuration_obce import ObceBertConfig
 from obce.corpus import Corpus, TokenBatches, tokenize
-from obce.modeling_obce import (
-    ObceBertForMaskedLM,
-    ObceBertForMultipleChoice,
-    ObceBertForNextSentencePrediction,
-    ObceBertForPreTraining,
-    ObceBertForQuestionAnswering,
-    ObceBertForSequenceClassification,
-    ObceBertForTokenClassification,
-    ObceBertModel,
-    ObceBertPreTrainedModel,
-    ObceBertSelfAttention,
-    ObceRows,
-)
+from obce.modeling_obce import NarrowAttention, NarrowModel, ObceDebertaV2SelfAttention, ObceRows
 from obce.repair import RIDGE, Fit, least_squares
-from obce.sites import Site, base_model, find_sites, model_hash, usable_max_length
+from obce.sites import Site, base_model, find_sites, layers_of, model_hash, usable_max_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,17 +54,6 @@ _PER_HEAD = ("query", "key", "value")
 
 # Kinds that write the residual stream: of these only rows go, their outputs do not.
 _RESIDUAL = ("attention_output", "output")
-
-_NARROW: dict[str, type[ObceBertPreTrainedModel]] = {
-    "BertModel": ObceBertModel,
-    "BertForPreTraining": ObceBertForPreTraining,
-    "BertForMaskedLM": ObceBertForMaskedLM,
-    "BertForNextSentencePrediction": ObceBertForNextSentencePrediction,
-    "BertForSequenceClassification": ObceBertForSequenceClassification,
-    "BertForMultipleChoice": ObceBertForMultipleChoice,
-    "BertForTokenClassification": ObceBertForTokenClassification,
-    "BertForQuestionAnswering": ObceBertForQuestionAnswering,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +115,7 @@ def prune(
     """Builds the smaller model; the given one is not touched.
 
     Args:
-        model: The dense `BertModel` or `BertFor*` that the plan was made for.
+        model: The dense encoder that the plan was made for, with any head of its family or none.
         plan: Kept neurons, from `obce.plan`.
         repair: What replaces a removed neuron: `"none"` zero; `"mean"` its mean over all tokens of the texts,
             folded into the bias of its reader (see the head of this module; query and key need none);
@@ -155,7 +131,7 @@ def prune(
         progress: Called with (layers done, layers in all) by least squares.
 
     Returns:
-        A model of the matching `ObceBert*` class with the same head, labels, dtype, devices, training flag
+        A model of the matching class of `obce.modeling_obce` with the same head, labels, dtype, devices, training flag
         and attention implementation (but `sdpa` where the dense model has a flash or flex kernel, which need
         equal head sizes). `config.obce` records how it was made. With a plan that removes nothing its
         outputs are bit by bit those of the dense model.
@@ -169,13 +145,10 @@ def prune(
     how = _Repair(repair, scores, texts, tokenizer, max_length)
     cuts = _cuts(model, plan, how)
     batches = how.batches(model, REPAIR_TEXTS) if repair == "least_squares" else None
-    config = _narrow_config(model, plan, repair, cuts)
-    small: ObceBertPreTrainedModel
+    config = _narrow_config(model, narrow, plan, repair, cuts)
+    pooling = {"add_pooling_layer": False} if getattr(model, "pooler", model) is None else {}
     with torch.device("meta"):
-        if type(model).__name__ == "BertModel":
-            small = ObceBertModel(config, add_pooling_layer=model.pooler is not None)
-        else:
-            small = narrow(config)
+        small = narrow(config, **pooling)
     _fill(small, model, cuts)
     small.train(model.training)
     if batches is not None:
@@ -216,7 +189,7 @@ def masked(
     Removed query and key neurons give zero; what a reader takes in from a removed value or intermediate
     neuron is its replacement, and so is what a removed row writes; with least squares the fitted Linears answer in the
     place of the dense ones. A dropped layer gives what it was given, but still counts among `hidden_states`.
-    Arguments and errors are those of `prune`, but any `BertFor*` will do.
+    Arguments and errors are those of `prune`, but any head will do.
 
     Yields:
         The given model itself, with hooks that are removed at the end of the `with`.
@@ -259,7 +232,7 @@ def _fitted_hooks(base: PreTrainedModel, small: PreTrainedModel, cuts: Sequence[
             name, answer = cut.site.reader, _FittedReader
         else:
             continue
-        fitted = answer(modules[name], cut.kept)
+        fitted = answer(cast(nn.Linear, modules[name]), cut.kept)
         yield base.get_submodule(name).register_forward_hook(fitted)
 
 
@@ -267,12 +240,14 @@ def _fitted_hooks(base: PreTrainedModel, small: PreTrainedModel, cuts: Sequence[
 class _FittedQuery:
     """A dense query Linear answers as the fitted one where neurons are kept, and zero elsewhere."""
 
-    linear: nn.Module
+    linear: nn.Linear
     kept: torch.Tensor
 
     def __call__(self, _module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         answer = torch.zeros_like(output)
-        answer[..., self.kept.to(output.device)] = self.linear(args[0])
+        # not by calling it: a pruned model's query may scale what it says
+        fitted = nn.functional.linear(args[0], self.linear.weight, self.linear.bias)
+        answer[..., self.kept.to(output.device)] = fitted
         return answer
 
 
@@ -300,8 +275,8 @@ class _Mask:
         return torch.where(self.gone.to(x.device), fill, x)
 
 
-def _hand_on(_module: nn.Module, args: tuple[torch.Tensor, ...], _output: Any) -> torch.Tensor:
-    return args[0]
+def _hand_on(_module: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> Any:
+    return (args[0], *output[1:]) if isinstance(output, tuple) else args[0]
 
 
 class _OutputMask(_Mask):
@@ -314,12 +289,21 @@ class _InputMask(_Mask):
         return (self.replace(args[0]), *args[1:])
 
 
-def _narrow_class(model: PreTrainedModel) -> type[ObceBertPreTrainedModel]:
+def _narrow_class(model: PreTrainedModel) -> type[NarrowModel]:
     find_sites(model)  # refuses other families with the reason
     cls = type(model)
-    if cls.__name__ not in _NARROW or not cls.__module__.startswith("transformers."):
-        raise ValueError(f"model is a {cls.__name__}, expected one of {', '.join(_NARROW)} of transformers.")
-    return _NARROW[cls.__name__]
+    found = getattr(modeling_obce, f"Obce{cls.__name__}", None)
+    if found is None or not cls.__module__.startswith("transformers."):
+        narrow = f"obce_{model.config.model_type.replace('-', '_')}"
+        classes = [getattr(modeling_obce, name) for name in modeling_obce.__all__]
+        known = [
+            one.__name__.removeprefix("Obce")
+            for one in classes
+            if getattr(getattr(one, "config_class", None), "model_type", "") == narrow
+            and not one.__name__.endswith("PreTrainedModel")
+        ]
+        raise ValueError(f"model is a {cls.__name__}, expected one of {', '.join(known)} of transformers.")
+    return cast(type[NarrowModel], found)
 
 
 def _cuts(model: PreTrainedModel, plan: Plan, repair: _Repair) -> list[_Cut]:
@@ -491,7 +475,9 @@ def _finite(means: np.ndarray, removed: np.ndarray, site: Site) -> np.ndarray:
     return np.asarray(means[removed], dtype=np.float64)
 
 
-def _narrow_config(model: PreTrainedModel, plan: Plan, repair: str, cuts: Sequence[_Cut]) -> ObceBertConfig:
+def _narrow_config(
+    model: PreTrainedModel, narrow: type[NarrowModel], plan: Plan, repair: str, cuts: Sequence[_Cut]
+) -> Any:
     settings = model.config.to_dict()
     # What names the dense checkpoint or is written anew on saving.
     for key in ("model_type", "architectures", "transformers_version", "_name_or_path", "name_or_path"):
@@ -499,7 +485,8 @@ def _narrow_config(model: PreTrainedModel, plan: Plan, repair: str, cuts: Sequen
     widths = {cut.site.name: len(cut.kept) for cut in cuts}
     values = [cut for cut in cuts if cut.site.kind == "value"]
     heads = {cut.site.layer: int(np.count_nonzero(_counts(cut.kept.numpy(), cut.site))) for cut in values}
-    settings["num_hidden_layers"] = len(heads)
+    config_class: Any = narrow.config_class
+    settings[config_class.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(heads)
     settings["per_layer_config"] = {
         place: {
             "kept_query_key_size": widths[f"{layer}.query"],
@@ -526,7 +513,7 @@ def _narrow_config(model: PreTrainedModel, plan: Plan, repair: str, cuts: Sequen
     attention = model.config._attn_implementation
     if attention in ("eager", "sdpa"):
         settings["attn_implementation"] = attention
-    return ObceBertConfig(**settings)
+    return config_class(**settings)
 
 
 @torch.no_grad()
@@ -589,20 +576,21 @@ def _linear(base: PreTrainedModel, name: str) -> nn.Linear:
 
 def _dropped_layers(model: PreTrainedModel, plan: Plan) -> list[nn.Module]:
     """The layers' modules."""
-    writers = {site.layer: site.writer for site in find_sites(model) if site.kind == "output"}
-    base = base_model(model)
-    return [base.get_submodule(writers[layer].removesuffix(".output.dense")) for layer in plan.layers_dropped]
+    layers = layers_of(model)
+    return [layers[layer] for layer in plan.layers_dropped]
 
 
 def _dense_name(name: str, stay: Sequence[int]) -> str:
     """Name in the dense model of a module of the small one, whose layers are those of `stay`."""
-    return re.sub(r"(?<=\bencoder\.layer\.)\d+", lambda place: str(stay[int(place[0])]), name, count=1)
+    return re.sub(r"(\b(?:encoder|transformer)\.layer\.)(\d+)", lambda at: f"{at[1]}{stay[int(at[2])]}", name, count=1)
 
 
 def _matches(dense: nn.Module, small: nn.Module) -> bool:
     if isinstance(small, ObceRows):
         return isinstance(dense, nn.Linear)
-    if isinstance(small, nn.ModuleList) or (isinstance(small, ObceBertSelfAttention) and not small.num_attention_heads):
+    if isinstance(small, nn.ModuleList) or (
+        isinstance(small, (NarrowAttention, ObceDebertaV2SelfAttention)) and not small.num_attention_heads
+    ):
         return _names(small) <= _names(dense)
     return _names(small) == _names(dense)
 

@@ -19,18 +19,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
 
-from obce.capture import eval_mode, first_inputs, precise_products
-from obce.sites import base_model
+from obce.capture import eval_mode, first_inputs, precise_products, run_to_stop, stopping_before
+from obce.sites import Layout, base_model, layers_of, layout_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from obce.corpus import Batch, TokenBatches
+
+Given: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
 
 RIDGE = 1e-3
 """Ridge as a share of the mean variance of a reader's inputs."""
@@ -228,16 +230,16 @@ class Passing:
     Attributes:
         batch: The texts.
         real: bool [b, T], which places are no padding.
-        mask: What the dense model makes of that.
-        small_mask: What the pruned one makes of it; another thing where the dense one has a flash or flex kernel.
+        given: Further arguments of the dense model's layers, by place and by name.
+        small_given: Those of the pruned one's; another mask where the dense one has a flash or flex kernel.
         dense: [b, T, hidden], hidden states of the dense model.
         small: [b, T, hidden], those of the pruned one.
     """
 
     batch: Batch
     real: torch.Tensor
-    mask: Any
-    small_mask: Any
+    given: Given
+    small_given: Given
     dense: torch.Tensor
     small: torch.Tensor
 
@@ -251,80 +253,104 @@ def _walk(
     progress: Callable[[float, float], None],
 ) -> Iterator[Fit]:
     bodies = base_model(dense), base_model(small)
-    layers, small_layers = (cast(nn.ModuleList, body.get_submodule("encoder.layer")) for body in bodies)
+    layers, small_layers = map(layers_of, bodies)
     with eval_mode(*bodies), precise_products(next(bodies[0].parameters()).device):
         passing = start(bodies[0], batches)
         small_of = {layer: small_layers[i] for i, layer in enumerate(sorted(kept))}
         for layer in range(len(layers)):
             block = layers[layer]
             if layer in small_of:
-                yield from fit_layer(layer, block, small_of[layer], passing, kept[layer], ridge)
+                yield from fit_layer(bodies[0], layer, small_of[layer], passing, kept[layer], ridge)
             else:
                 for at in passing:
-                    at.dense = block(at.dense, at.mask)
+                    at.dense = through(block, at.dense, at.given)
             progress(layer + 1, len(layers))
 
 
 def start(body: PreTrainedModel, batches: TokenBatches) -> list[Passing]:
     """Every batch at the door of the first layer: embeddings are the same in both models."""
-    first = cast(nn.ModuleList, body.get_submodule("encoder.layer"))[0]
+    first = layers_of(body)[0]
     shared = body.config._attn_implementation in ("eager", "sdpa")
     passing = []
     for batch, (hidden, args, kwargs) in first_inputs(body, first, batches):
-        mask = kwargs["attention_mask"] if "attention_mask" in kwargs else args[0]
         real = batch.inputs["attention_mask"].to(hidden.device).bool()
-        # pruned models have sdpa where the dense one has neither: True is a place to look at
-        passing.append(Passing(batch, real, mask, mask if shared else real[:, None, None], hidden, hidden))
+        small_given = (args, kwargs)
+        if not shared:
+            # pruned models have sdpa where the dense one has neither: True is a place to look at
+            mask = real[:, None, None]
+            named = "attention_mask" in kwargs
+            small_given = (args, {**kwargs, "attention_mask": mask}) if named else ((mask, *args[1:]), kwargs)
+        passing.append(Passing(batch, real, (args, kwargs), small_given, hidden, hidden))
     return passing
 
 
+def through(block: nn.Module, hidden: torch.Tensor, given: Given) -> torch.Tensor:
+    """Hidden states [b, T, hidden] behind a layer."""
+    output = block(hidden, *given[0], **given[1])
+    found: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return found
+
+
+def _context(block: nn.Module, layout: Layout, hidden: torch.Tensor, given: Given) -> torch.Tensor:
+    """What the Linear of attention_output would take in: [b, T, value width]."""
+    held: list[torch.Tensor] = []
+    reader = block.get_submodule(layout.writers["attention_output"])
+    with stopping_before(reader, lambda context, _args, _kwargs: held.append(context)):
+        run_to_stop(block, hidden, *given[0], **given[1])
+    return held[0]
+
+
 def fit_layer(
-    layer: int, block: nn.Module, narrow: nn.Module, passing: list[Passing], kept: torch.Tensor, ridge: float
+    body: PreTrainedModel, layer: int, narrow: nn.Module, passing: list[Passing], kept: torch.Tensor, ridge: float
 ) -> Iterator[Fit]:
     """Fits one layer and takes every batch through it, in both models.
 
     Args:
-        layer: Its number in the dense model.
-        block: The dense layer.
-        narrow: The pruned one, whose weights are changed.
+        body: The dense encoder.
+        layer: Number of the layer in it.
+        narrow: The pruned layer, whose weights are changed.
         passing: Batches at the door of the layer.
         kept: int64 [kept], query and key neurons that stay.
         ridge: As in `least_squares`.
     """
+    layout, block = layout_of(body), layers_of(body)[layer]
     part, small_part = block.get_submodule, narrow.get_submodule
-    attention: Any = part("attention.self")
-    heads, width = int(attention.num_attention_heads), int(attention.key.out_features)
-    if 0 < len(kept) < width:
-        keys = _KeyMoments(heads)
+    names = layout.writers
+    if 0 < len(kept) < int(body.config.hidden_size):
+        keys = _KeyMoments(int(body.config.num_attention_heads))
         for at in passing:
-            keys.add(part("attention.self.key")(at.small), at.real)
-        _fit_queries(part("attention.self.query"), small_part("attention.self.query"), keys.predictors(kept, ridge))
+            keys.add(part(names["key"])(at.small), at.real)
+        _fit_queries(part(names["query"]), small_part(names["query"]), keys.predictors(kept, ridge))
 
     moments = _Moments()
     contexts = []
-    reader = small_part("attention.output.dense")
+    reader = small_part(names["attention_output"])
     for at in passing:
-        context = part("attention.self")(at.dense, attention_mask=at.mask)[0]
-        added = part("attention.output.dense")(context)
-        contexts.append(small_part("attention.self")(at.small, attention_mask=at.small_mask)[0])
+        added = part(names["attention_output"])(_context(block, layout, at.dense, at.given))
+        contexts.append(_context(narrow, layout, at.small, at.small_given))
         target = added + (at.dense - at.small)  # in this order, so that where nothing differs nothing is fitted
         moments.add(contexts[-1][at.real], (target - reader(contexts[-1]))[at.real], target[at.real])
-        at.dense = part("attention.output.LayerNorm")(added + at.dense)
+        at.dense = part(layout.norms[0])(added + at.dense)
     yield _apply(f"{layer}.value", reader, moments, ridge)
 
+    def inner(of: Callable[[str], nn.Module], hidden: torch.Tensor) -> torch.Tensor:
+        for name in layout.between:
+            hidden = of(name)(hidden)
+        return hidden
+
     moments = _Moments()
-    reader = small_part("output.dense")
+    reader = small_part(names["output"])
     for at, context in zip(passing, contexts, strict=True):
-        at.small = small_part("attention.output")(context, at.small)
-        inner = small_part("intermediate")(at.small)
-        added = part("output.dense")(part("intermediate")(at.dense))
+        at.small = small_part(layout.norms[0])(small_part(names["attention_output"])(context) + at.small)
+        taken = inner(small_part, at.small)
+        added = part(names["output"])(inner(part, at.dense))
         target = added + (at.dense - at.small)
-        moments.add(inner[at.real], (target - reader(inner))[at.real], target[at.real])
-        at.dense = part("output.LayerNorm")(added + at.dense)
+        moments.add(taken[at.real], (target - reader(taken))[at.real], target[at.real])
+        at.dense = part(layout.norms[1])(added + at.dense)
     del contexts
     yield _apply(f"{layer}.intermediate", reader, moments, ridge)
     for at in passing:
-        at.small = small_part("output")(small_part("intermediate")(at.small), at.small)
+        at.small = small_part(layout.norms[1])(reader(inner(small_part, at.small)) + at.small)
 
 
 def _fit_queries(dense: Any, narrow: Any, predictors: torch.Tensor) -> None:

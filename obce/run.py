@@ -8,7 +8,7 @@
     sensitivity.json what each site can spare, where it was measured
     plan.json        kept neurons of every site, predicted size
     results.json     measured models, one object each, where some were measured
-    model/           the pruned model and its tokenizer, as transformers writes them
+    model/           the pruned model and its tokenizer, as transformers writes them, with a model card and hashes
     report.html      one page for people
 
 Every file appears under its name only when it is whole: written beside it, flushed to disk, then renamed.
@@ -34,7 +34,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from obce import __version__, modeling_obce
+from obce import __version__, export, modeling_obce
+from obce.card import Origin, front_matter, name_of, render_card, sizes_of
+from obce.checkpoint_obce import check_checkpoint, read_json, write_manifest
 from obce.clouds import CLOUD_KINDS, Clouds
 from obce.compare import COLUMNS, key_of, row_of
 from obce.corpus import read_corpus, tokenize
@@ -61,6 +63,7 @@ from obce.scoring import (
 )
 from obce.sensitivity import SENSITIVITY_TEXTS, sensitivity
 from obce.sites import (
+    LAYOUTS,
     SITE_KINDS,
     architecture,
     find_sites,
@@ -120,7 +123,7 @@ _WORDS = {
 
 
 def load_model(source: str | Path, *, pruned: bool = False) -> PreTrainedModel:
-    """Loads a BERT with the head its checkpoint names, in the dtype it was saved in, in eval mode.
+    """Loads an encoder with the head its checkpoint names, in the dtype it was saved in, in eval mode.
 
     Args:
         source: Directory of a checkpoint, or a hub name.
@@ -133,20 +136,23 @@ def load_model(source: str | Path, *, pruned: bool = False) -> PreTrainedModel:
     import transformers
 
     config = _load_config(source)
-    if config.model_type == "obce_bert" and not pruned:
+    kind = str(config.model_type)
+    narrow = kind.startswith("obce_")
+    if narrow and not pruned:
         raise ValueError(
             f"model '{source}' was pruned by obce, but a dense one is needed here: name the checkpoint it was made from"
         )
-    if config.model_type not in ("bert", "obce_bert"):
+    if not narrow and kind not in LAYOUTS:
         raise ValueError(
-            f"model '{source}' has architecture '{config.model_type}', but only 'bert' is supported: choose a BERT "
-            "checkpoint"
+            f"model '{source}' has architecture '{kind}', but only {', '.join(LAYOUTS)} are supported: choose a "
+            "checkpoint of one of these"
         )
-    known, prefix = (transformers, "Bert") if config.model_type == "bert" else (modeling_obce, "ObceBert")
+    bare: Any = transformers.MODEL_MAPPING[type(config)]
+    known, prefix = (modeling_obce if narrow else transformers), bare.__name__.removesuffix("Model")
     names = [name for name in (config.architectures or []) if name.startswith(prefix)]
-    bare = getattr(known, f"{prefix}Model")
     model_class = getattr(known, names[0], bare) if names else bare
-    options: dict[str, Any] = {"config": config, "output_loading_info": True, "dtype": "auto"}
+    # without use_safetensors transformers would unpickle what has no safetensors
+    options: dict[str, Any] = {"config": config, "output_loading_info": True, "dtype": "auto", "use_safetensors": True}
     loader: Any = model_class.from_pretrained
     with quiet_transformers():
         try:
@@ -184,7 +190,9 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
     with quiet_transformers():
         try:
-            return AutoTokenizer.from_pretrained(source)
+            if Path(source).is_dir():
+                check_checkpoint(source, weights=False)
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except Exception as error:
             raise ValueError(f"model '{source}' has no tokenizer that loads: {_first_sentence(error)}") from error
 
@@ -200,9 +208,18 @@ def _load_config(source: str | Path) -> Any:
             f"model '{source}' is a directory without config.json: name the directory that transformers saved the "
             "model to"
         )
+    if path.is_dir():
+        try:
+            read_json(path / "config.json")
+        except ValueError as error:
+            raise ValueError(f"model '{source}' has a config.json that does not load: {error}") from error
+        try:
+            check_checkpoint(path)
+        except ValueError as error:
+            raise ValueError(f"model '{source}' could not be loaded: {error}") from error
     with quiet_transformers():
         try:
-            return AutoConfig.from_pretrained(source)
+            return AutoConfig.from_pretrained(source, trust_remote_code=False)
         except Exception as error:
             if path.is_dir():
                 raise ValueError(
@@ -259,9 +276,9 @@ def _write_text(target: Path, text: str) -> None:
 
 def _read_json(path: Path, what: str) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{what} '{path}' is not readable JSON ({error}): make it again") from error
+        return read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{what} {error}: make it again") from error
 
 
 def write_scores(path: Path, scores: Scores) -> None:
@@ -321,7 +338,8 @@ def read_scores(path: Path) -> Scores:
             texts={name.removeprefix("text_"): table[name].to_numpy() for name in sorted(texts)},
             clouds=None if clouds is None else Clouds.from_dict(json.loads(clouds)),
         )
-    except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as error:
+    # what a damaged file makes of itself is of any class: too deep, too large, of other types
+    except Exception as error:
         raise ValueError(
             f"scores '{path}' are damaged or not of obce ({_first_sentence(error)}): score again"
         ) from error
@@ -545,7 +563,188 @@ def read_plan(path: Path) -> Plan:
     """
     if not path.is_file():
         raise ValueError(f"plan '{path}' does not exist: run `obce plan` first")
-    return Plan.from_dict(_read_json(path, "plan"))
+    found = _read_json(path, "plan")
+    try:
+        return _checked_plan(Plan.from_dict(found), found)
+    except (OverflowError, RecursionError, ValueError) as error:
+        raise ValueError(f"plan '{path}' cannot be used: {_first_sentence(error)}") from error
+
+
+def _checked_plan(plan: Plan, plain: Any) -> Plan:
+    """The plan, if all its numbers are of the kind that a plan has; `plain` is what it was read from."""
+
+    def refuse(what: str, found: object, expected: str) -> None:
+        shown = repr(found)
+        raise ValueError(f"its {what} is {shown[:60]}{'...' if len(shown) > 60 else ''}, expected {expected}")
+
+    def whole(value: object) -> bool:
+        return type(value) is int and 0 <= value < 2**31
+
+    def finite(value: object) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float(2**63)
+
+    for name, indices in [*plain["kept"].items(), ("layers_dropped", plain["layers_dropped"])]:
+        wrong = [index for index in indices if not whole(index)] if isinstance(indices, list) else [indices]
+        if wrong:
+            refuse(f"entry of {name[:40]!r}", wrong[0], "a list of whole numbers")
+    for size in (plan.before, plan.after):
+        for what, number in size._asdict().items():
+            if type(number) is not int or not 0 < number < 2**63:
+                refuse(what, number, "a whole number above 0")
+    for what in ("model_hash", "corpus_hash", "score", "of", "shares"):
+        if not isinstance(getattr(plan, what), str):
+            refuse(what, getattr(plan, what), "text")
+    for what in ("preset", "head_score"):
+        if not isinstance(getattr(plan, what), (str, type(None))):
+            refuse(what, getattr(plan, what), "text or null")
+    if plan.of not in ("total", "encoder"):
+        refuse("of", plan.of, "'total' or 'encoder'")
+    if plan.keep is not None and not (finite(plan.keep) and 0 < plan.keep <= 1):
+        refuse("keep", plan.keep, "a share in (0, 1] or null")
+    if not whole(plan.seed) or not finite(plan.floor):
+        refuse("seed or floor", (plan.seed, plan.floor), "finite numbers")
+    unknown = [name for name in plan.kept if not re.fullmatch(rf"[0-9]{{1,9}}\.({'|'.join(SITE_KINDS)})", name)]
+    if unknown:
+        refuse("site", unknown[0], "a layer and a kind, such as 3.value")
+    levels = plan.levels
+    if not isinstance(levels, dict) or not all(re.fullmatch("[0-9]{1,9}", k) and finite(v) for k, v in levels.items()):
+        refuse("levels", levels, "a share for each layer")
+    facts = plan.architecture
+    if not isinstance(facts, dict) or not all(type(fact) in (str, bool) or finite(fact) for fact in facts.values()):
+        refuse("architecture", facts, "the facts that `obce score` states")
+    for what in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+        if type(facts.get(what)) is not int or not 0 < facts[what] <= 10**6:
+            refuse(f"architecture's {what}", facts.get(what), "a whole number above 0")
+    dropped = list(plan.layers_dropped)
+    if dropped != sorted(set(dropped)) or any(layer >= facts["num_hidden_layers"] for layer in dropped):
+        refuse("layers_dropped", dropped, f"distinct and ascending layers below {facts['num_hidden_layers']}")
+    return plan
+
+
+def _plan_hash(plan: Plan) -> str:
+    return blake2b(json.dumps(plan.to_dict(), sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+# ---- exports --------------------------------------------------------------------------------------------------
+
+
+def export_model(
+    source: str | Path,
+    way: str,
+    out: str | Path,
+    *,
+    base: str | None = None,
+    origin: Callable[[str], Origin] | None = None,
+) -> dict[str, Any]:
+    """Writes a pruned model in a form that opens without obce, with its tokenizer, card and hashes.
+
+    Args:
+        source: Directory of a model that obce has pruned.
+        way: One of `obce.export.WAYS`.
+        out: Directory to make; it must not exist, or be empty.
+        base: For sentence-transformers: directory of the dense model, where `source` holds no modules.json.
+        origin: Makes what the card says, of a sentence about pooling (default: what the model's own files tell).
+
+    Returns:
+        `way`, `out`, `class`, `parameters`, `files` (name -> bytes) and `difference`: the greatest difference in
+        outputs between the pruned model and a dense or ONNX export on some random tokens, else None.
+
+    Raises:
+        ValueError: The way is unknown, `out` is taken, the model was not pruned by obce, or has no pooling.
+        ImportError: ONNX packages are missing.
+    """
+    if way not in export.WAYS:
+        raise ValueError(f"--to is {way!r}, expected one of {', '.join(export.WAYS)}")
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"--out '{out}' exists and is not an empty directory: choose another --out")
+    model = load_model(source, pruned=True)
+    if not str(model.config.model_type).startswith("obce_"):
+        raise ValueError(f"model '{source}' was not pruned by obce, so there is nothing to export: it opens as it is")
+    tokenizer = load_tokenizer(source)
+    about = origin(_pooling_of(source)) if origin else _own_origin(model, source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    difference = None
+    with _whole(target) as partial:
+        partial.mkdir()
+        shown = model
+        if way == "remote-code":
+            export.remote_code(model, partial, tokenizer)
+        elif way == "onnx":
+            difference = export.onnx(model, partial, tokenizer)
+        elif way == "dense":
+            shown, difference = export.dense(model, partial, tokenizer, about.plan)
+        else:
+            here = source if base is None or (Path(source) / "modules.json").is_file() else base
+            export.sentence_transformers(model, partial, here, tokenizer)
+        _finish(partial, shown, about, way)
+    return {
+        "way": way,
+        "out": str(target),
+        "class": type(shown).__name__,
+        "parameters": sum(p.numel() for p in shown.parameters()),
+        "files": {
+            path.relative_to(target).as_posix(): path.stat().st_size
+            for path in sorted(target.rglob("*"))
+            if path.is_file()
+        },
+        "difference": difference,
+    }
+
+
+def push(folder: str | Path, repository: str) -> str:
+    """Uploads a directory to the hub, as a private repository where there is none yet; never called but on request.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        ValueError: The hub refused; one sentence.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=True, exist_ok=True)
+        done = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"Upload by obce {__version__}")
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ValueError(f"--push {repository}: the hub could not be written ({_first_sentence(error)})") from error
+    return str(done.commit_url)
+
+
+def _finish(folder: Path, model: PreTrainedModel, origin: Origin, way: str = "") -> None:
+    """Card and hashes, when all other files are there."""
+    (folder / "README.md").write_text(render_card(model, origin, way), encoding="utf-8")
+    write_manifest(folder)
+
+
+def _carry_pooling(source: str, folder: Path) -> str:
+    """Carries over what sentence-transformers needs; a sentence for the card, empty where the model has none."""
+    if not (Path(source) / "modules.json").is_file():
+        return ""
+    try:
+        export.carry_pooling(source, folder)
+    except ValueError as error:
+        # the model itself is whole, and may have taken hours
+        return f"The pooling of the dense model was not carried over: {_first_sentence(error)}."
+    return _pooling_of(folder)
+
+
+def _pooling_of(folder: str | Path) -> str:
+    if not (Path(folder) / "modules.json").is_file():
+        return ""
+    return "The directory is one of sentence-transformers, too; pooling is that of the dense model."
+
+
+def _own_origin(model: PreTrainedModel, source: str | Path) -> Origin:
+    config: Any = model.config
+    made = config.obce
+    base = made.get("base") if isinstance(made, dict) else None
+    stated = front_matter(str(source))
+    hub = stated.get("base_model")
+    hub = hub if isinstance(hub, str) else None
+    return Origin(str(base or hub or "not recorded"), hub, stated, pooling=_pooling_of(source))
 
 
 # ---- the run --------------------------------------------------------------------------------------------------
@@ -867,11 +1066,52 @@ class Run:
                 given = {"texts": texts, "tokenizer": tokenizer, "max_length": self.state["score"]["max_length"]}
                 torch.nn.Module.to(model, _device(device))
             small = prune(model, chosen, repair=repair, progress=progress, **given).cpu()
+            small.config.obce = {**small.config.obce, "base": name_of(source), "size": sizes_of(chosen)}
             with _whole(self.model_path) as partial, quiet_transformers():
                 small.save_pretrained(partial)
                 tokenizer.save_pretrained(partial)
-            self._save(prune={"repair": repair, "plan_model_hash": chosen.model_hash})
+                pooling = _carry_pooling(source, partial)
+                _finish(partial, small, self._origin(source, chosen, pooling=pooling))
+            self._save(
+                prune={
+                    "repair": repair,
+                    "plan_model_hash": chosen.model_hash,
+                    "plan_hash": _plan_hash(chosen),
+                    "model": str(source),
+                }
+            )
         return small
+
+    def _origin(self, source: str, chosen: Plan | None, *, pooling: str = "") -> Origin:
+        results = _read_json(self.results_path, "results") if self.results_path.is_file() else []
+        rows = [row for row in results if isinstance(row, dict)] if isinstance(results, list) else []
+        hub = None if Path(source).is_dir() else source
+        return Origin(name_of(source), hub, front_matter(source), chosen, self.scores(), rows, pooling)
+
+    def export(self, way: str, out: str | Path, *, base: str | None = None) -> dict[str, Any]:
+        """Exports the run's pruned model; neurons of a dense export return to their places by the run's plan.
+
+        Args:
+            way, out: As for `export_model`.
+            base: Where the dense model lies now, if it was moved.
+
+        Returns:
+            As `export_model`.
+
+        Raises:
+            ValueError: Nothing was pruned yet, or as `export_model`.
+        """
+        if not (self.model_path / "config.json").is_file():
+            raise ValueError(f"run directory '{self.path}' has no model: make it with `obce prune {self.path}`")
+        stated = self.state.get("prune")
+        stated = stated if isinstance(stated, dict) else {}
+        source = base or str(stated.get("model") or self.state.get("model"))
+        chosen = self.plan() if self.plan_path.is_file() else None
+        if chosen is not None and stated.get("plan_hash") != _plan_hash(chosen):
+            chosen = None  # pruned by another one
+        return export_model(
+            self.model_path, way, out, base=base, origin=lambda pooling: self._origin(source, chosen, pooling=pooling)
+        )
 
     def sensitivity(
         self,

@@ -23,10 +23,19 @@ from obce import __version__
 from obce.capture import Memory, Precision, capture
 from obce.clouds import CLOUD_KINDS, cloud_scores
 from obce.corpus import Corpus, Shard, TokenBatches, joined_hash, read_corpus, tokenize
-from obce.effects import READS, bagged_rf, checked_labels, effect_clouds, reading_of, weight_scores
+from obce.effects import READS, bagged_rf, checked_labels, effect_clouds, head_linear, reading_of, weight_scores
 from obce.h0 import r_f
 from obce.scores import TEXT_COLUMNS, Scores, rank_correlation
-from obce.sites import SITE_KINDS, Site, architecture, base_model, find_sites, model_hash, usable_max_length
+from obce.sites import (
+    SITE_KINDS,
+    Site,
+    architecture,
+    base_model,
+    find_sites,
+    layout_of,
+    model_hash,
+    usable_max_length,
+)
 from obce.sketch import GapCells, Gaps, Moments, Sketch, TokenMoments
 from obce.world import World
 
@@ -635,7 +644,7 @@ def score(
     the scores; they have the bits that one process finds with as many threads a process.
 
     Args:
-        model: A `BertModel` or `BertFor...`; never changed. Scored in eval mode, without the caller's autocast.
+        model: An encoder with any head or none; never changed. Scored in eval mode, without the caller's autocast.
         tokenizer: The model's tokenizer.
         texts: A `Corpus`, or anything `obce.read_corpus` takes.
         seed: Decides the `random` score, the two halves of the texts, and their shards.
@@ -783,7 +792,7 @@ def _checked_effects(
         raise ValueError(f"effect_texts is {effect_texts}, expected 0, or at least 2: some of each half.")
     if read != "auto" and read not in READS:
         raise ValueError(f"read is {read!r}, expected 'auto' or one of {', '.join(map(repr, READS))}.")
-    if read in ("head", "logits") and not isinstance(getattr(model, "classifier", None), torch.nn.Linear):
+    if read in ("head", "logits") and head_linear(model) is None:
         raise ValueError(
             f"read is {read!r}, but a {type(model).__name__} has no classifier: read 'cls', 'mean' or 'tokens'."
         )
@@ -797,7 +806,8 @@ def _checked_effects(
 def _gradient_tokens(model: PreTrainedModel, max_length: int, batch_tokens: int) -> int:
     """Places a forward and backward pass whose activations take `_GRADIENT_BYTES`, as a rough count has them."""
     config: Any = base_model(model).config
-    each: int = 16 * config.hidden_size + 4 * config.intermediate_size + 2 * config.num_attention_heads * max_length
+    inner: int = getattr(config, layout_of(model).inner)
+    each: int = 16 * config.hidden_size + 4 * inner + 2 * config.num_attention_heads * max_length
     fit = _GRADIENT_BYTES // (4 * int(config.num_hidden_layers) * each)
     return max(max_length, min(batch_tokens, fit))
 

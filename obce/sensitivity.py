@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -18,8 +18,8 @@ from obce.corpus import TokenBatches
 from obce.effects import read_hidden, reading_of
 from obce.plan import DEFAULT_UNITS, single_cuts
 from obce.prune import prune
-from obce.repair import RIDGE, Passing, fit_layer, start
-from obce.sites import base_model
+from obce.repair import RIDGE, Passing, fit_layer, start, through
+from obce.sites import base_model, layers_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,7 +71,7 @@ def sensitivity(
     base = base_model(model)
     read = reading_of(model) if read == "auto" else read
     read = "cls" if read in ("head", "logits") else read
-    layers = list(cast(nn.ModuleList, base.get_submodule("encoder.layer")))
+    layers = list(layers_of(base))
     curves: Curves = {}
     with eval_mode(base), precise_products(next(base.parameters()).device):
         fit, held = start(base, batches), start(base, held_out)
@@ -83,19 +83,19 @@ def sensitivity(
                 for share, cut in single_cuts(scores, score, layer, unit, levels):
                     # the small model has this layer alone: what comes before and after it is dense
                     small = base_model(prune(base, cut, repair="none"))
-                    narrow = cast(nn.ModuleList, small.get_submodule("encoder.layer"))[0]
+                    narrow = layers_of(small)[0]
                     own = [replace(at, small=at.dense) for at in fit]
                     kept = torch.tensor(cut.kept.get(f"{layer}.query", range(base.config.hidden_size)))
-                    for _ in fit_layer(layer, block, narrow, own, kept, ridge):
+                    for _ in fit_layer(base, layer, narrow, own, kept, ridge):
                         pass
-                    moved = [replace(at, dense=narrow(at.dense, at.small_mask)) for at in held]
+                    moved = [replace(at, dense=through(narrow, at.dense, at.small_given)) for at in held]
                     lost = 0.0
                     for now, then in zip(_read(layers[layer + 1 :], moved, read), reference, strict=True):
                         lost += float((now - then).double().square().sum())
                     points.append((share, lost / whole if whole > 0 else 0.0))
                 curves[f"{layer}.{unit}"] = points
             for at in (*fit, *held):
-                at.dense = at.small = block(at.dense, at.mask)
+                at.dense = at.small = through(block, at.dense, at.given)
             if progress is not None:
                 progress(layer + 1, len(layers))
     return curves
@@ -106,7 +106,7 @@ def _read(layers: Sequence[nn.Module], passing: Sequence[Passing], read: str) ->
     for at in passing:
         hidden = at.dense
         for layer in layers:
-            hidden = layer(hidden, at.mask)
+            hidden = through(layer, hidden, at.given)
         found = read_hidden(hidden, at.real, read)
         yield found[at.real] if read == "tokens" else found
 

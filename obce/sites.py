@@ -1,17 +1,16 @@
 """Where the neurons of a model are: its Linears, who writes a neuron and who reads it.
 
-A model is resolved by its structure (a stack of layers that each hold the six Linears below, of the widths
-that its config states), not by module names counted from its root, so `BertModel` and every `BertFor*` give
-the same sites. Only encoders of the family `bert` are known.
+A model is resolved by its structure (a stack of layers that each hold the six Linears of its family's layout, of the
+widths that its config states), so an encoder and every head on it give the same sites.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -21,23 +20,120 @@ if TYPE_CHECKING:
 
 SITE_KINDS = ("query", "key", "value", "attention_output", "intermediate", "output")
 
-SUPPORTED_FAMILIES = ("bert",)
-
 DEFAULT_MAX_LENGTH = 128
 """Tokens a text is cut to when none are named."""
 
-WRITERS = {
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "attention_output": "attention.output.dense",
-    "intermediate": "intermediate.dense",
-    "output": "output.dense",
-}
-"""The Linear of each kind, relative to its layer."""
 
-# Query and key are read by the attention product; attention_output and output write the residual stream.
-_READERS = {"value": "attention.output.dense", "intermediate": "output.dense"}
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a family of encoders keeps its sites.
+
+    Attributes:
+        stack: Name of the ModuleList of layers, relative to the base model.
+        writers: Kind -> its Linear, relative to the layer. That of attention_output reads value, that of output
+            reads intermediate; query and key are read by the attention product, and the other two write the residual
+            stream.
+        between: Modules that stand between the residual stream and what output's Linear takes in, in order.
+        norms: LayerNorms of the residual stream behind attention_output and behind output.
+        inner: Field of the config that states the width of intermediate.
+        activation: Field of the config that names the activation function.
+        positions: Whether query and key are also computed of embeddings of distances, in the same forward pass.
+    """
+
+    stack: str
+    writers: Mapping[str, str]
+    between: tuple[str, ...]
+    norms: tuple[str, str]
+    inner: str = "intermediate_size"
+    activation: str = "hidden_act"
+    positions: bool = False
+
+    def reader(self, kind: str) -> str | None:
+        """The Linear that takes in a kind's outputs, relative to the layer."""
+        return self.writers[_READ_BY[kind]] if kind in _READ_BY else None
+
+
+_READ_BY = {"value": "attention_output", "intermediate": "output"}
+
+
+def _named(*writers: str) -> dict[str, str]:
+    return dict(zip(SITE_KINDS, writers, strict=True))
+
+
+_BERT = Layout(
+    "encoder.layer",
+    _named(
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    ),
+    between=("intermediate",),
+    norms=("attention.output.LayerNorm", "output.LayerNorm"),
+)
+
+_DISTILBERT = Layout(
+    "transformer.layer",
+    _named("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "ffn.lin1", "ffn.lin2"),
+    between=("ffn.lin1", "ffn.activation"),
+    norms=("sa_layer_norm", "output_layer_norm"),
+    inner="hidden_dim",
+    activation="activation",
+)
+
+_MPNET = Layout(
+    "encoder.layer",
+    _named(
+        "attention.attn.q",
+        "attention.attn.k",
+        "attention.attn.v",
+        "attention.attn.o",
+        "intermediate.dense",
+        "output.dense",
+    ),
+    between=("intermediate",),
+    norms=("attention.LayerNorm", "output.LayerNorm"),
+)
+
+_DEBERTA = Layout(
+    "encoder.layer",
+    _named(
+        "attention.self.query_proj",
+        "attention.self.key_proj",
+        "attention.self.value_proj",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    ),
+    between=("intermediate",),
+    norms=("attention.output.LayerNorm", "output.LayerNorm"),
+    positions=True,
+)
+
+LAYOUTS = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "electra": _BERT,
+    "deberta-v2": _DEBERTA,
+    "distilbert": _DISTILBERT,
+    "mpnet": _MPNET,
+}
+"""Family (`config.model_type`) -> its layout."""
+
+# Families that people will try, and why they are refused.
+_REFUSED = {
+    "albert": "its layers are one and the same, so that no neuron can go from one of them alone",
+    "modernbert": "its query, key and value are one Linear, and its intermediate layer is gated",
+    "vit": "it reads pictures, and obce scores texts",
+    "gpt2": "it is a decoder, whose first token sees no other",
+    "llama": "it is a decoder, whose first token sees no other",
+    "qwen2": "it is a decoder, whose first token sees no other",
+    "qwen3": "it is a decoder, whose first token sees no other",
+}
+
 _PER_HEAD = ("query", "key", "value")
 
 
@@ -76,10 +172,10 @@ def base_model(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def find_sites(model: PreTrainedModel) -> list[Site]:
-    """All sites of a BERT encoder, layer by layer, each in the order of `SITE_KINDS`.
+    """All sites of an encoder, layer by layer, each in the order of `SITE_KINDS`.
 
     Args:
-        model: `BertModel` or any `BertFor*`.
+        model: An encoder of a family in `LAYOUTS`, with any head or none.
 
     Raises:
         ValueError: The model is of another family, a decoder, already pruned by obce, or its Linears are not
@@ -87,20 +183,53 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
     """
     _refuse_unknown_family(model)
     base = base_model(model)
-    stack = _layer_stack(base, type(model).__name__)
+    layout = layout_of(model)
+    stack = _layer_stack(base, type(model).__name__, layout)
     config = base.config
-    hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    hidden, inner, heads = config.hidden_size, getattr(config, layout.inner), config.num_attention_heads
     widths = dict.fromkeys(SITE_KINDS, hidden) | {"intermediate": inner}
     inputs = dict.fromkeys(SITE_KINDS, hidden) | {"output": inner}
     sites = []
     for layer in range(len(base.get_submodule(stack))):  # type: ignore[arg-type]
         prefix = f"{stack}.{layer}."
         for kind in SITE_KINDS:
-            writer = prefix + WRITERS[kind]
+            writer = prefix + layout.writers[kind]
             _check_linear(base.get_submodule(writer), f"{type(model).__name__}: {writer}", inputs[kind], widths[kind])
-            reader = prefix + _READERS[kind] if kind in _READERS else None
+            read = layout.reader(kind)
+            reader = None if read is None else prefix + read
             sites.append(Site(layer, kind, writer, reader, widths[kind], heads if kind in _PER_HEAD else 1))
     return sites
+
+
+def layout_of(model: PreTrainedModel) -> Layout:
+    """The layout of a model's family, dense or pruned by obce.
+
+    Raises:
+        ValueError: The family has none.
+    """
+    family = getattr(getattr(model, "config", None), "model_type", None)
+    found = LAYOUTS.get(str(family).removeprefix("obce_").replace("_", "-"))
+    if found is None:
+        raise _unknown_family(type(model).__name__, family)
+    return found
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The layers of an encoder, dense or pruned by obce."""
+    return cast(nn.ModuleList, base_model(model).get_submodule(layout_of(model).stack))
+
+
+def encoder_of(model: PreTrainedModel) -> nn.Module:
+    """The module that holds the layers: what budgets count as the encoder."""
+    return base_model(model).get_submodule(layout_of(model).stack.rpartition(".")[0])
+
+
+def usable_positions(model: PreTrainedModel) -> int:
+    """Tokens that the position table has room for; some families keep its first rows for padding."""
+    body = base_model(model)
+    table = getattr(getattr(body, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return int(body.config.max_position_embeddings) - (0 if padding is None else padding + 1)
 
 
 def usable_max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> int:
@@ -109,7 +238,7 @@ def usable_max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     Raises:
         ValueError: More was asked than the model has positions.
     """
-    positions = int(base_model(model).config.max_position_embeddings)
+    positions = usable_positions(model)
     if max_length is None:
         return min(DEFAULT_MAX_LENGTH, positions, int(tokenizer.model_max_length))
     if max_length > positions:
@@ -158,21 +287,30 @@ def architecture(model: PreTrainedModel) -> dict[str, int | str]:
         the distinct parameters) and `encoder_element_bytes` (of one encoder weight).
     """
     base = base_model(model)
-    config = base.config
-    encoder = base.get_submodule("encoder")
+    config, layout = base.config, layout_of(model)
+    encoder = encoder_of(model)
     weight = next(encoder.parameters())
     facts: dict[str, int | str] = {"model_type": str(config.model_type), "class": type(model).__name__}
     for name in (
         "hidden_size",
         "num_hidden_layers",
         "num_attention_heads",
-        "intermediate_size",
         "vocab_size",
         "max_position_embeddings",
-        "type_vocab_size",
     ):
         facts[name] = int(getattr(config, name))
-    facts["hidden_act"] = str(config.hidden_act)
+    facts["intermediate_size"] = int(getattr(config, layout.inner))
+    facts["type_vocab_size"] = int(getattr(config, "type_vocab_size", 0))
+    # 0 unless a Linear stands between embeddings and layers
+    projected = getattr(base, "embeddings_project", None) or getattr(
+        base.get_submodule("embeddings"), "embed_proj", None
+    )
+    facts["embedding_size"] = 0 if projected is None else int(projected.in_features)
+    # embeddings of distances, and how many products they take part in
+    distances = getattr(encoder, "rel_embeddings", None) if layout.positions else None
+    facts["distances"] = 0 if distances is None else int(distances.num_embeddings)
+    facts["distance_products"] = 0 if distances is None else len(config.pos_att_type or [])
+    facts["hidden_act"] = str(getattr(config, layout.activation))
     facts["dtype"] = str(weight.dtype).removeprefix("torch.")
     facts["pooler"] = getattr(base, "pooler", None) is not None
     # parameters() yields a tied parameter once
@@ -200,27 +338,28 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+_BODY = ("embeddings.", "embeddings_project.", "encoder.", "transformer.")
+
+
 def _body_parameters(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
     for name, parameter in base_model(model).named_parameters():
-        if name.startswith(("embeddings.", "encoder.")):
+        if name.startswith(_BODY):
             yield name, parameter
 
 
 def _refuse_unknown_family(model: PreTrainedModel) -> None:
     cls = type(model).__name__
-    known = ", ".join(f"'{family}'" for family in SUPPORTED_FAMILIES)
     config = getattr(model, "config", None)
     family = getattr(config, "model_type", None)
-    if family == "obce_bert":
+    if str(family).startswith("obce_"):
         raise ValueError(
             f"model is a {cls}, which obce has already pruned, expected a dense model: scoring and pruning a "
             "pruned model again is not supported yet; start from the dense checkpoint."
         )
-    if family not in SUPPORTED_FAMILIES:
-        raise ValueError(
-            f"model is a {cls} of the family {family!r}, expected an encoder of a supported family "
-            f"({known}), for example BertModel or BertForSequenceClassification."
-        )
+    if family not in LAYOUTS:
+        raise _unknown_family(cls, family)
+    if family == "deberta-v2":
+        _refuse_deberta(cls, config)
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         raise ValueError(
             f"model is a {cls} set up as a decoder (config.is_decoder or config.add_cross_attention), "
@@ -228,24 +367,45 @@ def _refuse_unknown_family(model: PreTrainedModel) -> None:
         )
 
 
-def _layer_stack(base: PreTrainedModel, cls: str) -> str:
-    """Name of the one ModuleList whose every member holds the six Linears of a BERT layer."""
+def _refuse_deberta(cls: str, config: Any) -> None:
+    if config.relative_attention and not config.share_att_key and config.pos_att_type:
+        raise ValueError(
+            f"model is a {cls} with share_att_key=False, expected True: query and key of its distances have Linears of "
+            "their own, which obce does not cut."
+        )
+    if getattr(config, "conv_kernel_size", 0) > 0:
+        raise ValueError(
+            f"model is a {cls} with conv_kernel_size={config.conv_kernel_size}, expected 0: a convolution stands "
+            "between its layers, past which least squares cannot see."
+        )
+
+
+def _unknown_family(cls: str, family: str | None) -> ValueError:
+    known = ", ".join(map(repr, LAYOUTS))
+    why = "" if family not in _REFUSED else f" ({_REFUSED[family]})"
+    return ValueError(
+        f"model is a {cls} of the family {family!r}{why}, expected an encoder of a supported family "
+        f"({known}), for example BertModel or RobertaForSequenceClassification."
+    )
+
+
+def _layer_stack(base: PreTrainedModel, cls: str, layout: Layout) -> str:
+    """Name of the one ModuleList whose every member holds the six Linears."""
+
+    def holds_writers(layer: nn.Module) -> bool:
+        return {name for name, _ in layer.named_modules()}.issuperset(layout.writers.values())
+
     found: list[str] = [
         name
         for name, module in base.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) > 0 and all(map(_holds_writers, module))
+        if isinstance(module, nn.ModuleList) and len(module) > 0 and all(map(holds_writers, module))
     ]
     if len(found) != 1:
         raise ValueError(
-            f"model is a {cls} with {len(found)} stacks of layers that hold {', '.join(WRITERS.values())}, "
+            f"model is a {cls} with {len(found)} stacks of layers that hold {', '.join(layout.writers.values())}, "
             "expected exactly one."
         )
     return found[0]
-
-
-def _holds_writers(layer: nn.Module) -> bool:
-    names = {name for name, _ in layer.named_modules()}
-    return names.issuperset(WRITERS.values())
 
 
 def _check_linear(module: nn.Module, where: str, inputs: int, width: int) -> None:

@@ -155,6 +155,59 @@ def recurrence(split: Split, values: NDArray[Any]) -> Recurrence:
     return Recurrence(len(others), int(split.small_side(others).sum()), inside, beside, p)
 
 
+@dataclass(frozen=True, slots=True)
+class Screening:
+    """Balanced gaps of many neurons, found on some texts and judged on others as `balanced_gap` and `recurrence` do.
+
+    Attributes:
+        below: float64 [width], the output under each gap.
+        above: float64 [width], the output over it.
+        high: bool [width], whether the smaller side of the texts that it was found on is the one over the gap.
+        p: float64 [width], as in `Recurrence`.
+        recurs: bool [width], as in `Recurrence`.
+    """
+
+    below: NDArray[np.float64]
+    above: NDArray[np.float64]
+    high: NDArray[np.bool_]
+    p: NDArray[np.float64]
+    recurs: NDArray[np.bool_]
+
+
+def screen(found_on: NDArray[Any], judged_on: NDArray[Any], share: float = BALANCE) -> Screening | None:
+    """Asks many neurons at once whether they have a split that recurs.
+
+    Args:
+        found_on: [n, width] finite outputs, a column a neuron.
+        judged_on: [m, width], their outputs on other texts.
+        share: As in `balanced_gap`.
+
+    Returns:
+        None if there are too few texts for a gap with that share on each side.
+    """
+    from scipy.special import pdtr
+
+    n = len(found_on)
+    least = max(1, math.ceil(share * n))
+    if 2 * least > n or not len(judged_on):
+        return None
+    ordered = np.sort(found_on, axis=0).astype(np.float64)
+    at = np.diff(ordered, axis=0)[least - 1 : n - least].argmax(axis=0) + least - 1
+    columns = np.arange(ordered.shape[1])
+    below, above = ordered[at, columns], ordered[at + 1, columns]
+    del ordered
+    high = n - at - 1 <= at + 1
+    width = above - below
+    others = judged_on.astype(np.float64)
+    inside = ((others > below) & (others < above)).sum(axis=0)
+    under = ((others > below - width) & (others <= below)).sum(axis=0)
+    over = ((others >= above) & (others < above + width)).sum(axis=0)
+    small = ((others > below + width / 2) == high).sum(axis=0)
+    beside = np.minimum(under, over)
+    p = np.where(beside == 0, 1.0, pdtr(inside, np.maximum(beside, 1)))
+    return Screening(below, above, high, p, (p < RECURS_BELOW) & (small > 0) & (small < len(others)))
+
+
 # ---- plain facts -----------------------------------------------------------------------------------------------------
 
 _FACTS: dict[str, Callable[[str], bool]] = {

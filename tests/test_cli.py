@@ -85,6 +85,10 @@ def test_run_does_all_and_is_reused(tiny_bert_dir: Path, corpus: Path, tmp_path:
         ".lock", "run.json", "scores.parquet", "plan.json", "model", "report.html",
     }  # fmt: skip
     assert json.loads(obce(*arguments).stdout)["reused"]
+    measured = (*arguments, "--of", "encoder", "--shares", "measured")
+    assert json.loads(obce(*measured).stdout)["reused"]
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["shares"] == "measured"
+    assert (tmp_path / "run" / "sensitivity.json").is_file()
 
 
 def test_dry_run_writes_nothing(tiny_bert_dir: Path, corpus: Path, tmp_path: Path) -> None:
@@ -194,6 +198,7 @@ def test_keep_outside_its_range(keep: str, scored: Path) -> None:
 def test_run_refuses_before_it_scores(tiny_bert_dir: Path, corpus: Path, tmp_path: Path) -> None:
     for option, word in (("--keep=2", "keep is 2"), ("--preset=x", "preset is 'x'"), ("--score=x", "score is 'x'")):
         refused(obce("run", tiny_bert_dir, corpus, "--out", tmp_path / "run", option), word)
+    refused(obce("run", tiny_bert_dir, corpus, "--out", tmp_path / "run", "--shares", "measured"), "give --keep")
     assert not (tmp_path / "run").exists()
 
 

@@ -24,12 +24,12 @@ FLOW = (
     ("scoring", "plan"),
     ("explain",),
     ("pages",),
-    ("configuration_obce",),
+    ("configuration_obce", "checkpoint_obce"),
     ("modeling_obce",),
     ("prune",),
     ("sensitivity",),
-    ("evaluate", "glue", "report", "bench", "pictures"),
-    ("finetune", "layernorm"),
+    ("evaluate", "glue", "report", "bench", "pictures", "export"),
+    ("finetune", "layernorm", "card"),
     ("compare",),
     ("run",),
     ("demo",),
@@ -40,7 +40,7 @@ LEVEL = {name: level for level, names in enumerate(FLOW) for name in names}
 # `__init__` and `auto_classes` are the package's face: they name modules as text and import them on first use.
 FACE = {"__init__", "auto_classes"}
 # These are copied into checkpoints, where no obce is installed.
-SELF_CONTAINED = {"configuration_obce": set(), "modeling_obce": {"configuration_obce"}}
+SELF_CONTAINED = {"checkpoint_obce": set(), "configuration_obce": set(), "modeling_obce": {"configuration_obce"}}
 
 
 def imports_of(path: Path) -> set[str]:

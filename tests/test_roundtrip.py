@@ -346,7 +346,7 @@ import types, warnings
 from obce import auto_classes
 with warnings.catch_warnings(record=True) as found:
     warnings.simplefilter("always")
-    auto_classes._enter_placeholder(types.ModuleType("configuration_auto"))
+    auto_classes._enter_placeholders(types.ModuleType("configuration_auto"))
 print(*[str(w.message) for w in found])
 """
         assert "install transformers >= 5.14, < 6" in run(code)
@@ -425,7 +425,7 @@ class TestConfiguration:
             ObceBertConfig(**self.SIZES, per_layer_config={0: self.LAYER, 2: self.LAYER})
 
     def test_what_bert_cannot_be(self) -> None:
-        with pytest.raises(ValueError, match="expected False: a pruned BERT is an encoder only"):
+        with pytest.raises(ValueError, match="expected False: a pruned model is an encoder only"):
             ObceBertConfig(**self.SIZES, is_decoder=True)
         with pytest.raises(ValueError, match="hidden_size is 30, expected a multiple of num_attention_heads = 4"):
             ObceBertConfig(**{**self.SIZES, "hidden_size": 30})

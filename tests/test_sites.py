@@ -139,6 +139,7 @@ def test_architecture_is_plain_facts(tiny_bert: BertModel) -> None:
         "hidden_size": 32,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
+        "embedding_size": 0,
         "intermediate_size": 64,
         "vocab_size": tiny_bert.config.vocab_size,
         "max_position_embeddings": 64,
@@ -155,11 +156,11 @@ def test_architecture_is_plain_facts(tiny_bert: BertModel) -> None:
 
 class TestRefusals:
     def test_other_families(self) -> None:
-        config = transformers.RobertaConfig(
-            vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-        )
-        with pytest.raises(ValueError, match=r"RobertaModel of the family 'roberta', expected .* \('bert'\)"):
-            find_sites(transformers.RobertaModel(config))
+        config = transformers.AlbertConfig(vocab_size=50, embedding_size=8, hidden_size=16, num_attention_heads=2)
+        with pytest.raises(ValueError, match=r"AlbertModel of the family 'albert' \(its layers are one .*'bert'"):
+            find_sites(transformers.AlbertModel(config))
+        with pytest.raises(ValueError, match=r"XLMModel of the family 'xlm', expected an encoder of .*'roberta'"):
+            find_sites(transformers.XLMModel(transformers.XLMConfig(n_layers=1, emb_dim=16, n_heads=2, vocab_size=50)))
 
     def test_what_is_no_transformers_model(self) -> None:
         with pytest.raises(ValueError, match="Linear of the family None"):
