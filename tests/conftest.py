@@ -150,16 +150,21 @@ def texts() -> list[str]:
     return make_texts(200)
 
 
-@pytest.fixture(scope="session")
-def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+def make_tiny_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """A tokenizer of the words of `make_texts`; its vocabulary is written to the folder."""
     from transformers import BertTokenizerFast
 
     pieces = list(string.ascii_lowercase + string.digits + string.punctuation)
     vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces, *("##" + p for p in pieces)]
     vocab += [word for word in sorted(set(_WORDS)) if word not in vocab]
-    path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
+    path = folder / "vocab.txt"
     path.write_text("\n".join(vocab) + "\n", encoding="utf-8")
     return BertTokenizerFast(vocab=str(path), do_lower_case=True, model_max_length=64)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    return make_tiny_tokenizer(tmp_path_factory.mktemp("vocab"))
 
 
 def make_tiny_bert(seed: int = 0, **config: Any) -> BertModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,8 +25,6 @@ from obce.run import load_model
 from obce.sites import LAYOUTS, SITE_KINDS, architecture, find_sites, model_hash, usable_max_length
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LAYERS, HEADS, HIDDEN, INNER = 2, 4, 32, 48
@@ -283,6 +282,19 @@ def test_every_class_belongs_to_a_family() -> None:
         theirs = {name for name in dir(module) if name.startswith(f"{prefix}For")}
         missing = theirs - {f"{prefix}For{head}" for head in HEADS_OF[family]}
         assert missing <= {f"{prefix}ForCausalLM"}  # of decoders
+
+
+def test_the_page_has_every_family_and_no_empty_cell() -> None:
+    """docs/families.md, which tests/write_families.py writes."""
+    page = Path(__file__).parents[1] / "docs" / "families.md"
+    lines = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    cells = {line.split(" | ")[0].removeprefix("| "): line.strip("| ").split(" | ") for line in lines[2:]}
+    assert set(cells) == set(LAYOUTS) == set(PREFIXES)
+    for family, row in cells.items():
+        assert len(row) == 7
+        assert all(row)
+        assert all(float(cell) < 1e-4 for cell in row[1:6])
+        assert row[6].split(", ") == HEADS_OF[family]
 
 
 @st.composite

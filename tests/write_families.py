@@ -1,0 +1,132 @@
+"""Writes docs/families.md: every family of encoders, every way to load what was cut from it, each tried.
+
+    python tests/write_families.py
+
+A tiny random model of each family is scored, planned, cut to 60 % of its encoder, repaired by least squares, and
+opened in every way. A cell is the greatest difference in outputs from the pruned model in memory; a way that fails ends
+the command.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import obce
+import torch
+import transformers
+from obce import export
+from obce.prune import masked, prune
+from obce.run import load_model
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "families.md"
+
+# In a process that cannot import obce.
+OPENED = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "obce":
+            raise ImportError(name)
+sys.meta_path.insert(0, Blocked())
+import torch, transformers
+folder, inputs, out, remote = sys.argv[1:]
+opened = transformers.AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=remote == "remote")
+with torch.no_grad():
+    torch.save(opened.eval()(**torch.load(inputs)).logits, out)
+"""
+
+TEXT = """# Families and ways to load
+
+Written by `python tests/write_families.py`, which tries each cell: a tiny random model of the family with a head for
+classification is scored, planned, cut to 60 % of its encoder and repaired by least squares; then it is opened in every
+way. A cell is the greatest difference in its logits from the pruned model in memory (float32; 0 means the same bits).
+[load.md](load.md) says how each way is used, [method.md](method.md#models) what is particular to a family.
+
+{table}
+
+- **pruned, masked**: the dense model with the same neurons replaced, beside the pruned one.
+- **`import obce`**: `AutoModelForSequenceClassification.from_pretrained` after `import obce`.
+- **its own code**: `trust_remote_code=True` in a process that has no obce.
+- **ONNX**: onnxruntime, three shapes of batch and length.
+- **dense, zeros**: the family's own class of transformers in a process that has no obce.
+- **heads**: the family's heads that are cut, saved and loaded in `tests/test_families.py`.
+
+transformers {transformers}, torch {torch}. Other families are refused with the reason ([method.md](method.md#models)).
+"""
+
+
+def load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def main() -> None:
+    families, common = load("test_families"), load("conftest")
+    texts = common.make_texts(120)
+    tokenizer = common.make_tiny_tokenizer(Path(tempfile.mkdtemp()))
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    lines = []
+    for family in families.PREFIXES:
+        lines.append(row(families, family, tokenizer, texts))
+        print(lines[-1], flush=True)
+    head = ["family", "pruned, masked", "`import obce`", "its own code", "ONNX", "dense, zeros", "heads"]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
+    page = TEXT.format(table=table, transformers=transformers.__version__, torch=torch.__version__)
+    PAGE.write_text(page, encoding="utf-8")
+    print(PAGE)
+
+
+def row(families: Any, family: str, tokenizer: Any, texts: list[str]) -> list[str]:
+    model = families.make(family, "SequenceClassification")
+    scores = obce.score(model, tokenizer, texts)
+    plan = obce.plan(scores, model, keep=0.6, of="encoder")
+    small: Any = prune(model, plan, texts=texts, tokenizer=tokenizer, ridge=0.1)
+    inputs = dict(tokenizer(texts[:5], padding=True, return_tensors="pt"))
+
+    @torch.no_grad()
+    def says(one: Any) -> torch.Tensor:
+        return one(**inputs).logits
+
+    expected = says(small)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        places = {way: Path(folder) / way for way in ("own", "remote", "onnx", "dense")}
+        for place in places.values():
+            place.mkdir()
+        with masked(model, plan, texts=texts, tokenizer=tokenizer, ridge=0.1):
+            replaced = says(model)
+        small.save_pretrained(places["own"])
+        own = transformers.AutoModelForSequenceClassification.from_pretrained(places["own"]).eval()
+        assert torch.equal(says(load_model(places["own"], pruned=True)), says(own))
+        export.remote_code(small, places["remote"])
+        export.dense(small, places["dense"], plan=plan)
+        found = [replaced, says(own)]
+        torch.save(inputs, Path(folder) / "inputs.pt")
+        for way in ("remote", "dense"):
+            out = Path(folder) / f"{way}.pt"
+            command = [sys.executable, "-P", "-c", OPENED, str(places[way]), f"{folder}/inputs.pt", str(out), way]
+            subprocess.run(command, check=True, capture_output=True, cwd=folder)
+            found.append(torch.load(out))
+        onnx = export.onnx(small, places["onnx"], tokenizer)
+    differences = [float((one - expected).abs().max()) for one in found]
+    differences.insert(3, onnx)
+    limits = (1e-4, 0.0, 0.0, 1e-4, 1e-4)
+    for name, difference, limit in zip(("masked", "own", "code", "ONNX", "dense"), differences, limits, strict=True):
+        if not difference <= limit:
+            raise AssertionError(
+                f"{family}, {name}: {difference:.2g} from the pruned model, expected at most {limit:g}"
+            )
+    return [family, *(f"{one:.0e}" if one else "0" for one in differences), ", ".join(families.HEADS_OF[family])]
+
+
+if __name__ == "__main__":
+    main()
