@@ -191,7 +191,8 @@ def _check_size(layer: int, key: str, size: Any, least: int, most: int, unit: in
 
 def _check_entries(entries: dict[int | str, dict[str, Any]], layers: int) -> None:
     # Keys are text in config.json, padded with zeros.
-    if sorted(int(layer) for layer in entries) != list(range(layers)):
+    # counted first: a damaged number of layers may be anything
+    if len(entries) != layers or sorted(int(layer) for layer in entries) != list(range(layers)):
         raise ValueError(f"per_layer_config has the layers {list(entries)}, expected each of 0 to {layers - 1} once.")
     for layer, entry in entries.items():
         if set(entry) != set(_KEYS):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,6 +99,7 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import (
     XLMRobertaModel,
 )
 
+from .checkpoint_obce import check_checkpoint
 from .configuration_obce import (
     LayerWidths,
     NarrowConfig,
@@ -526,13 +528,21 @@ class NarrowModel(PreTrainedModel):
                 initialization.copy_(module.kept, torch.arange(len(module.kept)))
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, and the loaded model gives the very bits that the saved one gave.
 
-        Weights mapped from a file start at any byte, and matrix products round differently on data that is not
-        aligned; those are moved to memory aligned as torch allocates it.
+        A directory's files are checked first, and weights that only unpickling opens are refused. Weights mapped from a
+        file start at any byte, and matrix products round differently on data that is not aligned; those are moved to
+        memory aligned as torch allocates it.
+
+        Raises:
+            ValueError: A file is damaged, pickled, or not what `obce.json` lists; see `check_checkpoint`.
         """
-        loaded = super().from_pretrained(*args, **kwargs)
+        source = pretrained_model_name_or_path
+        if source is not None and Path(source).is_dir():
+            check_checkpoint(Path(source) / kwargs.get("subfolder", ""))
+        kwargs.setdefault("use_safetensors", True)
+        loaded = super().from_pretrained(source, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for parameter in model.parameters():
             if parameter.device.type == "cpu" and parameter.data_ptr() % _ALIGNMENT:

@@ -356,7 +356,7 @@ print(*[str(w.message) for w in found])
         package = tmp_path / "carried"
         package.mkdir()
         (package / "__init__.py").write_text("")
-        for name in ("configuration_obce.py", "modeling_obce.py"):
+        for name in ("checkpoint_obce.py", "configuration_obce.py", "modeling_obce.py"):
             (package / name).write_text((ROOT / "obce" / name).read_text())
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.setitem(sys.modules, "obce", None)
