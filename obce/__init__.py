@@ -18,7 +18,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from obce.corpus import Corpus as Corpus
     from obce.corpus import read_corpus as read_corpus
+    from obce.dropins import linkage as linkage
+    from obce.dropins import ripser as ripser
     from obce.explain import explain as explain
+    from obce.explain import explain_head as explain_head
     from obce.h0 import H0 as H0
     from obce.h0 import h0 as h0
     from obce.h0 import h0_distances as h0_distances
@@ -39,13 +42,16 @@ _PUBLIC = {
     "Plan": "obce.plan",
     "Scores": "obce.scores",
     "explain": "obce.explain",
+    "explain_head": "obce.explain",
     "h0": "obce.h0",
     "h0_distances": "obce.h0",
     "h0_line": "obce.h0",
+    "linkage": "obce.dropins",
     "plan": "obce.plan",
     "prune": "obce.prune",
     "r_f": "obce.h0",
     "read_corpus": "obce.corpus",
+    "ripser": "obce.dropins",
     "score": "obce.scoring",
     "sensitivity": "obce.sensitivity",
 }
@@ -72,7 +78,17 @@ sys.modules[__name__].__class__ = _Package
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
-        value = getattr(import_module(_PUBLIC[name]), name)
+        try:
+            module = import_module(_PUBLIC[name])
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.split(".")[0] == "obce":
+                raise
+            raise ModuleNotFoundError(
+                f"obce.{name} needs the package {error.name}, which is not installed; install obce with its "
+                "requirements.",
+                name=error.name,
+            ) from error
+        value = getattr(module, name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'obce' has no attribute {name!r}")

@@ -12,9 +12,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from obce.capture import Progress as Callback
     from obce.corpus import Corpus
     from obce.explain import Explanation
+    from obce.heads import HeadExplanation, NearText
     from obce.plan import Plan
     from obce.run import Run
     from obce.scores import Scores
@@ -718,6 +720,10 @@ def explain_command(
         list[str] | None,
         typer.Option("--neuron", "-n", help="Explain this neuron here, such as 5.intermediate.830; repeated."),
     ] = None,
+    head: Annotated[
+        list[str] | None,
+        typer.Option("--head", help="Explain this head's or layer's cloud here: 5.query.3, 5.hidden; repeated."),
+    ] = None,
     layer: Annotated[int | None, typer.Option(min=0, help="Pages for neurons of this layer alone.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Pages for so many neurons of every site.")] = 3,
     search: Annotated[
@@ -735,9 +741,11 @@ def explain_command(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Write report.html with a page a neuron; with --neuron, say here what that one does.
+    """Write report.html with pages of neurons and heads; with --neuron or --head, say here what that one does.
 
-    A page has a neuron's scores, the texts at both ends, whether its gap recurs, and what tells it plainly.
+    A neuron's page has its scores, the texts at both ends, whether its gap recurs, and what tells it plainly; a head's
+    the merges of its cloud and the texts in its clusters. With a plan the report also says what goes with the neurons
+    that it removes.
     """
     from obce.corpus import read_corpus
     from obce.run import Run
@@ -748,6 +756,7 @@ def explain_command(
     with _step("explaining", "texts") as progress:
         found = run.explain(
             neuron or None,
+            head or None,
             layer=layer,
             top=top,
             search=search,
@@ -757,16 +766,68 @@ def explain_command(
             device=device,
             progress=progress,
         )
-    if neuron:
-        parts = [part for one in found for part in _explained(one, texts=not no_texts)]
-        _emit(as_json, {"neurons": [_plain_explanation(one, not no_texts) for one in found]}, *parts)
+    if neuron or head:
+        parts = [part for one in found.neurons for part in _explained(one, texts=not no_texts)]
+        parts += [part for cloud in found.heads for part in _explained_head(cloud, texts=not no_texts)]
+        facts = {
+            "neurons": [_plain_explanation(one, not no_texts) for one in found.neurons],
+            "heads": [_plain_head(one, not no_texts) for one in found.heads],
+        }
+        _emit(as_json, facts, *parts)
         return
-    path = run.report(explanations=found, corpus=texts, texts=not no_texts)
+    path = run.report(findings=found, corpus=texts, texts=not no_texts)
     _emit(
         as_json,
-        {"report": str(path), "pages": [one.name for one in found]},
-        f"report with {len(found):,} neurons' pages in {path}",
+        {
+            "report": str(path),
+            "pages": [one.name for one in found.neurons],
+            "heads": [one.name for one in found.heads],
+        },
+        f"report with pages of {len(found.neurons):,} neurons and {len(found.heads):,} heads and layers in {path}",
     )
+
+
+def _plain_head(one: HeadExplanation, texts: bool) -> dict[str, Any]:
+    plain = one.to_dict()
+    if not texts:
+        plain["last"] = []
+        for scale in plain["scales"]:
+            for cluster in scale["clusters"]:
+                cluster["nearest"] = []
+    return plain
+
+
+def _explained_head(one: HeadExplanation, texts: bool) -> list[Table | Text | str]:
+    from obce.heads import clusters_said
+    from obce.pages import harmless, head_lines
+    from obce.report import plain_table
+
+    standings = plain_table(f"{one.name}: {one.n:,} texts as points of {one.d:,} coordinates")
+    for label in ("score", "value", "rank in its kind", "Spearman of two halves"):
+        standings.add_column(label, justify="left" if label == "score" else "right")
+    for name, at in one.standings.items():
+        stability = one.stability[name]
+        agreed = f"{stability:.2f}" if isfinite(stability) else "-"
+        standings.add_row(name, f"{at.value:.4g}", f"{at.rank:,} of {at.of:,}", agreed)
+    parts: list[Table | Text | str] = [standings, *map(Text, head_lines(one))]
+
+    def listed(title: str, label: str, rows: Sequence[NearText]) -> None:
+        table = plain_table(title)
+        for name in ("text", label, ""):
+            table.add_column(name, justify="right" if name else "left")
+        for row in rows:
+            table.add_row(
+                f"{row.number:,}", f"{row.at:.4g}", Text(harmless(" ".join(row.text.split()), _SHOWN_LETTERS))
+            )
+        parts.append(table)
+
+    for scale in one.scales:
+        parts.append(Text(clusters_said(scale)))
+        for cluster in scale.clusters if texts else ():
+            listed(f"A cluster of {cluster.size:,} texts: those nearest its centre", "distance", cluster.nearest)
+    if texts and one.last:
+        listed("Texts that join last, by themselves", "at", one.last)
+    return parts
 
 
 def _plain_explanation(one: Explanation, texts: bool) -> dict[str, Any]:
@@ -777,7 +838,7 @@ def _plain_explanation(one: Explanation, texts: bool) -> dict[str, Any]:
 
 
 def _explained(one: Explanation, texts: bool) -> list[Table | Text | str]:
-    from obce.pages import harmless, lines
+    from obce.pages import harmless, instead_lines, lines
     from obce.report import plain_table
 
     standings = plain_table(f"{one.name}: {one.verdict if texts else one.verdict.split(';')[0]}")
@@ -789,6 +850,8 @@ def _explained(one: Explanation, texts: bool) -> list[Table | Text | str]:
             name, f"{at.value:.4g}", f"{at.rank:,} of {at.of:,}", "-" if stability is None else f"{stability:.2f}"
         )
     parts: list[Table | Text | str] = [standings, *map(Text, lines(one, texts=texts))]
+    if one.replaced is not None:
+        parts += map(Text, instead_lines(one.replaced))
     if texts:
         ends = plain_table("Texts at both ends")
         ends.add_column("output", justify="right")

@@ -6,7 +6,8 @@ vector one of 384 to 1,024. The deaths of such a cloud are the edge lengths of i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,24 @@ class Clouds:
 
     def __len__(self) -> int:
         return len(self.layer)
+
+    def names(self) -> list[str]:
+        """[M] names: `"5.query.3"`, or `"5.hidden"`."""
+        return [
+            f"{layer}.{CLOUD_KINDS[kind]}" + ("" if head < 0 else f".{head}")
+            for layer, kind, head in zip(self.layer.tolist(), self.kind.tolist(), self.head.tolist(), strict=True)
+        ]
+
+    def row(self, layer: int, kind: str, head: int = -1) -> int:
+        """Row of a cloud; head is -1 for `hidden`.
+
+        Raises:
+            KeyError: There is none.
+        """
+        here = (self.layer == layer) & (self.kind == CLOUD_KINDS.index(kind)) & (self.head == head)
+        if not here.any():
+            raise KeyError(f"there is no cloud of layer {layer}, {kind}, head {head}")
+        return int(here.argmax())
 
     def stability(self, score: str) -> dict[str, float]:
         """Kind -> Spearman correlation of a score between the two halves, over all clouds of that kind; NaN below 3.
@@ -106,6 +125,34 @@ class Clouds:
                 for name in (score, f"{score}_a", f"{score}_b")
             },
         )
+
+
+def place_of(name: str, layers: Sequence[int], heads: int) -> tuple[int, str, int]:
+    """Layer, kind and head (-1 for `hidden`) of a cloud's name.
+
+    Args:
+        name: `"5.query.3"` (layer, kind of `CLOUD_KINDS`, head) or `"5.hidden"`.
+        layers: Layers that there are.
+        heads: Heads of a layer.
+
+    Raises:
+        ValueError: It names none.
+    """
+    found = re.fullmatch(r"(\d{1,6})\.([a-z]+)(?:\.(\d{1,6}))?", name, re.ASCII)
+    if found is not None and found[2] in CLOUD_KINDS and int(found[1]) in layers:
+        head = -1 if found[3] is None else int(found[3])
+        if (found[2] == "hidden") == (head < 0) and head < heads:
+            return int(found[1]), found[2], head
+    raise ValueError(
+        f"cloud is {name!r}, expected layer.kind.head with a layer from {min(layers, default=0)} to "
+        f"{max(layers, default=0)}, a kind of {', '.join(CLOUD_KINDS[:-1])} and a head below {heads}, or layer.hidden"
+    )
+
+
+def points_of(vectors: NDArray[np.float32], heads: int, head: int) -> NDArray[np.float32]:
+    """float32 [n, d], contiguous: a head's part of vectors [n, width] of all heads, or all of it where head is -1."""
+    size = vectors.shape[1] // heads
+    return np.ascontiguousarray(vectors if head < 0 else vectors[:, head * size : (head + 1) * size])
 
 
 def cloud_scores(

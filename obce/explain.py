@@ -143,6 +143,8 @@ class Explanation:
 def _told(reason: Reason | None) -> str:
     if reason is None:
         return ""
+    if not reason.precision:
+        return "; no plain fact tells its smaller side"
     return f"; the plainest fact: {reason.words} (precision {reason.precision:.0%}, recall {reason.recall:.0%})"
 
 
@@ -173,9 +175,9 @@ class Removal:
 
     Attributes:
         counts: `"removed"` and `"kept"` -> neurons, and of them: that vary at [CLS], whose split recurs, and whose
-            largest gap isolates fewer than 1 % of the texts.
+            largest gap isolates at most 1 % of the texts (or one).
         recurring: Removed neurons whose split recurs, the widest gaps first, at most `SEPARATED`.
-        isolating: Removed neurons whose largest gap isolates fewer than 1 % of the texts, the widest first, likewise.
+        isolating: Removed neurons whose largest gap isolates as few texts, the widest first, likewise.
         repair: What replaces removed neurons, None without a pruned model.
         errors: As in `obce.removal.Pruned`.
         fitted_on: Texts that least squares was fitted on.
@@ -433,6 +435,10 @@ class _Neuron:
 # ---- passing the texts -----------------------------------------------------------------------------------------------
 
 
+_Through = Callable[[TokenBatches, "NDArray[np.int64]"], None]
+"""Takes batches of some texts of the corpus, and which texts these are."""
+
+
 @dataclass
 class _Passed:
     """What the texts gave, in the batches of the scoring.
@@ -552,7 +558,7 @@ def _passed(
     place[points] = np.arange(len(points))
     walk = _walk if meta["tokens"] else _walk_at_cls
     done = 0
-    with walk(model, sites, columns or {}, clouds, meta["precision"]) as through:
+    with walk(model, sites, columns or {}, clouds, meta["precision"], place, found) as through:
         for shard in corpus.shards(int(meta["seed"]), int(meta["shard_texts"])):
             batches = tokenize(
                 corpus.entries(shard.texts),
@@ -560,15 +566,12 @@ def _passed(
                 max_length=int(meta["max_length"]),
                 batch_tokens=int(meta["batch_tokens"]),
             )
-            through(batches, shard.texts, place, found)
+            through(batches, shard.texts)
             _take_ids(batches, corpus, tokenizer, shard.texts, found)
             done += len(shard.texts)
             if progress is not None:
                 progress(done, len(corpus))
     return found
-
-
-_Through = Callable[[TokenBatches, "NDArray[np.int64]", "NDArray[np.int64]", _Passed], None]
 
 
 @contextmanager
@@ -578,6 +581,8 @@ def _walk(
     columns: Mapping[str, Sequence[int]],
     clouds: Sequence[tuple[int, str]],
     precision: Any,
+    place: NDArray[np.int64],
+    found: _Passed,
 ) -> Iterator[_Through]:
     """Passes batches through the whole model; sums over tokens, which a scoring makes, are not made again."""
     every = {site.name: site for site in find_sites(model)}
@@ -589,10 +594,10 @@ def _walk(
     for layer, kind in clouds:
         taking.cloud(every, layer, kind)
     pieces: dict[str, list[NDArray[np.float32]]] = {name: [] for name in columns}
-    starts: dict[int, int] = {}
+    found.starts = np.full(len(place), -1)
     end = 0
 
-    def through(batches: TokenBatches, texts: NDArray[np.int64], place: NDArray[np.int64], found: _Passed) -> None:
+    def through(batches: TokenBatches, texts: NDArray[np.int64]) -> None:
         nonlocal end
         for batch in batches:
             here = texts[batch.indices]
@@ -605,14 +610,13 @@ def _walk(
                     found.vectors[of][place[here[inside]]] = output[inside]
                 else:
                     pieces[of].append(output[real])
-            for text, length in zip(here.tolist(), real.sum(1).tolist(), strict=True):
-                starts[text] = end
-                end += length
-        found.tokens = {name: np.concatenate(some) for name, some in pieces.items()}
-        found.starts = np.array([starts.get(text, -1) for text in range(len(found.ids))], np.int64)
+            lengths = real.sum(axis=1)
+            found.starts[here] = end + np.cumsum(lengths) - lengths
+            end += int(lengths.sum())
 
     with taking.watching(precision):
         yield through
+    found.tokens = {name: np.concatenate(some) for name, some in pieces.items()}
 
 
 @contextmanager
@@ -622,6 +626,8 @@ def _walk_at_cls(
     _columns: Mapping[str, Sequence[int]],
     clouds: Sequence[tuple[int, str]],
     precision: Any,
+    place: NDArray[np.int64],
+    found: _Passed,
 ) -> Iterator[_Through]:
     """As a scoring without sums over tokens did, which computed the last layer at [CLS] alone, in other bits."""
     every = find_sites(model)
@@ -629,7 +635,7 @@ def _walk_at_cls(
     watched = list({site.name: site for site in [*sites, *of_clouds, every[-1]]}.values())
     wanted = {site.name for site in sites}
 
-    def through(batches: TokenBatches, texts: NDArray[np.int64], place: NDArray[np.int64], found: _Passed) -> None:
+    def through(batches: TokenBatches, texts: NDArray[np.int64]) -> None:
         inside = place[texts] >= 0
         for layer in capture(model, batches, watched, tokens=False, chosen=inside, precision=precision):
             for kind, outputs in layer.outputs.items():
@@ -709,34 +715,34 @@ class _Judging:
     def removal(self, scores: Scores, plan: Plan, sites: Mapping[str, Site], pruned: Pruned | None) -> Removal:
         """Which texts the removed neurons set apart."""
         counts = {"removed": np.zeros(4, np.int64), "kept": np.zeros(4, np.int64)}
-        recurring: list[tuple[float, str, Separated | None]] = []
-        isolating: list[tuple[float, str, int]] = []
+        recurring: list[tuple[float, str]] = []
+        isolating: list[tuple[float, str]] = []
         n = len(self.corpus)
         for layer, kind in scores.sites():
             name, rows = f"{layer}.{kind}", scores.rows(layer, kind)
             outputs = self.outputs(name)
             varies = ~scores.constant[rows]
-            std = outputs[:n].std(axis=0, dtype=np.float64)
+            std = np.where(varies, outputs[:n].std(axis=0, dtype=np.float64), 1.0)
             found = screen(outputs[self.fit], outputs[~self.fit])
-            recurs = np.zeros(len(varies), bool) if found is None else found.recurs & varies
+            recurs = varies & (False if found is None else found.recurs)
             small = self._isolated(rows, outputs[:n])
-            alone = (small > 0) & (small < BALANCE * n)
+            alone = (small > 0) & (small <= max(1.0, BALANCE * n))
             kept = np.zeros(len(varies), bool)
             kept[sorted(_kept(plan, layer, sites[name]))] = True
             for what, here in (("kept", kept), ("removed", ~kept)):
                 counts[what] += [np.count_nonzero(here & such) for such in (here, varies, recurs, alone)]
-            for i in np.flatnonzero(recurs & ~kept).tolist() if found is not None else ():
-                recurring.append((float((found.above - found.below)[i] / std[i]), f"{name}.{i}", None))
-            rf = scores.column("rf")[rows] if "rf" in scores.names() else np.zeros(len(varies))
-            isolating += [
-                (float(rf[i] / std[i]), f"{name}.{i}", int(small[i])) for i in np.flatnonzero(alone & ~kept).tolist()
-            ]
+            if found is not None:
+                width = (found.above - found.below) / std
+                recurring += [(float(width[i]), f"{name}.{i}") for i in np.flatnonzero(recurs & ~kept).tolist()]
+            if "rf" in scores.names():
+                width = scores.column("rf")[rows] / std
+                isolating += [(float(width[i]), f"{name}.{i}") for i in np.flatnonzero(alone & ~kept).tolist()]
         recurring.sort(key=lambda one: -one[0])
         isolating.sort(key=lambda one: -one[0])
         return Removal(
             {what: cast("tuple[int, int, int, int]", tuple(some.tolist())) for what, some in counts.items()},
-            tuple(self._divided(_Neuron(scores, name), width) for width, name, _ in recurring[:SEPARATED]),
-            tuple(self._alone(_Neuron(scores, name), width, k) for width, name, k in isolating[:SEPARATED]),
+            tuple(self._divided(_Neuron(scores, name), width) for width, name in recurring[:SEPARATED]),
+            tuple(self._alone(_Neuron(scores, name), width) for width, name in isolating[:SEPARATED]),
             None if pruned is None else pruned.repair,
             {} if pruned is None else pruned.errors,
             0 if pruned is None else pruned.texts,
@@ -764,10 +770,11 @@ class _Judging:
             self._outermost(found.values, side, gap.high),
         )
 
-    def _alone(self, one: _Neuron, width: float, small: int) -> Separated:
+    def _alone(self, one: _Neuron, width: float) -> Separated:
         values = self.own.outputs[one.site][:, one.index]
         gap = largest_gap(values)
         side = gap.small_side(values)
+        small = int(side.sum())
         return Separated(
             one.name,
             f"its largest gap isolates {small:,} {'text' if small == 1 else 'texts'}",
@@ -877,7 +884,7 @@ def _kept(plan: Plan, layer: int, site: Site) -> set[int]:
 
 def _correlations(own: _Passed, neurons: Sequence[_Neuron]) -> dict[str, NDArray[np.float64]]:
     """Neuron -> float64 [width], correlation of its outputs with those of every neuron of its site; 0 for constants."""
-    found = {}
+    found: dict[str, NDArray[np.float64]] = {}
     for site in dict.fromkeys(one.site for one in neurons):
         here = [one for one in neurons if one.site == site]
         outputs = own.outputs[site].astype(np.float64)

@@ -1,4 +1,4 @@
-"""The part of the report that shows neurons one by one: data for its script, texts made harmless.
+"""The part of the report that shows neurons and heads one by one: data for its script, texts made harmless.
 
 Corpus text comes from anywhere. It reaches the page as JSON in which no tag can begin, is written by the script as
 text and never as markup, and has lost what a browser would obey: control characters, and marks that turn the reading
@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -19,19 +19,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
+from obce.clouds import CLOUD_KINDS, CLOUD_SCORES
+from obce.heads import NearText, clusters_said
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from obce.corpus import Corpus
-    from obce.explain import Explanation, ShownText
+    from obce.explain import Explanation, Findings, Separated, ShownText
+    from obce.heads import HeadExplanation
     from obce.plan import Plan
+    from obce.removal import Replacement
     from obce.scores import Scores
 
 LETTERS = 600
 """Letters of a text that the page has room for."""
 
 ISOLATING = 25
-"""Texts listed that isolate neurons."""
+"""Texts listed that isolate neurons, and texts listed that were cut."""
+
+DATA_BYTES = 18_000_000
+"""The page's data: what would make it larger is left out, and the page says so."""
+
+# Shares of it: the table of all neurons, their pages, the pages of heads.
+_TABLE_SHARE, _NEURONS_SHARE = 0.68, 0.25
+
+# Which scores the table has first, where it has no room for all; the plan's own comes before them.
+_FIRST = ("effect", "rf", "std", "spread", "rf_bagged", "magnitude", "taylor", "effect_abs")
 
 WITHHELD = "(text withheld)"
 
@@ -45,9 +59,15 @@ class Explained:
 
     Attributes:
         scores: Names of the scores in the table.
-        truncated: Texts that were cut, as text.
+        left_out: What the page has no room for, one sentence each.
+        truncated: Number of texts that were cut, as text.
+        cut: Some of them: `number`, `text`.
         max_length: Tokens they were cut to.
         isolating: Texts that isolate neurons: `neurons`, `number`, `text`.
+        best: The neurons highest in the first score, for paper, where the table cannot scroll: name and values.
+        clouds: Whether there are pages of heads and layers.
+        removal: What goes with the removed neurons: `counts`, `recurring`, `isolating`, `repair`, `errors`,
+            `fitted_on`; None without a plan.
         data: JSON in which no tag can begin.
         script: The page's script.
         style: The page's additional style.
@@ -55,9 +75,14 @@ class Explained:
     """
 
     scores: list[str]
+    left_out: list[str]
     truncated: str
+    cut: list[dict[str, Any]]
     max_length: int
     isolating: list[dict[str, Any]]
+    best: list[tuple[str, list[float]]]
+    clouds: bool
+    removal: dict[str, Any] | None
     data: Markup
     script: Markup
     style: Markup
@@ -73,22 +98,23 @@ def harmless(text: str, letters: int = LETTERS) -> str:
 
 def explained(
     scores: Scores,
-    explanations: Sequence[Explanation],
+    findings: Findings,
     corpus: Corpus,
     *,
     plan: Plan | None = None,
     texts: bool = True,
+    data_bytes: int = DATA_BYTES,
 ) -> Explained:
     """Makes the data of the page.
 
     Args:
         scores: Scores of a model.
-        explanations: Neurons that get a page.
+        findings: Neurons and clouds that get a page, and what the plan removes.
         corpus: The texts that were scored.
         plan: A plan for the model.
         texts: Whether any text of the corpus may be shown; without them pages have numbers alone.
+        data_bytes: Most bytes of data; then columns of the table, and pages, are left out from the last.
     """
-    columns = [name for name in scores.names() if name not in ("mean",)]
     sites, end = [], 0
     for layer, kind in scores.sites():
         rows = scores.rows(layer, kind)
@@ -96,38 +122,119 @@ def explained(
             {"name": f"{layer}.{kind}", "layer": layer, "kind": kind, "width": rows.stop - rows.start, "start": end}
         )
         end += rows.stop - rows.start
+    fixed = {
+        "sites": sites,
+        "stability": {
+            name: {kind: round(found[0], 4) for kind, found in by_kind.items()}
+            for name in _shown_scores(scores)
+            if (by_kind := scores.stability(name).by_kind)
+        },
+        "constant": _bits(scores.constant),
+        "kept": None if plan is None else _bits(_kept(scores, plan)),
+        "clouds": _clouds(scores),
+    }
+    room = _Room(data_bytes, len(_json(fixed).encode()))
+    columns = room.columns(scores, plan)
     # each text once, whatever the number of neurons that show it
     shown: dict[int, dict[str, Any]] = {}
-    pages = [_page(one, shown, texts) for one in explanations]
+    neurons, neurons_left = room.pages(findings.neurons, _page, shown, texts, _NEURONS_SHARE)
+    heads, heads_left = room.pages(findings.heads, _head_page, shown, texts, None)
     packed = {
-        "sites": sites,
+        **fixed,
         "scores": columns,
         "columns": {
             name: _coded(np.where(scores.ranked(name), scores.column(name), np.nan).astype(np.float32))
             for name in columns
         },
-        "stability": {
-            name: {kind: round(found[0], 4) for kind, found in by_kind.items()}
-            for name in columns
-            if (by_kind := scores.stability(name).by_kind)
-        },
-        "constant": _bits(scores.constant),
-        "kept": None if plan is None else _bits(_kept(scores, plan)),
         "texts": shown,
-        "pages": pages,
+        "pages": neurons,
+        "heads": heads,
     }
     script = _asset("neurons.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    out = [name for name in _shown_scores(scores) if name not in columns]
     return Explained(
         columns,
+        [
+            *([f"The table has no room for {', '.join(out)}: these are in scores.parquet."] if out else []),
+            *_left_out("neuron", neurons_left),
+            *_left_out("head", heads_left),
+        ],
         f"{scores.meta.get('truncated', 0):,}",
+        [
+            {"number": number, "text": _line(corpus.texts[number]) if texts else WITHHELD}
+            for number in findings.truncated[:ISOLATING]
+        ],
         int(scores.meta["max_length"]),
         _isolating(scores, corpus, texts),
+        _best(scores, columns),
+        bool(heads),
+        _removal(findings, texts),
         _json(packed),
         Markup(script),  # noqa: S704  (our own file)
         Markup(_asset("neurons.css")),  # noqa: S704
         f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
     )
+
+
+def _shown_scores(scores: Scores) -> list[str]:
+    return [name for name in scores.names() if name != "mean"]
+
+
+class _Room:
+    """How much of the data fits beside what is always there."""
+
+    def __init__(self, data_bytes: int, fixed: int) -> None:
+        self.all = data_bytes
+        self.left = float(data_bytes - fixed - 1000)  # the names of the other parts, and of their columns
+
+    def columns(self, scores: Scores, plan: Plan | None) -> list[str]:
+        """The scores that the table has room for, at least one, in their usual order."""
+        names = _shown_scores(scores)
+        first = [name for name in (*([] if plan is None else [plan.score]), *_FIRST) if name in names]
+        order = list(dict.fromkeys([*first, *names]))
+        each = 16 * len(scores) / 3
+        order = order[: max(1, int(_TABLE_SHARE * self.all / each))]
+        self.left -= each * len(order)
+        return [name for name in names if name in order]
+
+    def pages(
+        self,
+        found: Iterable[Any],
+        page: Callable[[Any, dict[int, dict[str, Any]], bool], dict[str, Any]],
+        shown: dict[int, dict[str, Any]],
+        texts: bool,
+        share: float | None,
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """Pages that fit into a share (None: into what is left), and names of the others; texts go to `shown`."""
+        room = self.left if share is None else min(self.left, share * self.all)
+        fit, left = [], []
+        for one in found:
+            more: dict[int, dict[str, Any]] = {}
+            made = page(one, more, texts)
+            new = {
+                number: text
+                for number, text in more.items()
+                if number not in shown or ("tokens" in text and "tokens" not in shown[number])
+            }
+            size = len(_json([made, new]).encode())
+            if size > room:
+                left.append(one.name)
+                continue
+            room -= size
+            self.left -= size
+            shown |= new
+            fit.append(made)
+        return fit, left
+
+
+def _left_out(what: str, names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    return [
+        f"The page has no room for the pages of {len(names):,} more {what}s, {names[0]} to {names[-1]}: "
+        f"obce explain RUN --{what} NAME prints one."
+    ]
 
 
 def _asset(name: str) -> str:
@@ -161,6 +268,10 @@ def _kept(scores: Scores, plan: Plan) -> NDArray[np.bool_]:
     return found
 
 
+def _line(text: str) -> str:
+    return harmless(" ".join(text.split()))
+
+
 def _page(one: Explanation, shown: dict[int, dict[str, Any]], texts: bool) -> dict[str, Any]:
     def listed(some: Sequence[ShownText]) -> list[dict[str, Any]]:
         rows = []
@@ -186,7 +297,123 @@ def _page(one: Explanation, shown: dict[int, dict[str, Any]], texts: bool) -> di
         "low": listed(one.low),
         "high": listed(one.high),
         "edge": listed(one.edge),
+        "instead": _instead(one.replaced),
     }
+
+
+def _instead(replaced: Replacement | None) -> dict[str, Any] | None:
+    if replaced is None:
+        return None
+    return {
+        "words": replaced.words,
+        "rows": [[one.name, _rounded(one.share), _rounded(one.correlation)] for one in replaced.carriers],
+    }
+
+
+def _head_page(one: HeadExplanation, shown: dict[int, dict[str, Any]], texts: bool) -> dict[str, Any]:
+    def listed(some: Sequence[NearText]) -> list[list[float]]:
+        for text in some:
+            shown.setdefault(text.number, {"text": harmless(text.text) if texts else WITHHELD})
+        return [[text.number, _rounded(text.at)] for text in some]
+
+    return {
+        "name": one.name,
+        "n": one.n,
+        "d": one.d,
+        "constant": one.constant,
+        "lines": head_lines(one),
+        "tree": None
+        if one.tree is None
+        else {
+            "sizes": one.tree.sizes,
+            "heights": [_rounded(height) for height in one.tree.heights],
+            "merges": [[left, right, death] for left, right, death in one.tree.merges],
+        },
+        "scales": [
+            {
+                "said": clusters_said(scale),
+                "at": _rounded(scale.at),
+                "clusters": [{"size": cluster.size, "texts": listed(cluster.nearest)} for cluster in scale.clusters],
+            }
+            for scale in one.scales
+        ],
+        "last": listed(one.last),
+    }
+
+
+def head_lines(one: HeadExplanation) -> list[str]:
+    """What is said of a cloud beside its numbers, one sentence a line."""
+    found = []
+    if one.constant:
+        found.append("The points do not differ beyond rounding: the cloud has no persistence to speak of.")
+    elif not one.scales:
+        found.append("No scale of this cloud divides its texts.")
+    if one.kept is not None:
+        found.append(f"The plan: {one.fate}, {one.kept[0]:,} of {one.kept[1]:,} neurons stay.")
+    elif one.fate is not None:
+        found.append(f"The plan: the layer is {one.fate}.")
+    return found
+
+
+def _clouds(scores: Scores) -> dict[str, Any] | None:
+    """The table of clouds: names, and for each score its values and the agreement of two halves by kind."""
+    clouds = scores.clouds
+    if clouds is None:
+        return None
+    return {
+        "names": clouds.names(),
+        "n": clouds.n,
+        "columns": {name: [_or_none(value) for value in clouds.columns[name].tolist()] for name in CLOUD_SCORES},
+        "stability": {
+            name: {kind: _or_none(value) for kind, value in clouds.stability(name).items()} for name in CLOUD_SCORES
+        },
+        "kinds": list(CLOUD_KINDS),
+        "heads": int(clouds.head.max()) + 1,
+    }
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(f"{value:.7g}")
+
+
+def _removal(findings: Findings, texts: bool) -> dict[str, Any] | None:
+    found = findings.removal
+    if found is None:
+        return None
+
+    def listed(some: Sequence[Separated]) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": one.name,
+                "verdict": one.verdict if texts else one.verdict.split(";")[0],
+                "gap": f"{one.gap:.2f}",
+                "small": f"{one.small:,} of {one.of:,}",
+                "numbers": [number for number, _ in one.texts],
+                "texts": [_line(text) for _, text in one.texts] if texts else [],
+            }
+            for one in some
+        ]
+
+    return {
+        "counts": found.counts,
+        "recurring": listed(found.recurring),
+        "isolating": listed(found.isolating),
+        "repair": found.repair,
+        "errors": found.errors,
+        "fitted_on": found.fitted_on,
+    }
+
+
+def _best(scores: Scores, columns: Sequence[str]) -> list[tuple[str, list[float]]]:
+    values = np.where(scores.ranked(columns[0]), scores.column(columns[0]), -np.inf)
+    names = scores.sites()
+    starts = np.array([scores.rows(*site).start for site in names])
+    found = []
+    for row in np.argsort(-values, kind="stable")[:ISOLATING].tolist():
+        at = int(np.searchsorted(starts, row, side="right")) - 1
+        layer, kind = names[at]
+        found.append((f"{layer}.{kind}.{row - starts[at]}", [float(scores.column(name)[row]) for name in columns]))
+    return found
 
 
 def lines(one: Explanation, *, texts: bool = True) -> list[str]:
@@ -213,6 +440,7 @@ def lines(one: Explanation, *, texts: bool = True) -> list[str]:
         one.reason is not None
         and one.recurs is not None
         and one.recurs.recurs
+        and one.reason.precision
         and (texts or "the token" not in one.reason.words)
     ):
         found.append(
@@ -225,6 +453,17 @@ def lines(one: Explanation, *, texts: bool = True) -> list[str]:
         )
         found.append(f"The plan: {one.fate}{near}.")
     return found
+
+
+def instead_lines(replaced: Replacement) -> list[str]:
+    """What a pruned model has in the place of a removed neuron, one sentence a line."""
+    return [
+        replaced.words,
+        *(
+            f"{one.name}: share {one.share:.3g}, correlation of the outputs {one.correlation:.2f}"
+            for one in replaced.carriers
+        ),
+    ]
 
 
 def _texts(n: int) -> str:
@@ -263,7 +502,7 @@ def _isolating(scores: Scores, corpus: Corpus, texts: bool) -> list[dict[str, An
         {
             "neurons": int(counts[i]),
             "number": int(numbers[i]),
-            "text": harmless(" ".join(corpus.texts[int(numbers[i])].split())) if texts else WITHHELD,
+            "text": _line(corpus.texts[int(numbers[i])]) if texts else WITHHELD,
         }
         for i in order
     ]

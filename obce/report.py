@@ -81,6 +81,8 @@ def render_html(
     *,
     title: str,
     explained: Explained | None = None,
+    repair: str | None = None,
+    compared: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """One self-contained HTML page: what was scored, how far to trust it, what a plan keeps, what came out.
 
@@ -92,6 +94,8 @@ def render_html(
         results: measured models as mappings with `RESULT_KEYS`; the dense one has the score `None`.
         title: heading and window title of the page; any text, it is escaped.
         explained: neurons one by one, from `obce.pages.explained`; the page then has a script.
+        repair: what replaced removed neurons in the run's pruned model, None without one.
+        compared: rows of `obce.compare.compare` that lie in the run.
 
     Returns:
         The page as text, to be written as UTF-8.
@@ -131,7 +135,8 @@ def render_html(
         clouds=[] if scores.clouds is None else _cloud_rows(scores.clouds),
         heads=None if scores.clouds is None else _head_map(scores, plan),
         cloud_texts=None if scores.clouds is None else _count(scores.clouds.n),
-        plan=None if plan is None else _plan_view(scores, plan),
+        plan=None if plan is None else _plan_view(scores, plan) | _measured(plan, rows, compared, repair),
+        repair=repair,
         results=rows,
         result_rows=[_result_view(row) for row in rows],
         result_groups=_result_groups(rows),
@@ -413,6 +418,7 @@ def _strips(scores: Scores, axis: _Axis | None) -> dict[str, Any]:
     }
 
 
+_LEVEL_WIDTH = 10  # of a level's number, in SVG user units
 _PANEL = {"width": 176, "height": 116, "left": 6, "right": 170, "top": 26, "bottom": 96}
 
 
@@ -436,6 +442,14 @@ def _panels(scores: Scores, axis: _Axis | None) -> dict[str, Any]:
                 panel["quantiles"] = quantiles
                 panel["x"] = [axis.at(value, left, right) for value in quantiles]
                 panel["outline"] = _outline(values, axis)
+                # what stands too near another is not written
+                panel["levels"] = [
+                    (level, x)
+                    for level, x in zip((30, 50, 70), panel["x"], strict=True)
+                    if level != 50 or min(x - panel["x"][0], panel["x"][2] - x) >= _LEVEL_WIDTH
+                ]
+                if panel["x"][2] - panel["x"][0] < _LEVEL_WIDTH:
+                    panel["levels"] = []
             panels.append(panel)
         rows.append({"layer": layer, "panels": panels})
     return {**_PANEL, "ticks": [] if axis is None else axis.marks(left, right), "rows": rows}
@@ -530,6 +544,51 @@ def _plan_view(scores: Scores, plan: Plan) -> dict[str, Any]:
         ],
         "sizes": _sizes(plan),
     }
+
+
+def _measured(
+    plan: Plan, results: Sequence[Mapping[str, Any]], compared: Sequence[Mapping[str, Any]], repair: str | None
+) -> dict[str, Any]:
+    """Quality and latency of the dense model and of the one that the plan cuts, where the run holds them."""
+    rows: list[dict[str, str]] = []
+    mine = [
+        row
+        for row in results
+        if row["score"] == plan.score and row["repair"] == repair and row["parameters"] == plan.after.parameters
+    ]
+    if mine:
+        rows.append({"label": "Fidelity", "dense": _fixed(1.0, 4), "pruned": _fixed(mine[0]["fidelity"], 4)})
+    ratios = [row["latency_ratio"] for row in mine if row["latency_ratio"] is not None]
+    for task in dict.fromkeys(row["task"] for row in compared):
+        here = [row for row in compared if row["task"] == task]
+        dense = [row for row in here if not row["score"]]
+        cut = [
+            row
+            for row in here
+            if all(row[name] == getattr(plan, name) for name in ("score", "of", "keep", "shares"))
+            and row["repair"] == repair
+        ]
+        for tuned, words in ((False, "as cut"), (True, "trained again")):
+            found = [row for row in cut if row["tuned"] == tuned]
+            if dense and found:
+                rows.append(
+                    {
+                        "label": f"{task}, {words} (mean of {len(found)})",
+                        "dense": _fixed(_mean(dense, "headline"), 4),
+                        "pruned": _fixed(_mean(found, "headline"), 4),
+                    }
+                )
+                ratios.append(_mean(found, "seconds") / _mean(dense, "seconds"))
+    unmeasured = not rows or not ratios
+    if not rows:
+        rows.append({"label": "Quality", "dense": "not measured", "pruned": "not measured"})
+    latency = _fixed(ratios[0], 2) if ratios else "not measured"
+    rows.append({"label": "Latency", "dense": _fixed(1.0, 2) if ratios else latency, "pruned": latency})
+    return {"measured": rows, "unmeasured": unmeasured}
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+    return float(np.mean([row[name] for row in rows]))
 
 
 def _result_view(row: Mapping[str, Any]) -> dict[str, str]:

@@ -37,17 +37,19 @@ import torch
 from obce import __version__, export, modeling_obce
 from obce.card import Origin, front_matter, name_of, render_card, sizes_of
 from obce.checkpoint_obce import check_checkpoint, read_json, write_manifest
-from obce.clouds import CLOUD_KINDS, Clouds
+from obce.clouds import CLOUD_KINDS, Clouds, place_of, points_of
 from obce.compare import COLUMNS, key_of, row_of
 from obce.corpus import read_corpus, tokenize
 from obce.effects import reading_of
-from obce.explain import TAIL, explain_many, sample
+from obce.explain import TAIL, Findings, examine, sample
 from obce.explain import search as search_texts
 from obce.glue import BATCH_TOKENS, calibration, read_task
 from obce.h0 import H0, h0
+from obce.heads import check_cloud, explain_clouds, sample_clouds
 from obce.pages import explained
 from obce.plan import Plan
 from obce.prune import prune
+from obce.removal import Pruned
 from obce.report import render_html
 from obce.scores import Scores
 from obce.scoring import (
@@ -84,7 +86,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from obce.corpus import Corpus
-    from obce.explain import Explanation
     from obce.finetune import Settings
     from obce.plan import Curves
 
@@ -1181,24 +1182,13 @@ class Run:
         """
         kept = read_kept(self.sketch_path)
         heads = int(kept.meta["heads"])
-        found = re.fullmatch(r"(\d+)\.([a-z]+)(?:\.(\d+))?", name)
-        at = (int(found[1]), found[2]) if found else None
-        whole = at is not None and at[1] == "hidden"
-        head = int(found[3]) if found and found[3] else None
-        if at not in kept.vectors or whole != (head is None) or (head or 0) >= heads:
-            raise ValueError(
-                f"cloud is {name!r}, expected layer.kind.head with a kind of {', '.join(CLOUD_KINDS[:-1])} and a head "
-                f"below {heads}, or layer.hidden, of a run with clouds"
-            )
-        vectors = np.concatenate(kept.vectors[at])
-        if head is not None:
-            width = vectors.shape[1] // heads
-            vectors = vectors[:, head * width : (head + 1) * width]
-        return h0(np.ascontiguousarray(vectors), edges=True)
+        layer, kind, head = place_of(name, sorted({at for at, _ in kept.vectors}), heads)
+        return h0(points_of(np.concatenate(kept.vectors[layer, kind]), heads, head), edges=True)
 
     def explain(
         self,
         neurons: Sequence[str] | None = None,
+        heads: Sequence[str] | None = None,
         *,
         layer: int | None = None,
         top: int = 3,
@@ -1208,11 +1198,13 @@ class Run:
         tail: int = TAIL,
         device: str = "auto",
         progress: Callable[[float, float], None] | None = None,
-    ) -> list[Explanation]:
-        """Explains neurons of the scored model.
+    ) -> Findings:
+        """Explains neurons and heads of the scored model.
 
         Args:
-            neurons: Their names; None for some of every site, or those that `search` finds.
+            neurons: Their names. Without names of neurons and heads: some of every site, or those that `search` finds,
+                with the clouds that get a page (`obce.heads.sample_clouds`), and what the plan removes.
+            heads: Names of clouds, `"5.query.3"` or `"5.hidden"`.
             layer, top: As `layer` and `per_site` of `obce.explain.sample`.
             search: Words, as in `obce.explain.search`.
             corpus: The scored texts, where they cannot be read again.
@@ -1221,39 +1213,59 @@ class Run:
             progress: Called with (texts done, texts in all).
 
         Raises:
-            ValueError: There is no such neuron, or the texts are not to be had.
+            ValueError: There is no such neuron or head, or the texts are not to be had.
         """
         scores = self.scores()
         texts = self.corpus() if corpus is None else corpus
-        if neurons is None:
+        whole = neurons is None and heads is None
+        if whole:
             neurons = sample(scores, top, layer) if search is None else search_texts(scores, texts, search)
-        for name in neurons:
+            heads = [name for name in sample_clouds(scores) if layer is None or name.startswith(f"{layer}.")]
+        for name in neurons or ():
             try:
                 scores[name]
             except KeyError as error:
                 raise ValueError(f"neuron: {error.args[0]}") from None
+        for name in heads or ():
+            check_cloud(scores, name)
+        made = self.plan() if self.plan_path.is_file() else None
+        if heads and not neurons and self.sketch_path.is_file():
+            kept = read_kept(self.sketch_path)
+            if all(kept.meta[name] == scores.meta[name] for name in ("model_hash", "corpus_hash")):
+                vectors = {at: np.concatenate(pair) for at, pair in kept.vectors.items()}
+                return Findings(heads=tuple(explain_clouds(scores, heads, vectors, texts, made)))
         source = self.state["model"]
-        return list(
-            explain_many(
-                scores,
-                neurons,
-                to_device(load_model(source), device),
-                load_tokenizer(source),
-                texts,
-                held_out=held_out,
-                plan=self.plan() if self.plan_path.is_file() else None,
-                tail=tail,
-                progress=progress,
-            )
+        model = load_model(source)
+        if model.dtype in (torch.float16, torch.bfloat16):
+            torch.nn.Module.to(model, torch.float32)  # as it was scored
+        model = to_device(model, device)
+        cut = None
+        if made is not None and self.model_path.is_dir():
+            try:
+                cut = Pruned(model, load_model(self.model_path, pruned=True), made)
+            except ValueError:
+                cut = None  # of another plan, or trained again: the report says so
+        return examine(
+            scores,
+            model,
+            load_tokenizer(source),
+            texts,
+            neurons=neurons or (),
+            heads=heads or (),
+            held_out=held_out,
+            plan=made,
+            pruned=cut,
+            removal=whole and made is not None,
+            tail=tail,
+            progress=progress,
         )
 
-    def report(
-        self, *, explanations: Sequence[Explanation] = (), corpus: Corpus | None = None, texts: bool = True
-    ) -> Path:
+    def report(self, *, findings: Findings | None = None, corpus: Corpus | None = None, texts: bool = True) -> Path:
         """Renders the run's page from what the run holds.
 
         Args:
-            explanations: Neurons that get a page, from `explain`; with them the report has every neuron in a table.
+            findings: Neurons and heads that get a page, from `explain`; with them the report has every neuron in a
+                table.
             corpus: The scored texts, where they cannot be read again.
             texts: Whether the page may show texts of the corpus.
 
@@ -1267,11 +1279,19 @@ class Run:
             raise ValueError(f"'{self.results_path}' holds no list of results: remove it, or measure again")
         name = "/".join(Path(str(scores.meta["model_name"])).parts[-2:])
         pages = None
-        if explanations:
-            pages = explained(
-                scores, explanations, self.corpus() if corpus is None else corpus, plan=chosen, texts=texts
-            )
-        html = render_html(scores, chosen, results, title=f"obce report: {name}", explained=pages)
+        if findings is not None:
+            pages = explained(scores, findings, self.corpus() if corpus is None else corpus, plan=chosen, texts=texts)
+        compared = CompareRun(self.path).rows
+        pruned = self.state.get("prune", {}).get("repair") if self.model_path.is_dir() else None
+        html = render_html(
+            scores,
+            chosen,
+            results,
+            title=f"obce report: {name}",
+            explained=pages,
+            repair=pruned,
+            compared=compared,
+        )
         with self._locked():
             self.check_writable()
             _write_text(self.report_path, html)

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from obce.corpus import Corpus
-from obce.explain import explain_many, sample
+from obce.explain import examine, sample
+from obce.heads import sample_clouds
 from obce.pages import explained
 from obce.plan import plan
+from obce.prune import prune
+from obce.removal import Pruned
 from obce.report import render_html
 from obce.scoring import score
 
@@ -41,10 +44,22 @@ def report(
         seed=1, num_hidden_layers=6, hidden_size=384, intermediate_size=1536, num_attention_heads=12
     ).eval()
     corpus = Corpus((HOSTILE, "<b>bold</b> & a river", *texts[:22]), "texts", 0, 0)
-    scores = score(model, tiny_tokenizer, corpus, max_length=48, cloud_texts=0)
+    scores = score(model, tiny_tokenizer, corpus, max_length=48)
     assert len(scores) == 20_736
     made = plan(scores, keep=0.5, of="encoder", score="rf")
-    found = list(explain_many(scores, sample(scores, 1), model, tiny_tokenizer, corpus, plan=made, tail=12))
+    small = prune(model, made, repair="least_squares", texts=corpus, tokenizer=tiny_tokenizer, max_length=48)
+    found = examine(
+        scores,
+        model,
+        tiny_tokenizer,
+        corpus,
+        neurons=sample(scores, 2),
+        heads=sample_clouds(scores),
+        plan=made,
+        pruned=Pruned(model, small, made),
+        removal=True,
+        tail=12,
+    )
     path = tmp_path_factory.mktemp("report") / "report.html"
     view = explained(scores, found, corpus, plan=made)
     path.write_text(render_html(scores, made, title="a report", explained=view), encoding="utf-8")
@@ -90,7 +105,7 @@ def test_sorts_filters_and_finds_without_a_stall(page: Any, report: Path) -> Non
         ("#order", "1", "20,736"),
         ("#kind", "intermediate", "9,216"),
         ("#layer", "3", "1,536"),
-        ("#which", "page", "1"),
+        ("#which", "page", "2"),
         ("#which", "", "1,536"),
         ("#find", "3.intermediate.77", "1"),
         ("#find", "", "1,536"),
@@ -114,20 +129,7 @@ def test_sorts_filters_and_finds_without_a_stall(page: Any, report: Path) -> Non
     page.select_option("#order", "-1")
     values = page.eval_on_selector_all("#body .row", "rows => rows.map(row => row.textContent)")
     assert len(values) < 60, "only what is seen is drawn"
-    best = int(np.nanargmax(rf))
-    layer, rest = divmod(best, 3456)
-    kinds = (
-        ("query", 384),
-        ("key", 384),
-        ("value", 384),
-        ("attention_output", 384),
-        ("intermediate", 1536),
-        ("output", 384),
-    )
-    ends = np.cumsum([width for _, width in kinds])
-    at = int(np.searchsorted(ends, rest, side="right"))
-    kind, width = kinds[at]
-    assert first_rows(page, 1) == [f"{layer}.{kind}.{rest - (ends[at] - width)}"]
+    assert first_rows(page, 1) == [name_of(int(np.nanargmax(rf)))]
 
 
 def test_keys_move_and_open(page: Any) -> None:
@@ -144,6 +146,142 @@ def test_keys_move_and_open(page: Any) -> None:
     page.keyboard.press("End")
     assert page.inner_text("#body .row.active") != ""
     page.go_back()
+
+
+def test_enter_in_the_search_field_stays_here(page: Any, report: Path) -> None:
+    page.fill("#find", "3.intermediate.77")
+    page.focus("#find")
+    page.keyboard.press("Enter")
+    assert page.url == report.as_uri()
+    assert first_rows(page) == ["3.intermediate.77"]
+
+
+@pytest.mark.parametrize("sign", ["-1", "1"])
+def test_order_is_that_of_the_numbers(page: Any, report: Path, sign: str) -> None:
+    rf = np.load(report.with_suffix(".npy"))
+    page.select_option("#by", "rf")
+    page.select_option("#order", sign)
+    defined = np.flatnonzero(~np.isnan(rf))
+    order = defined[np.argsort(rf[defined] * int(sign), kind="stable")]
+    assert first_rows(page, 20) == [name_of(i) for i in order[:20].tolist()]
+    page.focus("#grid")
+    page.keyboard.press("End")
+    last = page.inner_text("#body .row.active span:nth-child(2)")
+    assert np.isnan(rf[row_of(last)]), "what has no value comes last either way"
+
+
+KINDS = (
+    ("query", 384),
+    ("key", 384),
+    ("value", 384),
+    ("attention_output", 384),
+    ("intermediate", 1536),
+    ("output", 384),
+)
+
+
+def name_of(row: int) -> str:
+    layer, rest = divmod(row, 3456)
+    for kind, width in KINDS:
+        if rest < width:
+            return f"{layer}.{kind}.{rest}"
+        rest -= width
+    raise AssertionError(row)
+
+
+def row_of(name: str) -> int:
+    layer, kind, index = name.split(".")
+    before = [width for _, width in KINDS[: [one for one, _ in KINDS].index(kind)]]
+    return 3456 * int(layer) + sum(before) + int(index)
+
+
+def test_heads_open_from_the_ranking_by_link_and_by_key(page: Any, report: Path) -> None:
+    assert not page.is_visible("#cloud-page")
+    page.click("a[href='#head=2.context.7']")
+    assert page.inner_text("#cloud") == "2.context.7"
+    assert page.evaluate("document.activeElement.id") == "cloud"
+    shown = page.inner_text("#cloud-detail")
+    for words in (
+        "24 points, one a text, of 32 coordinates",
+        "MERGE TREE",
+        "BARCODE",
+        "LAST TO JOIN",
+        "THE PLAN: KEPT",
+    ):
+        assert words in shown.upper() or words in shown
+    merges = page.eval_on_selector("#cloud-detail .tree .tail", "path => path.getAttribute('d').split('M').length - 1")
+    assert merges == 23
+    assert "document.title" in shown, "a hostile text is there to read"
+    assert page.eval_on_selector_all("#cloud-detail img, #cloud-detail b, #cloud-detail script", "a => a.length") == 0
+    page.click("#cloud-detail >> text=2.hidden")
+    assert page.inner_text("#cloud") == "2.hidden: the output of layer 2"
+    page.go_back()
+    assert page.inner_text("#cloud") == "2.context.7"
+    page.focus("#cloud-detail a")
+    assert page.inner_text("#cloud-detail a:focus") == "2.query.7"
+    page.keyboard.press("Enter")
+    assert page.inner_text("#cloud") == "2.query.7"
+    assert page.url.endswith("#head=2.query.7")
+
+
+def test_every_head_opens_without_a_stall(page: Any, report: Path) -> None:
+    for name in ("5.query.3", "0.hidden", "3.value.11", "0.key.0", "1.context.1"):
+        page.goto(f"{report.as_uri()}#head={name}")
+        assert page.inner_text("#cloud").startswith(name)
+    shown = page.evaluate(
+        """() => {
+            const found = [];
+            for (const link of document.querySelectorAll("a[href^='#head=']")) {
+                const start = performance.now();
+                link.click();
+                found.push([link.hash, performance.now() - start]);
+            }
+            return found;
+        }"""
+    )
+    assert len(shown) > 72
+    assert max(took for _, took in shown) < 200
+    page.goto(f"{report.as_uri()}#head=0.key.0")
+    assert "do not differ beyond rounding" in page.inner_text("#cloud-detail")
+    assert "obce explain RUN --head 0.key.0" in page.inner_text("#cloud-detail")
+    page.goto(f"{report.as_uri()}#head=9.query.0")
+    page.goto(f"{report.as_uri()}#head=1.hidden.0")
+    assert page.inner_text("#cloud") == "0.key.0", "what is no head opens nothing"
+
+
+def test_what_stands_in_for_a_removed_neuron(page: Any) -> None:
+    names = page.eval_on_selector_all("#removal ~ .wide th a", "links => links.map(link => link.textContent)")
+    assert names
+    page.click(f"#removal ~ .wide th >> text={names[0]}")
+    assert page.inner_text("#neuron") == names[0]
+    page.select_option("#which", "page")
+    pages = page.evaluate("JSON.parse(document.getElementById('data').textContent).pages")
+    gone = next(one for one in pages if one["instead"] and one["instead"]["rows"])
+    page.fill("#find", gone["name"])
+    page.focus("#grid")
+    page.keyboard.press("Enter")
+    shown = page.inner_text("#detail")
+    assert "What stands in for it" in shown
+    other = gone["instead"]["rows"][0][0]
+    page.click(f"#detail >> text={other}")
+    assert page.inner_text("#neuron") == other
+
+
+def test_a_neuron_leads_to_its_head(page: Any, report: Path) -> None:
+    page.goto(f"{report.as_uri()}#neuron=3.value.100")
+    page.click("#detail >> text=3.value.3")
+    assert page.inner_text("#cloud") == "3.value.3"
+
+
+def test_paper_has_no_empty_table(page: Any, report: Path) -> None:
+    assert not page.is_visible(".paper")
+    page.goto(f"{report.as_uri()}#head=2.context.7")
+    page.emulate_media(media="print")
+    assert page.is_visible(".paper") and not page.is_visible("#grid") and not page.is_visible("#tools")
+    assert page.is_visible("#cloud-page") and not page.is_visible("#page")
+    assert len(page.inner_text(".paper").splitlines()) > 25
+    assert page.pdf(format="A4")[:5] == b"%PDF-"
+    page.emulate_media(media="screen")
 
 
 def test_links_open_a_neuron_with_and_without_a_page(page: Any, report: Path) -> None:
@@ -170,6 +308,7 @@ def test_a_phone_has_no_sideways_scroll(browser: Any, report: Path, scheme: str)
     page.select_option("#which", "page")
     page.focus("#grid")
     page.keyboard.press("Enter")
+    page.goto(f"{report.as_uri()}#head=2.context.7")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, paper[4:-1].split(","))) > 380) == (scheme == "light")

@@ -20,11 +20,11 @@ from obce.prune import prune
 from obce.scoring import score
 from torch import nn
 from transformers import (
+    AlbertConfig,
+    AlbertModel,
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
-    AlbertConfig,
-    AlbertModel,
 )
 
 if TYPE_CHECKING:

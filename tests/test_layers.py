@@ -16,12 +16,13 @@ FLOW = (
     ("backends", "gradients"),
     ("operators",),
     ("h0",),
-    ("transformer",),
+    ("transformer", "dropins"),
     ("sites", "corpus"),
     ("sketch", "clouds", "world", "splits"),
     ("capture", "scores"),
     ("effects", "repair"),
     ("scoring", "plan"),
+    ("heads", "removal"),
     ("explain",),
     ("pages",),
     ("configuration_obce", "checkpoint_obce"),
@@ -40,7 +41,11 @@ LEVEL = {name: level for level, names in enumerate(FLOW) for name in names}
 # `__init__` and `auto_classes` are the package's face: they name modules as text and import them on first use.
 FACE = {"__init__", "auto_classes"}
 # These are copied into checkpoints, where no obce is installed.
-SELF_CONTAINED = {"checkpoint_obce": set(), "configuration_obce": set(), "modeling_obce": {"configuration_obce"}}
+SELF_CONTAINED = {
+    "checkpoint_obce": set(),
+    "configuration_obce": set(),
+    "modeling_obce": {"checkpoint_obce", "configuration_obce"},
+}
 
 
 def imports_of(path: Path) -> set[str]:

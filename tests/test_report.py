@@ -170,8 +170,8 @@ def test_headings_descend_one_step_at_a_time(page: Page) -> None:
 
 
 def test_tables_have_captions_and_every_header_a_scope(page: Page) -> None:
-    # stability, medians, counts, kept shares, sizes, results
-    assert len(page.tables) == 6
+    # stability, medians, counts, kept shares, sizes, dense and pruned, results
+    assert len(page.tables) == 7
     for table in page.tables:
         assert table["caption"] == 1
         assert table["th"] == table["scope"] > 0
@@ -455,3 +455,53 @@ def test_heads_and_layers_as_clouds() -> None:
     for score in ("rf", "total_persistence", "entropy"):
         expected = f"{clouds.stability(score)['value']:.2f}".replace("-", "\u2212")
         assert expected in lines[1]
+
+
+def compared(**values: Any) -> dict[str, Any]:
+    row = {"task": "SST-2", "score": "rf", "repair": "mean", "keep": 0.5, "of": "encoder", "tuned": False}
+    row |= {"shares": "uniform"}
+    return row | {"headline": 0.8, "seconds": 1.5} | values
+
+
+def test_dense_beside_pruned_where_it_was_measured(scores: Scores) -> None:
+    made = make_plan(preset=None, keep=0.5)
+
+    def shown(
+        results: list[dict[str, Any]], more: list[dict[str, Any]], repair: str | None = "mean"
+    ) -> list[list[str]]:
+        html = render_html(scores, made, results, title="t", repair=repair, compared=more)
+        (table,) = re.findall(r"Table: dense and pruned model.*?</table>", html, re.DOTALL)
+        assert ("obce eval MODEL RUN/model" in table) == ("not measured" in table)
+        return [
+            re.findall(r">([^<]+)</t[hd]>", line)
+            for line in re.findall(r"<tr>(.*?)</tr>", table[table.index("<tbody>") :])
+        ]
+
+    nothing = ["not measured"] * 2
+    assert shown([], []) == [["Quality", *nothing], ["Latency", *nothing]]
+    mine = row(name="a", score="rf", repair="mean", parameters=734_567, fidelity=0.912, latency_ratio=0.61)
+    assert shown([row(), mine], []) == [["Fidelity", "1.0000", "0.9120"], ["Latency", "1.00", "0.61"]]
+    for other in ({"parameters": 700_000}, {"score": "std"}, {"repair": "none"}):
+        assert shown([row(), mine | other], []) == [["Quality", *nothing], ["Latency", *nothing]]
+    dense = [compared(score=None, repair=None, keep=None, headline=value, seconds=3.0) for value in (0.9, 0.92)]
+    rows = [compared(), compared(headline=0.7), compared(tuned=True, headline=0.85)]
+    rows += [compared(score="std"), compared(shares="measured"), compared(keep=0.6), compared(repair="none")]
+    assert shown([], [*dense, *rows]) == [
+        ["SST-2, as cut (mean of 2)", "0.9100", "0.7500"],
+        ["SST-2, trained again (mean of 1)", "0.9100", "0.8500"],
+        ["Latency", "1.00", "0.50"],
+    ]
+    assert shown([mine], [], None) == [["Quality", *nothing], ["Latency", *nothing]]
+
+
+def test_levels_are_drawn_where_there_is_room(scores: Scores) -> None:
+    html = render_html(scores, title="t")
+    panel = html[html.index('data-site="1.output"') :]
+    panel = panel[: panel.index("</svg>")]
+    drawn = {int(level): float(x) for x, level in re.findall(r'class="level" x="([\d.]+)"[^>]*>(\d+)<', panel)}
+    quantile = re.search(r'class="quantile" d="M([\d.]+) [^M]*M([\d.]+) ', panel)
+    assert quantile is not None
+    assert {30, 70} <= drawn.keys() <= {30, 50, 70}
+    assert (drawn[30], drawn[70]) == (float(quantile[1]), float(quantile[2]))
+    flat = replace(scores, columns={**scores.columns, "rf": np.where(scores.constant, np.nan, 1.0)})
+    assert 'class="level"' not in render_html(flat, title="t")

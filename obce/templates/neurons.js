@@ -8,11 +8,13 @@
     if (cls) node.className = cls;
     return node;
   };
-  const floats = (coded) => {
-    const bytes = Uint8Array.from(atob(coded), (c) => c.charCodeAt(0));
-    return new Float32Array(bytes.buffer);
+  const decoded = (coded) => {
+    const text = atob(coded), bytes = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+    return bytes;
   };
-  const shown = (x) => (Number.isNaN(x) ? "–" : Math.abs(x) >= 1e4 || (x !== 0 && Math.abs(x) < 1e-3) ? x.toExponential(2) : x.toPrecision(4));
+  const floats = (coded) => new Float32Array(decoded(coded).buffer);
+  const shown = (x) => (x === null || Number.isNaN(x) ? "–" : Math.abs(x) >= 1e4 || (x !== 0 && Math.abs(x) < 1e-3) ? x.toExponential(2) : x.toPrecision(4));
 
   // ---- every neuron
   const sites = data.sites; // {name, layer, kind, width, start}
@@ -23,7 +25,7 @@
   for (const name of data.scores) columns[name] = floats(data.columns[name]);
   const bits = (coded) => {
     if (!coded) return null;
-    const bytes = Uint8Array.from(atob(coded), (c) => c.charCodeAt(0));
+    const bytes = decoded(coded);
     return (i) => (bytes[i >> 3] >> (7 - (i & 7))) & 1;
   };
   const constant = bits(data.constant);
@@ -35,6 +37,20 @@
     const site = sites.find((one) => one.name === name.slice(0, cut));
     const index = Number(name.slice(cut + 1));
     return site && Number.isInteger(index) && index >= 0 && index < site.width ? site.start + index : -1;
+  };
+
+  const paged = new Uint8Array(total);
+  for (const name of pages.keys()) paged[rowOf(name)] = 1;
+  // Numbers that sort as the values do, whatever their sign: the bits of a float, turned over below zero.
+  const keys = (column, sign) => {
+    const found = new Uint32Array(column.length), bits = new Int32Array(column.buffer);
+    for (let i = 0; i < column.length; i++) {
+      const bit = column[i] === 0 ? 0 : bits[i];
+      const key = (bit < 0 ? ~bit : bit | 0x80000000) >>> 0;
+      // what has no value comes last either way
+      found[i] = Number.isNaN(column[i]) ? 0xffffffff : sign > 0 ? key : ~key;
+    }
+    return found;
   };
 
   const height = 28;
@@ -49,26 +65,22 @@
   const choose = () => {
     const layer = at("layer").value, kind = at("kind").value, which = at("which").value, text = at("find").value.trim();
     const by = columns[at("by").value], sign = Number(at("order").value);
-    const usable = sites.map((s) => (layer === "" || s.layer === Number(layer)) && (kind === "" || s.kind === kind) && true);
+    const usable = sites.map((s) => (layer === "" || s.layer === Number(layer)) && (kind === "" || s.kind === kind));
     const exact = text === "" ? -1 : rowOf(text);
-    const found = [];
+    const key = keys(by, sign), room = 2 ** 21;
+    // value and row in one number below 2^53: sorted without a call for each pair; of equal values the first row
+    const found = new Float64Array(total);
+    let many = 0;
     for (let i = 0; i < total; i++) {
       if (!usable[siteOf[i]]) continue;
       if (which === "constant" && !constant(i)) continue;
       if (which === "kept" && !kept(i)) continue;
       if (which === "removed" && kept(i)) continue;
-      if (which === "page" && !pages.has(nameOf(i))) continue;
+      if (which === "page" && !paged[i]) continue;
       if (exact >= 0 ? i !== exact : text !== "" && !nameOf(i).includes(text)) continue;
-      found.push(i);
+      found[many++] = key[i] * room + i;
     }
-    order = Uint32Array.from(found);
-    // what has no value comes last either way
-    order.sort((a, b) => {
-      const x = by[a], y = by[b];
-      if (Number.isNaN(x)) return Number.isNaN(y) ? a - b : 1;
-      if (Number.isNaN(y)) return -1;
-      return x === y ? a - b : sign * (x - y);
-    });
+    order = Uint32Array.from(found.subarray(0, many).sort(), (x) => x % room);
     at("count").textContent = `${order.length.toLocaleString("en")} of ${total.toLocaleString("en")}`;
     grid.setAttribute("aria-rowcount", order.length + 1);
     spacer.style.height = `${order.length * height}px`;
@@ -92,7 +104,7 @@
       row.setAttribute("aria-rowindex", place + 2);
       row.id = `row-${place}`;
       row.style.top = `${place * height}px`;
-      const cells = [make("span", pages.has(nameOf(i)) ? "●" : ""), make("span", nameOf(i)), make("span", kept ? (kept(i) ? "kept" : "removed") : constant(i) ? "constant" : "")];
+      const cells = [make("span", paged[i] ? "●" : ""), make("span", nameOf(i)), make("span", kept ? (kept(i) ? "kept" : "removed") : constant(i) ? "constant" : "")];
       for (const name of data.scores) cells.push(make("span", shown(columns[name][i]), "number"));
       for (const cell of cells) {
         cell.setAttribute("role", "gridcell");
@@ -125,6 +137,7 @@
   });
   for (const id of ["layer", "kind", "which", "by", "order"]) at(id).addEventListener("change", choose);
   at("find").addEventListener("input", choose);
+  at("tools").addEventListener("submit", (event) => event.preventDefault());
 
   // ---- one neuron
   const standing = (i, name) => {
@@ -227,10 +240,10 @@
     box.append(made);
     return box;
   };
-  const said = (one) => {
+  const said = (one, whole) => {
     const cell = make("td", undefined, "word said");
     cell.dir = "auto";
-    if (!one.tokens) {
+    if (whole || !one.tokens) {
       cell.textContent = one.text;
       return cell;
     }
@@ -246,6 +259,30 @@
     return cell;
   };
   const texts = (caption, list) => table(`${caption} (tokens: blue above zero, orange below, by the neuron's output there)`, ["output", "text"], list.map((one) => [make("td", shown(one.value)), said({ ...data.texts[one.number], ...one })]), "texts");
+  const link = (name, hash, cls) => {
+    const node = make("a", name, cls);
+    node.href = hash;
+    return node;
+  };
+  const cell = (...content) => {
+    const node = make("td");
+    node.append(...content);
+    return node;
+  };
+  const sayings = (list) => {
+    const where = make("ul", undefined, "links");
+    for (const one of list) {
+      const item = make("li");
+      item.append(one);
+      where.append(item);
+    }
+    return where;
+  };
+  const place = (hash, title) => {
+    if (location.hash !== hash) history.pushState(null, "", hash);
+    title.focus();
+    title.scrollIntoView();
+  };
   const open = (name) => {
     const i = rowOf(name);
     if (i < 0) return;
@@ -272,17 +309,117 @@
         detail.append(strip(page), make("h3", "Merge tree of these outputs"), tree(page), make("h3", "Barcode"), barcode(page));
       }
       for (const line of page.lines) detail.append(make("p", line));
+      if (page.instead) {
+        detail.append(make("h3", "What stands in for it"), make("p", page.instead.words));
+        if (page.instead.rows.length) {
+          detail.append(table("Neurons that stay and took over most of it", ["neuron", "share", "correlation of the outputs"], page.instead.rows.map(([other, share, r]) => [cell(link(other, `#neuron=${other}`)), shown(share), r.toFixed(2)])));
+        }
+      }
       if (page.high.length) detail.append(texts("Highest outputs", page.high), texts("Lowest outputs", page.low));
       if (page.edge.length) detail.append(texts("At the largest gap, by ascending output", page.edge));
     }
+    const site = sites[siteOf[i]];
+    if (clouds && at("cloud") && ["query", "key", "value"].includes(site.kind)) {
+      const head = `${site.name}.${Math.floor(((i - site.start) * clouds.heads) / site.width)}`;
+      const line = make("p", "The cloud of its head: ");
+      line.append(link(head, `#head=${head}`));
+      detail.append(line);
+    }
     at("page").hidden = false;
-    if (location.hash !== `#neuron=${name}`) history.pushState(null, "", `#neuron=${name}`);
-    at("neuron").focus();
-    at("neuron").scrollIntoView();
+    place(`#neuron=${name}`, at("neuron"));
+  };
+
+  // ---- one head or layer
+  const clouds = data.clouds; // {names, n, columns, stability, kinds, heads}
+  const cloudRow = new Map(clouds ? clouds.names.map((name, i) => [name, i]) : []);
+  const cloudPages = new Map(data.heads.map((page) => [page.name, page]));
+  const cloudStanding = (score, name) => {
+    const value = clouds.columns[score][cloudRow.get(name)], kind = name.split(".")[1];
+    if (value === null) return null;
+    const others = clouds.names.map((other, i) => [other.split(".")[1], clouds.columns[score][i]]).filter(([of, v]) => of === kind && v !== null);
+    return { value, rank: 1 + others.filter(([, v]) => v > value).length, of: others.length, stability: clouds.stability[score][kind] };
+  };
+  // A dendrogram: leaves in an order without crossings; a leaf of several texts stands on the scale at which they joined.
+  const dendrogram = (page) => {
+    const { sizes, heights, merges } = page.tree, n = sizes.length, highest = merges[merges.length - 1][2] || 1;
+    const y = (d) => 160 - (146 * d) / highest;
+    const nodes = sizes.map((_, i) => ({ x: 20 + (576 * (i + 0.5)) / n, y: y(heights[i]) }));
+    const picture = svg("svg", { viewBox: "0 0 600 196", class: "strip tree", role: "img", "aria-label": `Merge tree, the last ${merges.length} merges, up to ${shown(highest)}` });
+    let path = "", stems = "";
+    nodes.forEach((node, i) => {
+      if (sizes[i] === 1) return;
+      stems += `M${node.x.toFixed(1)} 160V${node.y.toFixed(1)}`;
+      const label = svg("text", { x: node.x.toFixed(1), y: 173, class: "tick", "text-anchor": "middle" });
+      label.textContent = sizes[i];
+      picture.append(label);
+    });
+    for (const [left, right, death] of merges) {
+      const a = nodes[left], b = nodes[right];
+      path += `M${a.x.toFixed(1)} ${a.y.toFixed(1)}V${y(death).toFixed(1)}H${b.x.toFixed(1)}V${b.y.toFixed(1)}`;
+      nodes.push({ x: (a.x + b.x) / 2, y: y(death) });
+    }
+    picture.append(svg("path", { class: "stem", d: stems }), svg("path", { class: "tail", d: path }), svg("path", { class: "rule", d: "M20 160H596" }));
+    page.scales.forEach((scale, i) => {
+      if (scale.at > highest) return;
+      picture.append(svg("path", { class: "cut", d: `M20 ${y(scale.at).toFixed(1)}H596` }));
+      const label = svg("text", { x: 16, y: (y(scale.at) + 3.5).toFixed(1), class: "soft", "text-anchor": "end" });
+      label.textContent = "abc"[i] || "";
+      picture.append(label);
+    });
+    const label = svg("text", { x: 596, y: 190, class: "tick", "text-anchor": "end" });
+    label.textContent = `height: edge length, up to ${shown(highest)} (r_f); the last ${merges.length} of ${page.n - 1} merges; below: texts in a leaf of several`;
+    picture.append(label);
+    return picture;
+  };
+  const bars = (page) => {
+    const deaths = page.tree.merges.map(([, , death]) => death).reverse(), longest = deaths[0] || 1;
+    const picture = svg("svg", { viewBox: `0 0 600 ${deaths.length * 5 + 22}`, class: "strip", role: "img", "aria-label": `Barcode, the ${deaths.length} longest bars` });
+    picture.append(svg("path", { class: "point bars", d: deaths.map((d, i) => `M4 ${5 * i + 4}H${(4 + (592 * d) / longest).toFixed(1)}`).join("") }));
+    const label = svg("text", { x: 596, y: deaths.length * 5 + 18, class: "tick", "text-anchor": "end" });
+    label.textContent = `deaths, from 0 to ${shown(longest)}; the ${deaths.length} longest of ${page.n - 1}, and one that never ends`;
+    picture.append(label);
+    return picture;
+  };
+  const plain = (list, what, label) => table(what, ["text", label, ""], list.map(([number, far]) => [String(number), shown(far), said(data.texts[number] || { text: "" }, true)]), "texts");
+  const openHead = (name) => {
+    if (!clouds || !at("cloud") || !cloudRow.has(name)) return;
+    const page = cloudPages.get(name), detail = at("cloud-detail"), [layer, kind, head] = name.split(".");
+    at("cloud").textContent = head === undefined ? `${name}: the output of layer ${layer}` : name;
+    detail.replaceChildren();
+    const near = (other) => (other === name ? make("strong", other) : link(other, `#head=${other}`));
+    const of = head === undefined ? [] : clouds.kinds.filter((one) => one !== "hidden").map((one) => `${layer}.${one}.${head}`);
+    const beside = [...of, `${layer}.hidden`].filter((other) => cloudRow.has(other)).map(near);
+    detail.append(sayings([...beside, link("back to the ranking", "#clouds")]));
+    const rows = Object.keys(clouds.columns).map((score) => [score, cloudStanding(score, name)]).filter(([, s]) => s);
+    if (rows.length) {
+      detail.append(table(`Persistence of the cloud, and where it stands among all of its kind (${kind})`, ["score", "value", "rank", "Spearman of two halves"], rows.map(([score, s]) => {
+        const first = make("th", { rf: "r_f", total_persistence: "total persistence", entropy: "entropy" }[score]);
+        first.scope = "row";
+        return [first, shown(s.value), `${s.rank} of ${s.of}`, s.stability === null ? "–" : s.stability.toFixed(2)];
+      })));
+    } else {
+      detail.append(make("p", "The points of this cloud do not differ beyond rounding."));
+    }
+    if (!page) {
+      detail.append(make("p", `No page was made for this cloud: obce explain RUN --head ${name}`));
+    } else {
+      detail.append(make("p", `${page.n.toLocaleString("en")} points, one a text, of ${page.d} coordinates.`));
+      for (const line of page.lines) detail.append(make("p", line));
+      if (page.tree) detail.append(make("h3", "Merge tree"), dendrogram(page), make("h3", "Barcode"), bars(page));
+      page.scales.forEach((scale, i) => {
+        detail.append(make("h3", `Scale ${"abc"[i] || i + 1}`), make("p", scale.said));
+        for (const one of scale.clusters) detail.append(plain(one.texts, `A cluster of ${one.size.toLocaleString("en")} texts: those nearest its centre`, "distance"));
+      });
+      if (page.last.length) detail.append(make("h3", "Last to join"), plain(page.last, "Texts that join last, by themselves", "scale"));
+    }
+    at("cloud-page").hidden = false;
+    place(`#head=${name}`, at("cloud"));
   };
   const follow = () => {
     const found = /^#neuron=([0-9]+\.[a-z_]+\.[0-9]+)$/.exec(location.hash);
     if (found) open(found[1]);
+    const head = /^#head=([0-9]+\.[a-z]+(?:\.[0-9]+)?)$/.exec(location.hash);
+    if (head) openHead(head[1]);
   };
   addEventListener("hashchange", follow);
   addEventListener("popstate", follow);
