@@ -7,6 +7,9 @@
 # make fuzz SECONDS=1800  random calls against the oracle, under ASan + UBSan; failures are kept in tests/corpus/
 # make verify  100,000 small and 200 large clouds: every algorithm, SIMD level and thread count, the oracle and scipy;
 #              100,000 streams: no certificate of a sketch is wrong
+# make docs    the pages as a site in build/site; a broken link fails
+# make environments  the wheel in fresh environments of old and new torch, transformers, numpy and Python, and without
+#              each optional part; gigabytes, and half an hour on 2 cores; written to docs/environments.md
 # make aarch64  the engine compiled for 64-bit Arm by zig, and run there if qemu-aarch64 is installed
 # Each does all of its own set-up in .venv and needs nothing but Python 3.11+ and the package index.
 
@@ -19,7 +22,7 @@ OUT ?= gpu-results
 ENGINE := $(wildcard csrc/*) $(wildcard kernels/*) setup.py pyproject.toml MANIFEST.in
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test lint format bench results gpu emulated sanitize fuzz verify aarch64 clean
+.PHONY: help dev demo test lint format bench results gpu emulated sanitize fuzz verify aarch64 docs environments clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -133,6 +136,20 @@ aarch64:
 	  { echo "Compiled for aarch64, not run: there is no qemu-aarch64 (Debian: qemu-user-static)."; exit 0; }; \
 	here=$$($(ARM)/here) && there=$$($$emulator $(ARM)/there) && \
 	echo "answers here $$here, on aarch64 $$there" && test "$$here" = "$$there"
+
+SITE := build/docs
+docs:
+	rm -rf $(SITE) build/site
+	mkdir -p $(SITE)/benchmarks $(SITE)/examples
+	cp -r README.md CONTRIBUTING.md CHANGELOG.md docs $(SITE)
+	cp -r benchmarks/results $(SITE)/benchmarks
+	cp examples/README.md $(SITE)/examples
+	test -x build/zensical/bin/python || $(PYTHON) -m venv build/zensical
+	build/zensical/bin/python -m pip install --quiet -r requirements/docs.txt
+	build/zensical/bin/zensical build --clean --strict
+
+environments:
+	$(PYTHON) tests/environments.py --out docs/environments.md
 
 clean:
 	rm -rf build dist *.egg-info obce/*.so demo-run gpu-results
