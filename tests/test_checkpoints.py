@@ -62,8 +62,9 @@ def test_mutants_are_opened_in_full_or_refused(fuzz: ModuleType, source: Path, t
 def test_the_fuzzer_sees_what_is_wrong(
     fuzz: ModuleType, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the check before loading some mutants end in other ways, and are found."""
-    monkeypatch.setattr("obce.run.check_checkpoint", lambda *_, **__: None)
+    """Without the checks before loading some mutants end in other ways, and are found."""
+    for module in ("run", "modeling_obce"):
+        monkeypatch.setattr(f"obce.{module}.check_checkpoint", lambda *_, **__: None)
     monkeypatch.setattr(fuzz, "SECONDS", 2)
     dense = load_model(source / "dense")
     failed = 0
