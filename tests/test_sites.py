@@ -140,6 +140,8 @@ def test_architecture_is_plain_facts(tiny_bert: BertModel) -> None:
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "embedding_size": 0,
+        "distances": 0,
+        "distance_products": 0,
         "intermediate_size": 64,
         "vocab_size": tiny_bert.config.vocab_size,
         "max_position_embeddings": 64,
