@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
 import os
+import re
+import statistics
 import subprocess
 import sys
 import sysconfig
@@ -239,3 +243,83 @@ def test_a_foreign_kernels_folder_beside_the_package_is_left_alone(checkout: Pat
     code = "import obce.kernels; print(list(obce.kernels.__path__))"
     found = look(code, tmp_path, tmp_path / "site")
     assert found[0] == str([str(tmp_path / "site" / "obce" / "kernels")])
+
+
+@pytest.mark.parametrize("command", [("sdist",), ("bdist_wheel",)], ids=["sdist", "wheel"])
+def test_building_needs_neither_torch_nor_numpy(checkout: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    for name in ("torch", "numpy", "transformers", "scipy"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('the build imported {name}')\n")
+    fake = no_compiler(tmp_path)
+    run(
+        *(sys.executable, "setup.py", "-q", *command, "-d", str(tmp_path / "out")),
+        cwd=checkout,
+        PYTHONPATH=str(tmp_path),
+        CC=fake,
+        CXX=fake,
+    )
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+HEAVY = ("numpy", "scipy", "torch", "transformers", "sklearn", "triton", "pyarrow", "typer", "rich")
+
+
+def test_import_is_fast_and_imports_nothing_else() -> None:
+    code = (
+        "import sys, time; start = time.process_time(); import obce; took = time.process_time() - start\n"
+        f"print(took, *set({HEAVY!r}) & set(sys.modules))"
+    )
+    told = [run(sys.executable, "-P", "-c", code, cwd=ROOT).split() for _ in range(5)]
+    assert [names for _, *names in told] == [[]] * 5
+    assert statistics.median(float(seconds) for seconds, *_ in told) < 0.3
+
+
+def test_numpy_is_all_that_the_engine_imports() -> None:
+    code = (
+        "import sys, obce; obce.h0([[0.0, 1.0], [2.0, 3.0]], edges=True).deaths; obce.r_f([0.0, 1.0])\n"
+        f"print(sorted(set({HEAVY!r}) & set(sys.modules)))"
+    )
+    assert run(sys.executable, "-P", "-c", code, cwd=ROOT) == "['numpy']\n"
+
+
+@pytest.mark.parametrize("missing", ["torch", "transformers"])
+def test_what_needs_a_missing_package_says_so(missing: str) -> None:
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "import obce\n"
+        "assert obce.h0([[0.0, 1.0], [2.0, 3.0]]).r_f[0] > 0\n"
+        "try:\n obce.prune\n"
+        "except ModuleNotFoundError as error: print(error)\n"
+    )
+    said = run(sys.executable, "-P", "-c", code, cwd=ROOT)
+    assert f"obce.prune needs the package {missing}, which is not installed; install obce with its" in said
+
+
+def stub(module: str) -> dict[str, int | None]:
+    """Name -> number of arguments of a function, None for what is none; of a stub."""
+    found: dict[str, int | None] = {}
+    for node in ast.parse((ROOT / "obce" / f"{module}.pyi").read_text("utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            assert not node.args.args and not node.args.kwonlyargs, f"{node.name}: pybind11 takes arguments by position"
+            found[node.name] = len(node.args.posonlyargs)
+        elif isinstance(node, ast.ClassDef):
+            found[node.name] = None
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found[node.target.id] = None
+    return {name: count for name, count in found.items() if not name.startswith("_")}
+
+
+def test_stub_of_the_cuda_module_names_what_is_bound() -> None:
+    source = (ROOT / "csrc" / "bind_cuda.cpp").read_text("utf-8")
+    bound = re.findall(r"(?:m\.def|m\.attr)\(\"(\w+)\"|py::class_<[\w:]+>\(m, \"(\w+)\"", source)
+    assert len(bound) > 10
+    assert set(stub("_cuda")) == {a or b for a, b in bound}
+
+
+def test_stub_of_the_compiled_module_is_its_face() -> None:
+    module = pytest.importorskip("obce._cpu", reason="the compiled engine is not built here")
+    bound = {}
+    for name in dir(module):
+        if not name.startswith("_"):
+            signature = str(getattr(module, name).__doc__).partition(") ->")[0]
+            bound[name] = len(re.findall(r"\barg\d+:", signature))
+    assert stub("_cpu") == bound
