@@ -26,6 +26,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,8 @@ def make(folder: str, python: str, *packages: str) -> str:
         run(python, "-m", "venv", str(place))
     inside = str(place / "bin" / "python")
     if packages:
-        run(inside, "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages)
+        # --upgrade: what is asked without a version is the newest, also where an older one is there.
+        run(inside, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--upgrade", *packages)
     return inside
 
 
@@ -343,6 +345,17 @@ def facts(smoke: str) -> dict[str, Any]:
 # The report ----------------------------------------------------------------------------------------------------------
 
 
+def check_versions(one: Environment) -> None:
+    """The environment was what its name says."""
+    for package in one.packages:
+        name, _, wanted = package.partition("==")
+        found = one.row.get(name, "")
+        if wanted and not fnmatch(found.partition("+")[0], wanted):
+            raise AssertionError(f"{name} {found} was there, expected {wanted}")
+        if not wanted and name in OLDEST and fnmatch(found, OLDEST[name]):
+            raise AssertionError(f"{name} {found} was there, expected the newest")
+
+
 def attempt(one: Environment, archive: str, wheels: dict[str, Path]) -> None:
     """Fills the row."""
     try:
@@ -364,6 +377,7 @@ def attempt(one: Environment, archive: str, wheels: dict[str, Path]) -> None:
             run(inside, "-m", "pip", "uninstall", "-q", "-y", *one.without)
         said = run(inside, "-P", str(Path(__file__).resolve()), "--smoke", one.smoke, HF_HUB_OFFLINE="1")
         one.row = {**json.loads(said.strip().splitlines()[-1]), "result": "works"}
+        check_versions(one)
     except (RuntimeError, AssertionError, OSError, ValueError) as error:
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         one.row = {"result": f"FAILS: {lines[-1].strip()[:300]}" if lines else f"FAILS: {error!r}"}
