@@ -124,8 +124,7 @@ def make(folder: str, python: str, *packages: str) -> str:
         run(python, "-m", "venv", str(place))
     inside = str(place / "bin" / "python")
     if packages:
-        # --upgrade: what is asked without a version is the newest, also where an older one is there.
-        run(inside, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--upgrade", *packages)
+        run(inside, "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages)
     return inside
 
 

@@ -13,7 +13,9 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -323,3 +325,24 @@ def test_stub_of_the_compiled_module_is_its_face() -> None:
             signature = str(getattr(module, name).__doc__).partition(") ->")[0]
             bound[name] = len(re.findall(r"\barg\d+:", signature))
     assert stub("_cpu") == bound
+
+
+@pytest.mark.parametrize(
+    ("torch", "transformers", "sentence"),
+    [
+        ("2.13.0+cpu", "5.24.0", ""),
+        ("2.6.0", "5.24.0", "torch 2.6.0 was there, expected 2.13.0"),
+        ("2.13.0", "5.14.1", "transformers 5.14.1 was there, expected the newest"),
+    ],
+)
+def test_an_environment_of_other_versions_than_its_name_fails(
+    script: Callable[[str], ModuleType], torch: str, transformers: str, sentence: str
+) -> None:
+    environments = script("environments")
+    one = environments.Environment("x", ["torch==2.13.0", "transformers"], "models", "x")
+    one.row = {"torch": torch, "transformers": transformers}
+    if not sentence:
+        environments.check_versions(one)
+        return
+    with pytest.raises(AssertionError, match=re.escape(sentence)):
+        environments.check_versions(one)
