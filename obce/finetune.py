@@ -36,6 +36,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from obce import modeling_obce
+from obce.files import PARTIAL, flush, whole, write_text
 from obce.glue import MAX_LENGTH, Encoded, Task, TaskData, encode, label_order, logits
 from obce.modeling_obce import NarrowModel
 from obce.sites import base_model, layout_of, quiet_transformers, usable_max_length
@@ -48,7 +49,6 @@ Progress = Callable[[int, int], None]
 
 _FORMAT = "obce-finetune"
 _FORMAT_VERSION = 1
-_PARTIAL = ".partial-"
 _WHOLE = "whole"  # in a checkpoint: every file of it is on disk
 _GROUP = 50  # batches whose rows are sorted by length together, as transformers' length-grouped sampler has it
 _LOGGED = 100  # losses of a training, about
@@ -471,9 +471,9 @@ class _Steps(Trainer):
         super()._save_checkpoint(model, trial)
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         for file in folder.iterdir():
-            _flush(file)
+            flush(file)
         (folder / _WHOLE).write_text(repr(self.watch.seconds))
-        _flush(folder / _WHOLE)
+        flush(folder / _WHOLE)
 
 
 def _task_loss(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -537,7 +537,7 @@ def _standing(folder: Path, asked: dict[str, Any]) -> History | None:
     """What a finished training in the folder said; refuses another one, and notes what is asked of a new one."""
     file = folder / "finetune.json"
     if not file.is_file():
-        if folder.exists() and (not folder.is_dir() or any(p.name[:9] != _PARTIAL for p in folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(p.name[:9] != PARTIAL for p in folder.iterdir())):
             raise ValueError(
                 f"out: '{folder}' holds something other than a fine-tuning, expected a new directory; choose another."
             )
@@ -580,38 +580,17 @@ def _whole_checkpoint(folder: Path) -> str | None:
 
 
 def _write(folder: Path, asked: dict[str, Any], model: PreTrainedModel, tokenizer: Any, history: History) -> None:
-    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder))
-    try:
-        with quiet_transformers():
-            model.save_pretrained(partial / "model")
-            tokenizer.save_pretrained(partial / "model")
-        for file in (partial / "model").iterdir():
-            _flush(file)
-        # one that was written before the process was killed is of the same bits, but may not be finished
-        shutil.rmtree(folder / "model", ignore_errors=True)
-        os.replace(partial / "model", folder / "model")
-        _flush(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    # a model that was written before the process was killed is of the same bits, but may not be finished
+    with whole(folder / "model") as partial, quiet_transformers():
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
     _write_json(folder / "finetune.json", {"asked": asked, "history": asdict(history)})
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def _write_json(file: Path, record: dict[str, Any]) -> None:
-    partial = file.with_name(_PARTIAL + file.name)
     text = json.dumps({"format": _FORMAT, "version": _FORMAT_VERSION, **record}, indent=1)
-    partial.write_text(text + "\n", encoding="utf-8")
-    _flush(partial)
-    os.replace(partial, file)
-    _flush(file.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_text(file, text + "\n")
 
 
 def _load(model: PreTrainedModel, folder: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from obce.files import whole
 from obce.scores import CLS_SCORES, Scores
 
 if TYPE_CHECKING:
@@ -1023,12 +1023,8 @@ def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
             contents[folder / f"{name}.{ending}"] = buffer.getvalue()
     folder.mkdir(parents=True, exist_ok=True)
     for path, content in contents.items():
-        partial = path.with_name(f".partial-{path.name}")
-        try:
+        with whole(path) as partial:
             partial.write_bytes(content)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
     _close(figure)
     return list(contents)
 

@@ -34,7 +34,7 @@ from obce.capture import capture
 from obce.corpus import Corpus, TokenBatches, tokenize
 from obce.modeling_obce import NarrowAttention, NarrowModel, ObceDebertaV2SelfAttention, ObceRows
 from obce.repair import RIDGE, Fit, least_squares
-from obce.sites import Site, base_model, find_sites, layers_of, model_hash, usable_max_length
+from obce.sites import PER_HEAD, Site, base_model, find_sites, layers_of, model_hash, usable_max_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,8 +49,6 @@ REPAIR_TEXTS = 1000
 
 # Places a forward pass of the repair, padding included.
 _BATCH_TOKENS = 4096
-
-_PER_HEAD = ("query", "key", "value")
 
 # Kinds that write the residual stream: of these only rows go, their outputs do not.
 _RESIDUAL = ("attention_output", "output")
@@ -368,7 +366,7 @@ def _checked_indices(plan_kept: Mapping[str, Sequence[int]], sites: Mapping[str,
         except TypeError as error:
             raise ValueError(f"plan.kept[{name!r}] holds {error.args[0]}, expected integers.") from None
         # without a neuron a site with heads has lost them all, which is checked below
-        least = 0 if site.kind in _PER_HEAD else 1
+        least = 0 if site.kind in PER_HEAD else 1
         if len(indices) < least or np.any(np.diff(indices) <= 0) or np.any((indices < 0) | (indices >= site.width)):
             raise ValueError(
                 f"plan.kept[{name!r}] is {_shown(indices)}, expected {'at least one neuron' if least else 'neurons'}, "

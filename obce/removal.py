@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from obce.sites import find_sites, layers_of, layout_of
+from obce.sites import READ_BY, find_sites, layers_of, layout_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -184,7 +184,7 @@ class Pruned:
     def _carriers(self, site: Site, index: int, correlations: NDArray[np.float64]) -> tuple[Carrier, ...]:
         change = self._changes(site)
         kept = self.kept[site.name]
-        old, _ = self._linear(site, "query" if site.kind in _PAIRED else _READERS[site.kind])
+        old, _ = self._linear(site, "query" if site.kind in _PAIRED else READ_BY[site.kind])
         if change is None or not len(kept):
             return ()
         own = old.weight[index] if site.kind in _PAIRED else old.weight[:, index][self._rows(site)]
@@ -202,7 +202,7 @@ class Pruned:
 
     def _rows(self, site: Site) -> torch.Tensor:
         """Rows of the dense reader that the pruned one still computes."""
-        old, new = self._linear(site, _READERS[site.kind])
+        old, new = self._linear(site, READ_BY[site.kind])
         rows = getattr(new, "kept", None)
         found: torch.Tensor = torch.arange(len(old.weight)) if rows is None else rows.cpu()
         return found
@@ -212,7 +212,7 @@ class Pruned:
         """float64 [kept, ...]: how each kept neuron's weights were changed; of a reader its columns."""
         name = f"{site.layer}.{'query' if site.kind in _PAIRED else site.kind}"
         if name not in self._change:
-            kind = "query" if site.kind in _PAIRED else _READERS[site.kind]
+            kind = "query" if site.kind in _PAIRED else READ_BY[site.kind]
             old, new = self._linear(site, kind)
             kept = torch.from_numpy(self.kept[name])
             if new is None or new.weight is None:
@@ -223,6 +223,3 @@ class Pruned:
             else:
                 self._change[name] = (after - before[self._rows(site)][:, kept].double()).T.contiguous()
         return self._change[name]
-
-
-_READERS = {"value": "attention_output", "intermediate": "output"}

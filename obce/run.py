@@ -43,6 +43,7 @@ from obce.corpus import read_corpus, tokenize
 from obce.effects import reading_of
 from obce.explain import TAIL, Findings, examine, sample
 from obce.explain import search as search_texts
+from obce.files import PARTIAL, whole, write_text
 from obce.glue import BATCH_TOKENS, calibration, read_task
 from obce.h0 import H0, h0
 from obce.heads import check_cloud, explain_clouds, sample_clouds
@@ -91,7 +92,6 @@ if TYPE_CHECKING:
 
 _FORMAT = "obce-run"
 _FORMAT_VERSION = 1
-_PARTIAL = ".partial-"
 _LOCK = ".lock"
 _SHARDS = "shards"
 
@@ -241,40 +241,6 @@ def _first_sentence(error: Exception) -> str:
 # ---- files ----------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A path to write to, which takes the target's name only if the block ends well; files and directories."""
-    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=target.parent)) / target.name
-    try:
-        yield partial
-        if partial.is_dir():
-            for file in sorted(partial.rglob("*")):
-                if file.is_file():
-                    _flush(file)
-            if target.exists():
-                # a directory cannot be renamed over a full one: the old one steps aside first
-                os.replace(target, partial.parent / "old")
-        else:
-            _flush(partial)
-        os.replace(partial, target)
-        _flush(target.parent)
-    finally:
-        shutil.rmtree(partial.parent, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_text(target: Path, text: str) -> None:
-    with _whole(target) as path:
-        path.write_text(text, encoding="utf-8")
-
-
 def _read_json(path: Path, what: str) -> Any:
     try:
         return read_json(path)
@@ -302,7 +268,7 @@ def write_scores(path: Path, scores: Scores) -> None:
     if scores.clouds is not None:
         facts["obce.clouds"] = json.dumps(scores.clouds.to_dict())
     table = table.replace_schema_metadata(facts)
-    with _whole(path) as partial:
+    with whole(path) as partial:
         pq.write_table(table, partial, compression="zstd")
 
 
@@ -378,7 +344,7 @@ def _write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    with _whole(path) as partial:
+    with whole(path) as partial:
         try:
             save_file({k: np.ascontiguousarray(a) for k, a in arrays.items()}, partial, {"obce": json.dumps(facts)})
         except SafetensorError as error:
@@ -496,7 +462,7 @@ def to_device(model: PreTrainedModel, name: str) -> PreTrainedModel:
 def write_results(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes rows as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_text(path, json.dumps(rows, indent=1) + "\n")
+    write_text(path, json.dumps(rows, indent=1) + "\n")
 
 
 class CompareRun:
@@ -536,7 +502,7 @@ class CompareRun:
                         "another --out"
                     )
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write_text(file, json.dumps(now, indent=1) + "\n")
+        write_text(file, json.dumps(now, indent=1) + "\n")
 
     def keys(self) -> set[tuple[str, ...]]:
         """Keys of the rows there are."""
@@ -545,7 +511,7 @@ class CompareRun:
     def add(self, row: dict[str, Any]) -> None:
         """Keeps a row."""
         self.rows.append(row)
-        with _whole(self.path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        with whole(self.path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows({**row, "metrics": json.dumps(row["metrics"])} for row in self.rows)
@@ -666,7 +632,7 @@ def export_model(
     about = origin(_pooling_of(source)) if origin else _own_origin(model, source)
     target.parent.mkdir(parents=True, exist_ok=True)
     difference = None
-    with _whole(target) as partial:
+    with whole(target) as partial:
         partial.mkdir()
         shown = model
         if way == "remote-code":
@@ -775,7 +741,7 @@ class Run:
                     f"{_FORMAT_VERSION}: choose another directory"
                 )
             self.state = state
-        elif self.path.is_dir() and any(not p.name.startswith((_PARTIAL, _LOCK)) for p in self.path.iterdir()):
+        elif self.path.is_dir() and any(not p.name.startswith((PARTIAL, _LOCK)) for p in self.path.iterdir()):
             raise ValueError(f"run directory '{path}' holds files but no run.json: choose an empty or a new directory")
 
     @classmethod
@@ -793,7 +759,7 @@ class Run:
 
     def _save(self, **steps: Any) -> None:
         self.state = {**self.state, "obce": __version__, **steps}
-        _write_text(self.path / "run.json", json.dumps(self.state, indent=1) + "\n")
+        write_text(self.path / "run.json", json.dumps(self.state, indent=1) + "\n")
 
     @property
     def scores_path(self) -> Path:
@@ -845,9 +811,9 @@ class Run:
             OSError: It cannot.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        for left in self.path.glob(_PARTIAL + "*"):
+        for left in self.path.glob(PARTIAL + "*"):
             shutil.rmtree(left, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=self.path) as probe:
+        with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=self.path) as probe:
             (Path(probe) / "probe").write_bytes(b"obce")
 
     @contextmanager
@@ -997,7 +963,7 @@ class Run:
     def make_plan(self, plan_made: Plan) -> Path:
         """Stores a plan made for this run's scores."""
         with self._locked():
-            _write_text(self.plan_path, json.dumps(plan_made.to_dict()) + "\n")
+            write_text(self.plan_path, json.dumps(plan_made.to_dict()) + "\n")
             self._save(
                 plan={
                     name: getattr(plan_made, name)
@@ -1068,7 +1034,7 @@ class Run:
                 torch.nn.Module.to(model, _device(device))
             small = prune(model, chosen, repair=repair, progress=progress, **given).cpu()
             small.config.obce = {**small.config.obce, "base": name_of(source), "size": sizes_of(chosen)}
-            with _whole(self.model_path) as partial, quiet_transformers():
+            with whole(self.model_path) as partial, quiet_transformers():
                 small.save_pretrained(partial)
                 tokenizer.save_pretrained(partial)
                 pooling = _carry_pooling(source, partial)
@@ -1163,12 +1129,12 @@ class Run:
             model, self.scores(), fitted, held_out, score=score, units=units, read=asked["read"], progress=progress
         )
         with self._locked():
-            _write_text(self.sensitivity_path, json.dumps({"asked": asked, "curves": curves}) + "\n")
+            write_text(self.sensitivity_path, json.dumps({"asked": asked, "curves": curves}) + "\n")
         return curves
 
     def add_results(self, results: list[dict[str, Any]]) -> Path:
         """Stores measured models, with the keys of `obce.report.RESULT_KEYS` each; the report shows them."""
-        _write_text(self.results_path, json.dumps(results, indent=1) + "\n")
+        write_text(self.results_path, json.dumps(results, indent=1) + "\n")
         return self.results_path
 
     def cloud(self, name: str) -> H0:
@@ -1294,5 +1260,5 @@ class Run:
         )
         with self._locked():
             self.check_writable()
-            _write_text(self.report_path, html)
+            write_text(self.report_path, html)
         return self.report_path

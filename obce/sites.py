@@ -50,10 +50,11 @@ class Layout:
 
     def reader(self, kind: str) -> str | None:
         """The Linear that takes in a kind's outputs, relative to the layer."""
-        return self.writers[_READ_BY[kind]] if kind in _READ_BY else None
+        return self.writers[READ_BY[kind]] if kind in READ_BY else None
 
 
-_READ_BY = {"value": "attention_output", "intermediate": "output"}
+READ_BY = {"value": "attention_output", "intermediate": "output"}
+"""Kind -> the kind whose Linear takes it in; the attention product takes in query and key, the stream the others."""
 
 
 def _named(*writers: str) -> dict[str, str]:
@@ -134,7 +135,8 @@ _REFUSED = {
     "qwen3": "it is a decoder, whose first token sees no other",
 }
 
-_PER_HEAD = ("query", "key", "value")
+PER_HEAD = ("query", "key", "value")
+"""Kinds whose neurons are split among heads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +199,7 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
             _check_linear(base.get_submodule(writer), f"{type(model).__name__}: {writer}", inputs[kind], widths[kind])
             read = layout.reader(kind)
             reader = None if read is None else prefix + read
-            sites.append(Site(layer, kind, writer, reader, widths[kind], heads if kind in _PER_HEAD else 1))
+            sites.append(Site(layer, kind, writer, reader, widths[kind], heads if kind in PER_HEAD else 1))
     return sites
 
 

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "obce"
 
 # Lowest first; modules of one line do not import each other.
 FLOW = (
-    ("kernels", "_cpu", "_cuda"),
+    ("kernels", "_cpu", "_cuda", "files"),
     ("reference", "cuda"),
     ("backends", "gradients"),
     ("operators",),

@@ -12,8 +12,9 @@ import pytest
 import torch
 from obce.corpus import read_corpus
 from obce.effects import reading_of
+from obce.files import whole
 from obce.plan import plan
-from obce.run import Run, _whole, load_model, load_tokenizer, read_plan, read_scores, write_scores
+from obce.run import Run, load_model, load_tokenizer, read_plan, read_scores, write_scores
 from obce.scores import Scores
 from obce.scoring import score
 
@@ -159,7 +160,7 @@ class Stopped(BaseException):
 
 
 def stopped_write(target: Path, begin: Callable[[Path], object]) -> None:
-    with _whole(target) as path:
+    with whole(target) as path:
         begin(path)
         raise Stopped
 
@@ -170,7 +171,7 @@ def test_nothing_half_written_takes_the_name(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         stopped_write(target, lambda path: path.write_text("ne"))
     assert target.read_text() == "old"
-    with _whole(target) as path:
+    with whole(target) as path:
         path.write_text("new")
     assert target.read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
@@ -183,7 +184,7 @@ def test_nothing_half_written_takes_a_directorys_name(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         stopped_write(target, lambda path: path.mkdir())
     assert [p.name for p in target.iterdir()] == ["a"]
-    with _whole(target) as path:
+    with whole(target) as path:
         path.mkdir()
         (path / "b").write_text("new")
     assert [p.name for p in target.iterdir()] == ["b"]

@@ -1,0 +1,49 @@
+"""Files that appear under their name only when they are whole: written beside it, flushed to disk, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PARTIAL = ".partial-"
+"""What the names of unfinished files and directories begin with; whoever finds one may remove it."""
+
+
+@contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """A path to write to, which takes the target's name only if the block ends well; files and directories."""
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=target.parent)) / target.name
+    try:
+        yield partial
+        if partial.is_dir():
+            for file in sorted(partial.rglob("*")):
+                if file.is_file():
+                    flush(file)
+            if target.exists():
+                # a directory cannot be renamed over a full one: the old one steps aside first
+                os.replace(target, partial.parent / "old")
+        else:
+            flush(partial)
+        os.replace(partial, target)
+        flush(target.parent)
+    finally:
+        shutil.rmtree(partial.parent, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or the names in a directory, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Writes a file of UTF-8 as `whole` does."""
+    with whole(target) as path:
+        path.write_text(text, encoding="utf-8")
