@@ -172,6 +172,8 @@ def make_tiny_bert(seed: int = 0, **config: Any) -> BertModel:
     import torch
     from transformers import BertConfig, BertModel
 
+    from tiny import shift_biases
+
     settings = {
         "vocab_size": 256,
         "hidden_size": 32,
@@ -183,11 +185,7 @@ def make_tiny_bert(seed: int = 0, **config: Any) -> BertModel:
     }
     torch.manual_seed(seed)
     model = BertModel(BertConfig(**{**settings, **config})).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    shift_biases(model, seed)
     return model
 
 

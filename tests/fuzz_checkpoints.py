@@ -33,12 +33,12 @@ import torch
 from obce import modeling_obce
 from obce.card import Origin, render_card
 from obce.checkpoint_obce import MANIFEST, write_manifest
-from obce.plan import Plan, Size
 from obce.prune import prune
 from obce.run import load_model, read_plan
-from obce.sites import architecture, model_hash
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+from tiny import make_plan
 
 SECONDS = 30
 """Most that one mutant may take, on a busy machine."""
@@ -79,22 +79,7 @@ def originals(folder: Path) -> None:
         "1.attention_output": (0, 3, 15),
         "1.output": tuple(range(1, HIDDEN)),
     }
-    size = Size(100, 50, 10, 400)
-    plan = Plan(
-        model_hash=model_hash(model),
-        architecture=architecture(model),
-        corpus_hash="c0",
-        score="effect",
-        preset=None,
-        keep=0.5,
-        of="encoder",
-        seed=0,
-        floor=0.0,
-        levels={"0": 0.5, "1": 0.5},
-        kept=kept,
-        before=size,
-        after=size,
-    )
+    plan = make_plan(model, kept, score="effect", levels={"0": 0.5, "1": 0.5})
     model.save_pretrained(folder / "dense")
     small = prune(model, plan, repair="none")
     small.save_pretrained(folder / "small")

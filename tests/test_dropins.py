@@ -245,8 +245,10 @@ def test_persim_takes_the_diagrams() -> None:
 
 
 def test_gudhi_takes_the_diagrams() -> None:
-    gudhi = pytest.importorskip("gudhi", reason="gudhi is not installed; pip install gudhi")
-    representations = pytest.importorskip("gudhi.representations", reason="gudhi is not installed; pip install gudhi")
+    gudhi = pytest.importorskip("gudhi", reason="gudhi, parts of which are GPL, is not installed: pip install gudhi")
+    representations = pytest.importorskip(
+        "gudhi.representations", reason="gudhi, parts of which are GPL, is not installed: pip install gudhi"
+    )
     first, second = two_diagrams()
     assert gudhi.bottleneck_distance(first, first, 0) == 0  # by default not 0 but the least positive number
     persim = pytest.importorskip("persim", reason="persim is not installed; it comes with ripser")

@@ -13,29 +13,20 @@ import pytest
 import torch
 import transformers
 from obce import export
-from obce.plan import Plan, Size
+from obce.plan import Plan
 from obce.prune import prune
 from obce.run import Run, export_model, load_model, push
-from obce.sites import architecture, base_model, find_sites, model_hash
+from obce.sites import base_model, find_sites
+
+from tiny import BERT_HEADS, make_encoder, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from transformers import BertModel, PreTrainedTokenizerBase
 
-# Auto class -> the dense class of BERT.
-HEADS = {
-    "AutoModel": "BertModel",
-    "AutoModelForPreTraining": "BertForPreTraining",
-    "AutoModelForMaskedLM": "BertForMaskedLM",
-    "AutoModelForNextSentencePrediction": "BertForNextSentencePrediction",
-    "AutoModelForSequenceClassification": "BertForSequenceClassification",
-    "AutoModelForMultipleChoice": "BertForMultipleChoice",
-    "AutoModelForTokenClassification": "BertForTokenClassification",
-    "AutoModelForQuestionAnswering": "BertForQuestionAnswering",
-}
 # Other shapes of layer, config and attention.
-FAMILIES = ("Roberta", "Electra", "DistilBert", "MPNet", "DebertaV2")
+FAMILIES = ("roberta", "electra", "distilbert", "mpnet", "deberta-v2")
 INPUTS = ("input_ids", "attention_mask")
 
 
@@ -56,23 +47,7 @@ def plan_of(model: Any, *, heads: Sequence[int] = (1, 3), rows: bool = True, dro
             kept[site.name] = tuple(range(1 + site.layer, site.width, 3))
         elif rows and site.layer != 1:
             kept[site.name] = tuple(range(2, site.width, 2))
-    size = Size(parameters=9, encoder=5, flops=7, bytes=36)
-    return Plan(
-        model_hash=model_hash(model),
-        architecture=architecture(model),
-        corpus_hash="c0",
-        score="effect",
-        preset=None,
-        keep=0.5,
-        of="encoder",
-        seed=0,
-        floor=0.0,
-        levels={},
-        kept=kept,
-        before=size,
-        after=size,
-        layers_dropped=dropped,
-    )
+    return make_plan(model, kept, dropped, score="effect")
 
 
 def headed(body: BertModel, name: str) -> Any:
@@ -89,28 +64,9 @@ def small_of(model: Any, **how: Any) -> Any:
     return small
 
 
-def make(family: str, head: str = "SequenceClassification") -> Any:
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-    if family == "DistilBert":
-        sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}
-    extra: dict[str, Any] = {"Electra": {"embedding_size": 16}}.get(family, {})
-    if family == "DebertaV2":
-        extra = {
-            "relative_attention": True,
-            "share_att_key": True,
-            "pos_att_type": ["c2p", "p2c"],
-            "position_buckets": 8,
-        }
-    config = getattr(transformers, f"{family}Config")(
-        vocab_size=256, max_position_embeddings=70, initializer_range=0.25, pad_token_id=0, **sizes, **extra
-    )
-    torch.manual_seed(1)
-    return getattr(transformers, f"{family}For{head}")(config).eval()
-
-
 def how_of(family: str) -> dict[str, Any]:
     # all layers of an MPNet share the biases of its heads
-    return {"heads": (0, 1, 2, 3), "rows": False} if family == "MPNet" else {}
+    return {"heads": (0, 1, 2, 3), "rows": False} if family == "mpnet" else {}
 
 
 @torch.no_grad()
@@ -178,7 +134,7 @@ def found_in(root: Path, name: str) -> list[torch.Tensor]:
 
 def test_every_head_opens_with_its_code_and_without_obce(tiny_bert: BertModel, tmp_path: Path) -> None:
     expected = {}
-    for auto, name in HEADS.items():
+    for auto, name in BERT_HEADS.items():
         small = small_of(headed(tiny_bert, name))
         (tmp_path / auto).mkdir()
         export.remote_code(small, tmp_path / auto)
@@ -188,7 +144,7 @@ def test_every_head_opens_with_its_code_and_without_obce(tiny_bert: BertModel, t
         assert auto_map["AutoConfig"] == "configuration_obce.ObceBertConfig"
         assert {auto: f"modeling_obce.Obce{name}"}.items() <= auto_map.items()
         assert {one.partition(".")[0] for one in auto_map.values()} <= {p.stem for p in (tmp_path / auto).glob("*.py")}
-    elsewhere(tmp_path, True, {auto: auto for auto in HEADS})
+    elsewhere(tmp_path, True, {auto: auto for auto in BERT_HEADS})
     for auto, tensors in expected.items():
         for a, b in zip(tensors, found_in(tmp_path, auto), strict=True):
             assert torch.equal(a, b), auto
@@ -197,7 +153,7 @@ def test_every_head_opens_with_its_code_and_without_obce(tiny_bert: BertModel, t
 def test_other_families_open_with_their_code(tmp_path: Path) -> None:
     expected = {}
     for family in FAMILIES:
-        small = small_of(make(family), **how_of(family))
+        small = small_of(make_encoder(family, "SequenceClassification"), **how_of(family))
         (tmp_path / family).mkdir()
         export.remote_code(small, tmp_path / family)
         np.savez(tmp_path / f"{family}.npz", **{k: t.numpy() for k, t in export.example(small, 2, 11, INPUTS).items()})
@@ -222,7 +178,7 @@ def test_a_model_that_was_saved_by_obce_does_not_carry_code(tiny_bert: BertModel
 
 def test_every_head_is_dense_again_for_stock_transformers(tiny_bert: BertModel, tmp_path: Path) -> None:
     expected = {}
-    for auto, name in HEADS.items():
+    for auto, name in BERT_HEADS.items():
         model = headed(tiny_bert, name)
         small = small_of(model)
         (tmp_path / auto).mkdir()
@@ -235,7 +191,7 @@ def test_every_head_is_dense_again_for_stock_transformers(tiny_bert: BertModel, 
         config = json.loads((tmp_path / auto / "config.json").read_text())
         assert (config["model_type"], config["obce"]["zero_filled"]) == ("bert", True)
         assert not {"per_layer_config", "auto_map"} & set(config)
-    elsewhere(tmp_path, False, {auto: auto for auto in HEADS})
+    elsewhere(tmp_path, False, {auto: auto for auto in BERT_HEADS})
     for auto, tensors in expected.items():
         assert furthest(tensors, found_in(tmp_path, auto)) < export.TOLERANCE, auto
 
@@ -243,7 +199,7 @@ def test_every_head_is_dense_again_for_stock_transformers(tiny_bert: BertModel, 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("planned", [True, False])
 def test_other_families_are_dense_again(family: str, planned: bool) -> None:
-    model = make(family)
+    model = make_encoder(family, "SequenceClassification")
     small = small_of(model, **how_of(family))
     filled = export.to_dense(small, plan_of(model, **how_of(family)) if planned else None)
     assert type(filled) is type(model)
@@ -300,7 +256,7 @@ def asked(path: Path, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", HEADS.values())
+@pytest.mark.parametrize("name", BERT_HEADS.values())
 def test_onnx_of_every_head(tiny_bert: BertModel, tmp_path: Path, name: str) -> None:
     small = small_of(headed(tiny_bert, name))
     names = (*INPUTS, "token_type_ids")
@@ -316,7 +272,7 @@ def test_onnx_of_every_head(tiny_bert: BertModel, tmp_path: Path, name: str) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_onnx_of_other_families(tmp_path: Path, family: str) -> None:
-    small = small_of(make(family), **how_of(family))
+    small = small_of(make_encoder(family, "SequenceClassification"), **how_of(family))
     assert export.onnx(small, tmp_path) < export.TOLERANCE
     for batch, length in ((1, 1), (5, 3), (4, 60)):
         inputs = export.example(small, batch, length, INPUTS)
@@ -537,7 +493,9 @@ def test_sentence_transformers_opens_it(minilm_dir: Path, wikipedia: Path, tmp_p
         "Pooling",
         "Normalize",
     ]
-    library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    library = pytest.importorskip(
+        "sentence_transformers", reason="sentence-transformers is not installed; `make dev` installs it"
+    )
     found = library.SentenceTransformer(str(tmp_path), trust_remote_code=True, device="cpu").encode(texts)
     assert float(np.abs(found - expected.numpy()).max()) < export.TOLERANCE
 

@@ -18,12 +18,14 @@ from obce.capture import capture
 from obce.corpus import tokenize
 from obce.evaluate import count_parameters, flops, weight_bytes
 from obce.modeling_obce import ObceRows
-from obce.plan import DEFAULT_UNITS, Plan, Size
+from obce.plan import DEFAULT_UNITS, Plan
 from obce.plan import plan as choose
 from obce.prune import masked, prune
 from obce.scores import Scores
 from obce.sites import SITE_KINDS, architecture, base_model, find_sites, model_hash
 from torch import nn
+
+from tiny import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,26 +51,6 @@ def with_head(body: BertModel, name: str) -> Any:
     model = getattr(transformers, name)(copy.deepcopy(body.config)).eval()
     model.bert.load_state_dict(body.state_dict(), strict=model.bert.pooler is not None)
     return model
-
-
-def make_plan(model: PreTrainedModel, kept: Mapping[str, Any], dropped: tuple[int, ...] = ()) -> Plan:
-    size = Size(parameters=1, encoder=1, flops=1, bytes=1)
-    return Plan(
-        model_hash=model_hash(model),
-        architecture=architecture(model),
-        corpus_hash="c0",
-        score="rf",
-        preset=None,
-        keep=0.5,
-        of="encoder",
-        seed=0,
-        floor=0.1,
-        levels={},
-        kept=dict(kept),
-        before=size,
-        after=size,
-        layers_dropped=dropped,
-    )
 
 
 def in_heads(rng: np.random.Generator, per_head: int, heads: Sequence[int] = range(HEAD_COUNT)) -> tuple[int, ...]:

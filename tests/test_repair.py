@@ -11,13 +11,14 @@ import pytest
 import torch
 import transformers
 from obce.corpus import Corpus, read_corpus, tokenize
-from obce.plan import Plan, Size
 from obce.prune import masked, prune
 from obce.repair import RIDGE, Fit, least_squares
-from obce.sites import architecture, base_model, model_hash
+from obce.sites import base_model
+
+from tiny import make_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from obce.corpus import TokenBatches
     from transformers import BertModel
@@ -25,15 +26,6 @@ if TYPE_CHECKING:
 HEADS, SIZE, HIDDEN, INNER = 4, 8, 32, 64
 EXACT = 1e-9
 """A ridge that leaves a fit in float64 exact for the eye."""
-
-
-def make_plan(model: Any, kept: Mapping[str, Sequence[int]], dropped: tuple[int, ...] = ()) -> Plan:
-    size = Size(parameters=1, encoder=1, flops=1, bytes=1)
-    return Plan(
-        model_hash=model_hash(model), architecture=architecture(model), corpus_hash="c0", score="rf", preset=None,
-        keep=0.5, of="encoder", seed=0, floor=0.1, levels={}, before=size, after=size, layers_dropped=dropped,
-        kept={name: tuple(int(i) for i in indices) for name, indices in kept.items()},
-    )  # fmt: skip
 
 
 def first_of_each_head(count: int) -> tuple[int, ...]:

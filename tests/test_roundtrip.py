@@ -19,24 +19,14 @@ from obce.prune import prune
 from obce.sites import architecture, model_hash
 from safetensors import safe_open
 
+from tiny import BERT_HEADS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from transformers import BertModel, PreTrainedTokenizerBase
 
 ROOT = Path(__file__).parents[1]
-
-# Auto class -> the dense class that is pruned for it.
-HEADS = {
-    "AutoModel": "BertModel",
-    "AutoModelForPreTraining": "BertForPreTraining",
-    "AutoModelForMaskedLM": "BertForMaskedLM",
-    "AutoModelForNextSentencePrediction": "BertForNextSentencePrediction",
-    "AutoModelForSequenceClassification": "BertForSequenceClassification",
-    "AutoModelForMultipleChoice": "BertForMultipleChoice",
-    "AutoModelForTokenClassification": "BertForTokenClassification",
-    "AutoModelForQuestionAnswering": "BertForQuestionAnswering",
-}
 
 # query_key, value, intermediate, heads, rows of attention_output and of output
 WIDTHS = [LayerWidths(8, 16, 33, 4, 32, 32), LayerWidths(4, 4, 1, 4, 32, 32), LayerWidths(32, 12, 64, 4, 32, 32)]
@@ -148,7 +138,7 @@ def test_a_new_process_loads_the_same_model(
     widths: tuple[Any, ...],
 ) -> None:
     np.save(tmp_path / "ids.npy", ids.numpy())
-    heads = HEADS if order[0] == "obce" else dict(list(HEADS.items())[:3])
+    heads = BERT_HEADS if order[0] == "obce" else dict(list(BERT_HEADS.items())[:3])
     outputs, weights = {}, {}
     for auto, name in heads.items():
         small = small_of(tiny_bert, name, *widths)

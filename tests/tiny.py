@@ -1,0 +1,106 @@
+"""Random tiny encoders and plans that tests and scripts share; imported by its name, as it lies beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from obce.plan import Plan, Size
+from obce.sites import LAYOUTS, architecture, model_hash
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PREFIXES = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "xlm-roberta": "XLMRoberta",
+    "electra": "Electra",
+    "deberta-v2": "DebertaV2",
+    "distilbert": "DistilBert",
+    "mpnet": "MPNet",
+}
+"""Family -> how the names of its classes begin."""
+
+BERT_HEADS = {
+    "AutoModel": "BertModel",
+    "AutoModelForPreTraining": "BertForPreTraining",
+    "AutoModelForMaskedLM": "BertForMaskedLM",
+    "AutoModelForNextSentencePrediction": "BertForNextSentencePrediction",
+    "AutoModelForSequenceClassification": "BertForSequenceClassification",
+    "AutoModelForMultipleChoice": "BertForMultipleChoice",
+    "AutoModelForTokenClassification": "BertForTokenClassification",
+    "AutoModelForQuestionAnswering": "BertForQuestionAnswering",
+}
+"""Auto class -> the class of BERT that it gives."""
+
+LAYERS, HEADS, HIDDEN, INNER = 2, 4, 32, 48
+
+_OF_FAMILY: dict[str, dict[str, Any]] = {
+    "electra": {"embedding_size": 16},
+    "deberta-v2": {
+        "relative_attention": True,
+        "share_att_key": True,
+        "pos_att_type": ["c2p", "p2c"],
+        "position_buckets": 8,
+        "norm_rel_ebd": "layer_norm",
+        "position_biased_input": False,
+    },
+}
+
+
+def make_encoder(family: str, head: str = "", seed: int = 0, **config: Any) -> Any:
+    """A random model whose activations are far from zero mean, so that repairs and biases matter.
+
+    Args:
+        family: One of `PREFIXES`.
+        head: How the name of its class ends behind "For", or nothing.
+        seed: Of its weights.
+        **config: Other fields of its config.
+    """
+    sizes = {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    if family == "distilbert":
+        sizes = {"dim": HIDDEN, "n_layers": LAYERS, "n_heads": HEADS}
+    given = {"vocab_size": 256, "max_position_embeddings": 70, "initializer_range": 0.25, "pad_token_id": 0}
+    given |= {LAYOUTS[family].inner: INNER, **sizes, **_OF_FAMILY.get(family, {}), **config}
+    kind = PREFIXES[family]
+    torch.manual_seed(seed)
+    name = f"{kind}For{head}" if head else f"{kind}Model"
+    model = getattr(transformers, name)(getattr(transformers, f"{kind}Config")(**given)).eval()
+    shift_biases(model, seed)
+    return model
+
+
+@torch.no_grad()
+def shift_biases(model: Any, seed: int) -> None:
+    """Moves every bias away from zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+
+
+def make_plan(
+    model: PreTrainedModel, kept: Mapping[str, Sequence[int]], dropped: tuple[int, ...] = (), **fields: Any
+) -> Plan:
+    """A plan that keeps these neurons, whatever a score would say; its sizes mean nothing."""
+    size = Size(parameters=100, encoder=50, flops=10, bytes=400)
+    facts: dict[str, Any] = {
+        "model_hash": model_hash(model),
+        "architecture": architecture(model),
+        "corpus_hash": "c0",
+        "score": "rf",
+        "preset": None,
+        "keep": 0.5,
+        "of": "encoder",
+        "seed": 0,
+        "floor": 0.0,
+        "levels": {},
+        "kept": {name: tuple(indices) for name, indices in kept.items()},
+        "before": size,
+        "after": size,
+        "layers_dropped": dropped,
+    }
+    return Plan(**{**facts, **fields})
