@@ -408,7 +408,8 @@ at most {rows:,} training rows each, drawn evenly. **Training**: for each seed t
 trained for {epochs} epochs (AdamW, peak learning rate {rate:g}, batches of {batch}, bfloat16 forward passes); that
 dense model is scored on {texts} of its training rows and cut; "trained again" is {steps} more steps of the same
 training, the same for all. Nothing was chosen by looking at the dev sets. **Seeds**: {seeds}. Numbers are means, ±
-the standard deviation over seeds. Labels are seen by the scores that say so, and by the training.
+the standard deviation over seeds; one without ± is of one seed alone. Labels are seen by the scores that say so, and by
+the training.
 
 {machine}
 
