@@ -27,13 +27,13 @@ PH0_TARGET inline uint64_t occupied64(const uint8_t* mark) {
   const uint32_t high = _mm256_movemask_epi8(_mm256_loadu_si256(p + 1));
   return uint64_t(high) << 32 | low;
 }
-typedef int32_t Mask32 __attribute__((vector_size(32)));
-typedef int64_t Mask64 __attribute__((vector_size(32)));
-PH0_TARGET inline uint32_t lane_bits(Mask32 m) {
-  return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(m)));
-}
-PH0_TARGET inline uint32_t lane_bits(Mask64 m) {
-  return static_cast<uint32_t>(_mm256_movemask_pd(reinterpret_cast<__m256d>(m)));
+// The type of a comparison of doubles is a vector of long in gcc and of long long in clang.
+template <typename Mask>
+PH0_TARGET inline uint32_t lane_bits(Mask m) {
+  if constexpr (sizeof(m[0]) == 4)
+    return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(m)));
+  else
+    return static_cast<uint32_t>(_mm256_movemask_pd(reinterpret_cast<__m256d>(m)));
 }
 }  // namespace ph0::avx2
 

@@ -27,15 +27,14 @@ PH0_TARGET inline uint64_t occupied64(const uint8_t* mark) {
   const uint32_t high = _mm256_movemask_epi8(_mm256_loadu_si256(p + 1));
   return uint64_t(high) << 32 | low;
 }
-typedef int32_t Mask32 __attribute__((vector_size(64)));
-typedef int64_t Mask64 __attribute__((vector_size(64)));
-PH0_TARGET inline uint32_t lane_bits(Mask32 m) {
+// The type of a comparison of doubles is a vector of long in gcc and of long long in clang.
+template <typename Mask>
+PH0_TARGET inline uint32_t lane_bits(Mask m) {
   const __m512i v = reinterpret_cast<__m512i>(m);
-  return _mm512_test_epi32_mask(v, v);
-}
-PH0_TARGET inline uint32_t lane_bits(Mask64 m) {
-  const __m512i v = reinterpret_cast<__m512i>(m);
-  return _mm512_test_epi64_mask(v, v);
+  if constexpr (sizeof(m[0]) == 4)
+    return _mm512_test_epi32_mask(v, v);
+  else
+    return _mm512_test_epi64_mask(v, v);
 }
 }  // namespace ph0::avx512
 
