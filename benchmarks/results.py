@@ -388,6 +388,16 @@ def draw(rows: list[Row], tasks: Sequence[str]) -> None:
                     linewidth=0.9,
                     label=NAMES[score_name],
                 )
+            measured = chosen(rows, task=name, score="effect", shares="measured", tuned=False, seed=0, keep=PAPER)
+            axis.plot(
+                [row["keep"] for row in measured],
+                [row["headline"] for row in measured],
+                color=looks["effect"][0],
+                marker="*",
+                linestyle="none",
+                markersize=7,
+                label="effect, measured shares",
+            )
             axis.set_title(name)
             axis.set_xlabel("share of the encoder kept")
             axis.set_ylabel(METRICS[name] if name != "STS-B" else "correlation")

@@ -528,18 +528,20 @@ class NarrowModel(PreTrainedModel):
                 initialization.copy_(module.kept, torch.arange(len(module.kept)))
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, files_checked: bool = False, **kwargs: Any
+    ) -> Any:
         """As in transformers, and the loaded model gives the very bits that the saved one gave.
 
         A directory's files are checked first, and weights that only unpickling opens are refused. Weights mapped from a
         file start at any byte, and matrix products round differently on data that is not aligned; those are moved to
-        memory aligned as torch allocates it.
+        memory aligned as torch allocates it. `files_checked` says that the caller has looked at the files already.
 
         Raises:
             ValueError: A file is damaged, pickled, or not what `obce.json` lists; see `check_checkpoint`.
         """
         source = pretrained_model_name_or_path
-        if source is not None and Path(source).is_dir():
+        if not files_checked and source is not None and Path(source).is_dir():
             check_checkpoint(Path(source) / kwargs.get("subfolder", ""))
         kwargs.setdefault("use_safetensors", True)
         loaded = super().from_pretrained(source, *args, **kwargs)

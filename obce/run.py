@@ -154,6 +154,8 @@ def load_model(source: str | Path, *, pruned: bool = False) -> PreTrainedModel:
     model_class = getattr(known, names[0], bare) if names else bare
     # without use_safetensors transformers would unpickle what has no safetensors
     options: dict[str, Any] = {"config": config, "output_loading_info": True, "dtype": "auto", "use_safetensors": True}
+    if narrow:
+        options["files_checked"] = True  # every byte of them is read for that
     loader: Any = model_class.from_pretrained
     with quiet_transformers():
         try:
