@@ -51,15 +51,16 @@ __device__ inline Word block_max(Word v, Word* slots) {
 }
 
 // Exclusive running maximum over the block, seeded with first. slots as above.
-__device__ inline uint64_t block_running_max(uint64_t v, uint64_t first, uint64_t* slots) {
+template <class Word>
+__device__ inline Word block_running_max(Word v, Word first, Word* slots) {
   const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  uint64_t inclusive = v;
+  Word inclusive = v;
   for (unsigned step = 1; step < kWarp; step <<= 1) {
-    const uint64_t below = __shfl_up_sync(kAllLanes, inclusive, step);
+    const Word below = __shfl_up_sync(kAllLanes, inclusive, step);
     if (lane >= step && below > inclusive) inclusive = below;
   }
   if (lane == kWarp - 1) slots[warp] = inclusive;
-  uint64_t before = __shfl_up_sync(kAllLanes, inclusive, 1);
+  Word before = __shfl_up_sync(kAllLanes, inclusive, 1);
   if (lane == 0) before = 0;
   __syncthreads();
   for (unsigned w = 0; w < warp; ++w) before = slots[w] > before ? slots[w] : before;

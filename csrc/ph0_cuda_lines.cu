@@ -38,6 +38,7 @@ int64_t bucket_blocks(const Lines& in, Number number, const Device& device) {
 struct Space {
   void* gathered;
   void* buckets;
+  uint32_t* undecided;
   int64_t bytes;
 };
 
@@ -47,6 +48,7 @@ Space lines_space(const Lines& in, Number number, bool deaths, const Device& dev
   Space space{};
   if (in.value_stride != 1)
     space.gathered = parts.take<char>(gathered_lines(in, number) * in.n * size_of(number));
+  if (!deaths && in_registers(number, in.n)) space.undecided = parts.take<uint32_t>(in.B + 1);
   if (!deaths && !by_map(number) && !in_registers(number, in.n)) {
     space.buckets =
         parts.take<char>(bucket_blocks(in, number, device) * 4 * in.n * size_of(number));
@@ -98,17 +100,23 @@ void wide(const Lines& in, Number number, T* out, void* buckets, const Device& d
          static_cast<typename Ordered<T>::Word*>(buckets), out);
 }
 
-void narrow(const Lines& in, float* out, Stream stream) {
+void narrow(const Lines& in, float* out, uint32_t* undecided, const Device& device, Stream stream) {
   const int n = static_cast<int>(in.n);
-  const int64_t shared = int64_t{8} * (n + n / 32 + 2);
-  const auto go = [&](auto kernel, unsigned threads) {
-    launch("gap_in_registers", kernel, dim3(static_cast<unsigned>(in.B)), threads, shared, stream,
-           static_cast<const float*>(in.values), in.row_stride, n, in.lengths, out);
+  succeed(cudaMemsetAsync(undecided, 0, sizeof *undecided, static_cast<cudaStream_t>(stream)),
+          "cudaMemsetAsync");
+  const auto go = [&](auto first, auto second, unsigned threads) {
+    const auto* const values = static_cast<const float*>(in.values);
+    launch("gap_by_flags", first, dim3(static_cast<unsigned>(in.B)), threads,
+           int64_t{4} * flag_words(n), stream, values, in.row_stride, n, in.lengths, out, undecided);
+    const int64_t blocks = std::min(in.B, int64_t{1024} / threads * 4 * device.processors);
+    launch("gap_in_registers", second, dim3(static_cast<unsigned>(blocks)), threads,
+           int64_t{8} * (n + n / 32 + 2), stream, values, in.row_stride, n, in.lengths, out,
+           static_cast<const uint32_t*>(undecided));
   };
-  if (n <= 64 * 8) return go(gap_in_registers<64, 8>, 64);
-  if (n <= 128 * 10) return go(gap_in_registers<128, 10>, 128);
-  if (n <= 256 * 20) return go(gap_in_registers<256, 20>, 256);
-  go(gap_in_registers<512, 20>, 512);
+  if (n <= 64 * 8) return go(gap_by_flags<64, 8>, gap_in_registers<64, 8>, 64);
+  if (n <= 128 * 10) return go(gap_by_flags<128, 10>, gap_in_registers<128, 10>, 128);
+  if (n <= 256 * 20) return go(gap_by_flags<256, 20>, gap_in_registers<256, 20>, 256);
+  go(gap_by_flags<512, 20>, gap_in_registers<512, 20>, 512);
 }
 
 template <class T>
@@ -140,7 +148,7 @@ void lines_r_f(const Lines& in, Number number, void* out, void* workspace, const
              static_cast<const uint16_t*>(part.values), part.row_stride, part.n, part.lengths,
              static_cast<float*>(out) + first);
     } else if (in_registers(number, in.n)) {
-      narrow(part, static_cast<float*>(out) + first, stream);
+      narrow(part, static_cast<float*>(out) + first, space.undecided, device, stream);
     } else {
       wide(part, number, static_cast<float*>(out) + first, space.buckets, device, stream);
     }

@@ -75,7 +75,7 @@ __device__ inline T largest_gap(const typename Ordered<T>::Word* least,
     const uint64_t word = Held<GLOBAL>::load(most + b);
     top = word > top ? word : top;
   }
-  Word before = static_cast<Word>(block_running_max(top, lowest, slots));
+  Word before = static_cast<Word>(block_running_max<uint64_t>(top, lowest, slots));
   T best = 0;
   for (int64_t b = from; b < to; ++b) {
     const Word word = Held<GLOBAL>::load(least + b);
@@ -88,54 +88,190 @@ __device__ inline T largest_gap(const typename Ordered<T>::Word* least,
   return from_ordered<T>(static_cast<Word>(block_max<uint64_t>(ordered<T>(best), slots)));
 }
 
-// Values of a line held in registers between the two looks at them: n <= THREADS * ITEMS. Shared
-// memory: two words a bucket.
+// Values of a line held in registers between the looks at them: n <= THREADS * ITEMS.
+//
+// Without atomics: a flag a bucket, several buckets a value, set by plain stores. Let p(x) =
+// (x - low) * scale; bucket_of rounds it to the nearest integer, off by less than 0.003 more (one
+// rounding of x - low, at most 2^16 buckets), and is monotone. A gap between values of buckets that
+// are D apart therefore lies within (D - 1.01, D + 1.01) / scale, and the largest one is D - 2 or
+// more apart, D being the widest distance of neighbouring occupied buckets. What lies within four
+// neighbouring buckets that share a word is no candidate when D >= 6. Of the few candidates the
+// greatest value of the lower bucket and the least of the upper one are the ends of a gap.
+// A line with more candidates, or a range near the ends of the number format, is left to
+// gap_in_registers: its number is appended to `undecided`, whose first word counts them.
+// Shared memory: flag_words words.
+constexpr int kCandidates = 4;
+
+__host__ __device__ inline int flag_words(int n) { return (n + 3) / 4 * 4 + 8; }
+
+template <int THREADS, int ITEMS>
+__global__ __launch_bounds__(THREADS, 1536 / THREADS) void gap_by_flags(
+    const float* __restrict__ values, int64_t row_stride, int n,
+    const int64_t* __restrict__ lengths, float* __restrict__ out,
+    uint32_t* __restrict__ undecided) {
+  PH0_DYNAMIC_SHARED(memory);
+  __shared__ uint32_t slots[4][kWarp];
+  __shared__ uint32_t lower_bucket[kCandidates], upper_bucket[kCandidates];
+  __shared__ uint32_t lower_end[kCandidates], upper_end[kCandidates];
+  __shared__ unsigned found;
+  constexpr float kInteger = 0x1p23f;  // a float at least this large is an integer, its low bits it
+  const int tid = static_cast<int>(threadIdx.x);
+  const int m = static_cast<int>(length_of(lengths, blockIdx.x, n));
+  const int words = flag_words(m);
+  uint8_t* const flags = memory;
+  const float* const row = values + blockIdx.x * row_stride;
+  float held[ITEMS];
+  float least = Quiet<float>::inf(), most = -Quiet<float>::inf(), odd = 0;
+#pragma unroll
+  for (int k = 0; k < ITEMS; ++k) {
+    // Beyond the line its last value again, which changes nothing.
+    const int i = tid + k * THREADS;
+    held[k] = __ldcs(row + (i < m ? i : m - 1));
+  }
+#pragma unroll
+  for (int k = 0; k < ITEMS; ++k) {
+    least = fminf(least, held[k]);
+    most = fmaxf(most, held[k]);
+    odd = fused(held[k], 0.0f, odd);  // NaN from the first value on that is not finite
+  }
+  uint4* const clear = reinterpret_cast<uint4*>(memory);
+  for (int w = tid; w < words / 4; w += THREADS) clear[w] = uint4{0, 0, 0, 0};
+  if (tid < kCandidates) {
+    lower_end[tid] = 0;
+    upper_end[tid] = ~0u;
+  }
+  if (tid == 0) found = 0;
+  // The barriers of block_max also let every thread see the empty flags.
+  const uint32_t top = block_max(odd == odd ? ordered(most) : ~0u, slots[0]);
+  const float low = from_ordered<float>(~block_max(~ordered(least), slots[1]));
+  const float range = from_ordered<float>(top) - low;
+  const bool is_odd = top == ~0u;
+  if (is_odd || range == 0) {
+    if (tid == 0) out[blockIdx.x] = is_odd && m > 1 ? Quiet<float>::nan() : 0.0f;
+    return;
+  }
+  bool decided = range >= 0x1p-100f && range <= 0x1p126f;
+  if (decided) {
+    const float scale = static_cast<float>(words * 4 - 2) / range;
+    const auto bucket_of = [&](float x) {
+      return __float_as_uint(fused(x - low, scale, kInteger)) & 0x7fffffu;
+    };
+#pragma unroll
+    for (int k = 0; k < ITEMS; ++k) flags[bucket_of(held[k])] = 1;
+    __syncthreads();
+    // An odd number of words a thread: those of a warp lie in different banks.
+    const uint32_t* const word = reinterpret_cast<const uint32_t*>(memory);
+    const int each = ((words + THREADS - 1) / THREADS) | 1;
+    const int from = each * tid < words ? each * tid : words;
+    const int to = from + each < words ? from + each : words;
+    // Buckets are counted from 1. That of `low`, 1, is occupied.
+    const auto first_of = [&](int w) {
+      return static_cast<uint32_t>(w * 4 + 1 + (__ffs(static_cast<int>(word[w])) - 1) / 8);
+    };
+    const auto last_of = [&](int w) {
+      return static_cast<uint32_t>(w * 4 + 4 - __clz(static_cast<int>(word[w])) / 8);
+    };
+    uint32_t last = 0;
+    for (int w = to; last == 0 && w-- > from;) {
+      if (word[w] != 0) last = last_of(w);
+    }
+    const uint32_t start = block_running_max(last, uint32_t{1}, slots[2]);
+    uint32_t before = start, widest = 0;
+    for (int w = from; w < to; ++w) {
+      if (word[w] == 0) continue;
+      const uint32_t apart = first_of(w) - before;
+      widest = apart > widest ? apart : widest;
+      before = last_of(w);
+    }
+    const uint32_t distance = block_max(widest, slots[3]);
+    decided = distance >= 6;
+    if (decided) {
+      before = start;
+      for (int w = from; w < to && widest + 2 >= distance; ++w) {
+        if (word[w] == 0) continue;
+        if (first_of(w) - before + 2 >= distance) {
+          const unsigned at = atomicAdd(&found, 1u);
+          if (at < kCandidates) {
+            lower_bucket[at] = before - 1;
+            upper_bucket[at] = first_of(w) - 1;
+          }
+        }
+        before = last_of(w);
+      }
+      __syncthreads();
+      const unsigned candidates = found;
+      decided = candidates <= kCandidates;
+      for (unsigned c = 0; decided && c < candidates; ++c) {
+        const uint32_t lower = lower_bucket[c], upper = upper_bucket[c];
+#pragma unroll
+        for (int k = 0; k < ITEMS; ++k) {
+          const uint32_t bucket = bucket_of(held[k]);
+          if (bucket == lower) atomicMax(lower_end + c, ordered(held[k]));
+          if (bucket == upper) atomicMin(upper_end + c, ordered(held[k]));
+        }
+      }
+      __syncthreads();
+    }
+  }
+  if (tid != 0) return;
+  if (!decided) {
+    undecided[1 + atomicAdd(undecided, 1u)] = blockIdx.x;
+    return;
+  }
+  float gap = 0;
+  for (unsigned c = 0; c < found; ++c) {
+    gap = fmaxf(gap, from_ordered<float>(upper_end[c]) - from_ordered<float>(lower_end[c]));
+  }
+  out[blockIdx.x] = gap;
+}
+
+// The lines that gap_by_flags left undecided, by the buckets above; a block goes from line to line.
+// Shared memory: two words a bucket.
 template <int THREADS, int ITEMS>
 __global__ __launch_bounds__(THREADS) void gap_in_registers(const float* __restrict__ values,
                                                             int64_t row_stride, int n,
                                                             const int64_t* __restrict__ lengths,
-                                                            float* __restrict__ out) {
+                                                            float* __restrict__ out,
+                                                            const uint32_t* __restrict__ undecided) {
   PH0_DYNAMIC_SHARED(memory);
   __shared__ uint64_t slots[3][kWarp];
-  const int m = static_cast<int>(length_of(lengths, blockIdx.x, n));
-  const int count = m + m / 32 + 2;
-  uint32_t* const least = reinterpret_cast<uint32_t*>(memory);
-  uint32_t* const most = least + count;
-  const float* const row = values + blockIdx.x * row_stride;
-  float held[ITEMS];
-  uint32_t low = ~0u, high = 0, odd = 0;
+  for (uint32_t at = blockIdx.x; at < undecided[0]; at += gridDim.x) {
+    const int64_t b = undecided[1 + at];
+    const int m = static_cast<int>(length_of(lengths, b, n));
+    const int count = m + m / 32 + 2;
+    uint32_t* const least = reinterpret_cast<uint32_t*>(memory);
+    uint32_t* const most = least + count;
+    const float* const row = values + b * row_stride;
+    float held[ITEMS];
+    uint32_t low = ~0u, high = 0;
 #pragma unroll
-  for (int k = 0; k < ITEMS; ++k) {
-    const int i = static_cast<int>(threadIdx.x) + k * THREADS;
-    held[k] = i < m ? __ldcs(row + i) : 0.0f;
-    if (i >= m) continue;
-    const uint32_t word = ordered(held[k]);
-    low = word < low ? word : low;
-    high = word > high ? word : high;
-    odd |= finite_bits(magnitude_bits(held[k])) ? 0u : 1u;
-  }
-  for (int b = static_cast<int>(threadIdx.x); b < count; b += THREADS) {
-    least[b] = Ordered<float>::kNone;
-    most[b] = 0;
-  }
-  // The barriers of block_max also let every thread see the empty buckets.
-  const uint64_t both = block_max(static_cast<uint64_t>(odd) << 32 | high, slots[0]);
-  low = ~static_cast<uint32_t>(block_max(static_cast<uint64_t>(~low), slots[1]));
-  high = static_cast<uint32_t>(both);
-  if (both >> 32 != 0 || low == high || m == 1) {
-    if (threadIdx.x == 0) out[blockIdx.x] = both >> 32 != 0 && m > 1 ? Quiet<float>::nan() : 0.0f;
-    return;
-  }
-  const Buckets<float> buckets =
-      make_buckets(from_ordered<float>(low), from_ordered<float>(high), count);
+    for (int k = 0; k < ITEMS; ++k) {
+      const int i = static_cast<int>(threadIdx.x) + k * THREADS;
+      held[k] = i < m ? __ldcs(row + i) : 0.0f;
+      if (i >= m) continue;
+      const uint32_t word = ordered(held[k]);
+      low = word < low ? word : low;
+      high = word > high ? word : high;
+    }
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += THREADS) {
+      least[i] = Ordered<float>::kNone;
+      most[i] = 0;
+    }
+    // The barriers of block_max also let every thread see the empty buckets. Those that follow let
+    // none that is ahead, in the next line even, overwrite what is still read.
+    high = static_cast<uint32_t>(block_max<uint64_t>(high, slots[0]));
+    low = ~static_cast<uint32_t>(block_max(static_cast<uint64_t>(~low), slots[1]));
+    const Buckets<float> buckets =
+        make_buckets(from_ordered<float>(low), from_ordered<float>(high), count);
 #pragma unroll
-  for (int k = 0; k < ITEMS; ++k) {
-    const int i = static_cast<int>(threadIdx.x) + k * THREADS;
-    if (i < m) put<float, false>(ordered(held[k]), least, most, buckets.of(held[k]));
+    for (int k = 0; k < ITEMS; ++k) {
+      const int i = static_cast<int>(threadIdx.x) + k * THREADS;
+      if (i < m) put<float, false>(ordered(held[k]), least, most, buckets.of(held[k]));
+    }
+    __syncthreads();
+    const float gap = largest_gap<float, false>(least, most, count, low, slots[2]);
+    if (threadIdx.x == 0) out[b] = gap;
   }
-  __syncthreads();
-  const float gap = largest_gap<float, false>(least, most, count, low, slots[2]);
-  if (threadIdx.x == 0) out[blockIdx.x] = gap;
 }
 
 constexpr int kWideThreads = 512;
@@ -256,7 +392,7 @@ __global__ __launch_bounds__(kMapThreads) void gap_by_map(const uint16_t* __rest
       last = static_cast<uint32_t>(w) * 32 + 32 -
              static_cast<uint32_t>(__clz(static_cast<int>(map[w])));
   }
-  uint32_t before = static_cast<uint32_t>(block_running_max(last, 0, slots[1]));
+  uint32_t before = static_cast<uint32_t>(block_running_max<uint64_t>(last, 0, slots[1]));
   float best = 0;
   for (int w = from; w < from + kEach; ++w) {
     for (uint32_t left = map[w]; left != 0; left &= left - 1) {

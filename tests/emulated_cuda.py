@@ -78,6 +78,7 @@ def workload() -> Callable[[], list[np.ndarray]]:
     g = np.random.default_rng(0)
     line, half = g.standard_normal((9, 600)).astype(np.float32), torch.as_tensor(g.standard_normal((2, 600))).half()
     line[4] = 1
+    line[5:7] = g.integers(0, 9, (2, 600))  # too many gaps that may be the largest
     points = g.integers(0, 7, (1, 300, 3)).astype(np.float32)
     deep = g.integers(0, 2, (1, 140, 20)).astype(np.float64)
     upper = np.triu(g.integers(1, 50, (1, 90, 90)), 1)
