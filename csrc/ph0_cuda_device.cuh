@@ -50,6 +50,21 @@ __device__ inline Word block_max(Word v, Word* slots) {
   return warp_max(lane < warps ? slots[lane] : Word{0});
 }
 
+// Two maxima for one barrier. slots: two words a warp.
+template <class Word>
+__device__ inline void block_maxima(Word& v, Word& w, Word* slots) {
+  const unsigned lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp;
+  v = warp_max(v);
+  w = warp_max(w);
+  if (lane == 0) {
+    slots[threadIdx.x / kWarp] = v;
+    slots[kWarp + threadIdx.x / kWarp] = w;
+  }
+  __syncthreads();
+  v = warp_max(lane < warps ? slots[lane] : Word{0});
+  w = warp_max(lane < warps ? slots[kWarp + lane] : Word{0});
+}
+
 // Exclusive running maximum over the block, seeded with first. slots as above.
 template <class Word>
 __device__ inline Word block_running_max(Word v, Word first, Word* slots) {
@@ -63,7 +78,8 @@ __device__ inline Word block_running_max(Word v, Word first, Word* slots) {
   Word before = __shfl_up_sync(kAllLanes, inclusive, 1);
   if (lane == 0) before = 0;
   __syncthreads();
-  for (unsigned w = 0; w < warp; ++w) before = slots[w] > before ? slots[w] : before;
+  const Word below = warp_max(lane < warp ? slots[lane] : Word{0});
+  before = below > before ? below : before;
   return before > first ? before : first;
 }
 
@@ -87,6 +103,9 @@ __device__ inline float fused(float a, float b, float c) { return __fmaf_rn(a, b
 __device__ inline double fused(double a, double b, double c) { return __fma_rn(a, b, c); }
 __device__ inline float magnitude(float x) { return fabsf(x); }
 __device__ inline double magnitude(double x) { return fabs(x); }
+// The other one where one is NaN.
+__device__ inline float lesser(float a, float b) { return fminf(a, b); }
+__device__ inline double lesser(double a, double b) { return fmin(a, b); }
 
 __device__ inline float power_of_two(int e, float) {
   return __uint_as_float(static_cast<uint32_t>(e + 127) << 23);

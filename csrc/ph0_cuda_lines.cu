@@ -8,7 +8,7 @@ namespace ph0::cuda {
 
 namespace {
 
-constexpr int kRegisterValues = 512 * 20;
+constexpr int kRegisterValues = 1024 * 10;
 // Lines gathered at a time: what stays in the second-level cache until they are read again.
 constexpr int64_t kGatherBytes = int64_t{24} << 20;
 constexpr int64_t kBucketBytes = int64_t{256} << 20;
@@ -18,7 +18,7 @@ int64_t size_of(Number number) {
 }
 
 bool in_registers(Number number, int64_t n) {
-  return number == Number::kFloat && n <= kRegisterValues;
+  return number != Number::kDouble && n <= kRegisterValues;
 }
 
 bool by_map(Number number) { return size_of(number) == 2; }
@@ -100,23 +100,53 @@ void wide(const Lines& in, Number number, T* out, void* buckets, const Device& d
          static_cast<typename Ordered<T>::Word*>(buckets), out);
 }
 
-void narrow(const Lines& in, float* out, uint32_t* undecided, const Device& device, Stream stream) {
+int64_t loops(const Lines& in, unsigned threads, const Device& device) {
+  return std::min(in.B, int64_t{2048} / threads * device.processors);
+}
+
+void map(const Lines& in, Number number, float* out, const uint32_t* undecided,
+         const Device& device, Stream stream) {
+  const auto kernel = number == Number::kHalf ? gap_by_map<false> : gap_by_map<true>;
+  const int64_t blocks = undecided == nullptr ? in.B : loops(in, kMapThreads, device);
+  launch("gap_by_map", kernel, dim3(static_cast<unsigned>(blocks)), kMapThreads, 0, stream,
+         static_cast<const uint16_t*>(in.values), in.row_stride, in.B, in.n, in.lengths, out,
+         undecided);
+}
+
+template <class Input, int THREADS, int ITEMS>
+void flags(const Lines& in, float* out, uint32_t* undecided, Stream stream) {
   const int n = static_cast<int>(in.n);
+  launch("gap_by_flags", gap_by_flags<Input, THREADS, ITEMS>, dim3(static_cast<unsigned>(in.B)),
+         THREADS, int64_t{4} * flag_words(n), stream, static_cast<const Input*>(in.values),
+         in.row_stride, n, in.lengths, out, undecided);
+}
+
+template <int THREADS, int ITEMS>
+void narrow(const Lines& in, Number number, float* out, uint32_t* undecided, const Device& device,
+            Stream stream) {
   succeed(cudaMemsetAsync(undecided, 0, sizeof *undecided, static_cast<cudaStream_t>(stream)),
           "cudaMemsetAsync");
-  const auto go = [&](auto first, auto second, unsigned threads) {
-    const auto* const values = static_cast<const float*>(in.values);
-    launch("gap_by_flags", first, dim3(static_cast<unsigned>(in.B)), threads,
-           int64_t{4} * flag_words(n), stream, values, in.row_stride, n, in.lengths, out, undecided);
-    const int64_t blocks = std::min(in.B, int64_t{1024} / threads * 4 * device.processors);
-    launch("gap_in_registers", second, dim3(static_cast<unsigned>(blocks)), threads,
-           int64_t{8} * (n + n / 32 + 2), stream, values, in.row_stride, n, in.lengths, out,
-           static_cast<const uint32_t*>(undecided));
-  };
-  if (n <= 64 * 8) return go(gap_by_flags<64, 8>, gap_in_registers<64, 8>, 64);
-  if (n <= 128 * 10) return go(gap_by_flags<128, 10>, gap_in_registers<128, 10>, 128);
-  if (n <= 256 * 20) return go(gap_by_flags<256, 20>, gap_in_registers<256, 20>, 256);
-  go(gap_by_flags<512, 20>, gap_in_registers<512, 20>, 512);
+  if (number != Number::kFloat) {
+    const auto go = number == Number::kHalf ? flags<Short<false>, THREADS, ITEMS>
+                                            : flags<Short<true>, THREADS, ITEMS>;
+    go(in, out, undecided, stream);
+    return map(in, number, out, undecided, device, stream);
+  }
+  flags<float, THREADS, ITEMS>(in, out, undecided, stream);
+  const int n = static_cast<int>(in.n);
+  launch("gap_in_registers", gap_in_registers<THREADS, ITEMS>,
+         dim3(static_cast<unsigned>(loops(in, THREADS, device))), THREADS,
+         int64_t{8} * (n + n / 32 + 2), stream, static_cast<const float*>(in.values), in.row_stride,
+         n, in.lengths, out, static_cast<const uint32_t*>(undecided));
+}
+
+void narrow(const Lines& in, Number number, float* out, uint32_t* undecided, const Device& device,
+            Stream stream) {
+  if (in.n <= 64 * 8) return narrow<64, 8>(in, number, out, undecided, device, stream);
+  if (in.n <= 128 * 10) return narrow<128, 10>(in, number, out, undecided, device, stream);
+  if (in.n <= 256 * 10) return narrow<256, 10>(in, number, out, undecided, device, stream);
+  if (in.n <= 512 * 10) return narrow<512, 10>(in, number, out, undecided, device, stream);
+  narrow<1024, 10>(in, number, out, undecided, device, stream);
 }
 
 template <class T>
@@ -140,17 +170,15 @@ void lines_r_f(const Lines& in, Number number, void* out, void* workspace, const
   if (in.B == 0) return;
   const Space space = lines_space(in, number, false, device, workspace);
   each_part(in, number, space.gathered, stream, [&](const Lines& part, int64_t first) {
+    float* const into = static_cast<float*>(out) + first;
     if (number == Number::kDouble) {
       wide(part, number, static_cast<double*>(out) + first, space.buckets, device, stream);
-    } else if (by_map(number)) {
-      const auto kernel = number == Number::kHalf ? gap_by_map<false> : gap_by_map<true>;
-      launch("gap_by_map", kernel, dim3(static_cast<unsigned>(part.B)), kMapThreads, 0, stream,
-             static_cast<const uint16_t*>(part.values), part.row_stride, part.n, part.lengths,
-             static_cast<float*>(out) + first);
     } else if (in_registers(number, in.n)) {
-      narrow(part, static_cast<float*>(out) + first, space.undecided, device, stream);
+      narrow(part, number, into, space.undecided, device, stream);
+    } else if (number == Number::kFloat) {
+      wide(part, number, into, space.buckets, device, stream);
     } else {
-      wide(part, number, static_cast<float*>(out) + first, space.buckets, device, stream);
+      map(part, number, into, nullptr, device, stream);
     }
   });
 }

@@ -88,76 +88,165 @@ __device__ inline T largest_gap(const typename Ordered<T>::Word* least,
   return from_ordered<T>(static_cast<Word>(block_max<uint64_t>(ordered<T>(best), slots)));
 }
 
-// Values of a line held in registers between the looks at them: n <= THREADS * ITEMS.
-//
-// Without atomics: a flag a bucket, several buckets a value, set by plain stores. Let p(x) =
+constexpr int kMapThreads = 256;
+constexpr int kMapWords = 2048;
+
+// Numbers of 16 bits: a map of the 65,536 of them is the sort of the distinct values. Any n.
+template <bool BFLOAT>
+struct Short {
+  uint16_t bits;
+  static constexpr uint32_t kInfinite = BFLOAT ? 0x7f80u : 0x7c00u;
+
+  static __device__ bool finite(uint32_t bits) { return (bits & kInfinite) != kInfinite; }
+
+  // Position in the order of the numbers; -0 is +0.
+  static __device__ uint32_t rank(uint32_t bits) {
+    if (bits == 0x8000u) bits = 0;
+    return (bits & 0x8000u) != 0 ? ~bits & 0xffffu : bits | 0x8000u;
+  }
+
+  // Exact; not finite for what is not.
+  static __device__ float number(uint32_t bits) {
+    if (BFLOAT) return __uint_as_float(bits << 16);
+    if (!finite(bits)) return Quiet<float>::nan();
+    // Exponent and fraction of a half at the place of a float's, and the difference of the biases.
+    const uint32_t sign = (bits & 0x8000u) << 16;
+    return __uint_as_float(sign |
+                           __float_as_uint(__uint_as_float((bits & 0x7fffu) << 13) * 0x1p112f));
+  }
+
+  static __device__ float value(uint32_t rank) {
+    return number((rank & 0x8000u) != 0 ? rank & 0x7fffu : ~rank & 0xffffu);
+  }
+
+  static __device__ void mark(uint32_t* map, uint32_t bits) {
+    const uint32_t at = rank(bits), bit = 1u << (at % 32);
+    if ((map[at / 32] & bit) == 0) atomicOr(map + at / 32, bit);
+  }
+};
+
+// Values of a line in registers, n <= THREADS * ITEMS: thread t holds t, t + THREADS, ... or, of
+// 16-bit numbers, pairs of them; beyond the line a value of it again, which changes no gap. No load
+// waits for another.
+template <int THREADS, int ITEMS>
+__device__ inline void hold(const float* __restrict__ row, int m, float (&held)[ITEMS]) {
+  const int tid = static_cast<int>(threadIdx.x);
+  const float* const own = row + (tid < m ? tid : m - 1);
+  held[0] = __ldcs(own);
+#pragma unroll
+  for (int k = 1; k < ITEMS; ++k)
+    held[k] = tid + k * THREADS < m ? __ldcs(own + k * THREADS) : 0.0f;
+#pragma unroll
+  for (int k = 1; k < ITEMS; ++k) {
+    if (m < (k + 1) * THREADS) held[k] = tid + k * THREADS < m ? held[k] : held[0];
+  }
+}
+template <int THREADS, int ITEMS, bool BFLOAT>
+__device__ inline void hold(const Short<BFLOAT>* __restrict__ numbers, int m,
+                            float (&held)[ITEMS]) {
+  const int tid = static_cast<int>(threadIdx.x);
+  const uint16_t* const row = reinterpret_cast<const uint16_t*>(numbers);
+  uint32_t pairs[ITEMS / 2];
+  const uint32_t last = row[m - 1] * 0x10001u;
+  if (reinterpret_cast<uintptr_t>(row) % 4 == 0) {
+#pragma unroll
+    for (int k = 0; k < ITEMS / 2; ++k) {
+      const int i = tid + k * THREADS;
+      pairs[k] = i < m / 2 ? __ldcs(reinterpret_cast<const uint32_t*>(row) + i) : 0;
+    }
+#pragma unroll
+    for (int k = 0; k < ITEMS / 2; ++k) {
+      if (m / 2 < (k + 1) * THREADS) pairs[k] = tid + k * THREADS < m / 2 ? pairs[k] : last;
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < ITEMS / 2; ++k) {
+      const int i = tid + 2 * k * THREADS;
+      const uint32_t low = row[i < m ? i : m - 1];
+      const uint32_t high = row[i + THREADS < m ? i + THREADS : m - 1];
+      pairs[k] = high << 16 | low;
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < ITEMS / 2; ++k) {
+    held[2 * k] = Short<BFLOAT>::number(pairs[k] & 0xffffu);
+    held[2 * k + 1] = Short<BFLOAT>::number(pairs[k] >> 16);
+  }
+}
+
+// Without atomics: a flag a bucket, two buckets a value, set by plain stores. Let p(x) =
 // (x - low) * scale; bucket_of rounds it to the nearest integer, off by less than 0.003 more (one
-// rounding of x - low, at most 2^16 buckets), and is monotone. A gap between values of buckets that
+// rounding of x - low, at most 2^15 buckets), and is monotone. A gap between values of buckets that
 // are D apart therefore lies within (D - 1.01, D + 1.01) / scale, and the largest one is D - 2 or
 // more apart, D being the widest distance of neighbouring occupied buckets. What lies within four
 // neighbouring buckets that share a word is no candidate when D >= 6. Of the few candidates the
 // greatest value of the lower bucket and the least of the upper one are the ends of a gap.
-// A line with more candidates, or a range near the ends of the number format, is left to
-// gap_in_registers: its number is appended to `undecided`, whose first word counts them.
+// A line with more candidates, or a range near the ends of the number format, is left to the
+// buckets above: its number is appended to `undecided`, whose first word counts them.
 // Shared memory: flag_words words.
-constexpr int kCandidates = 4;
+constexpr int kCandidates = 8;
 
-__host__ __device__ inline int flag_words(int n) { return (n + 3) / 4 * 4 + 8; }
+__host__ __device__ inline int flag_words(int n) { return (n + 7) / 8 * 4 + 8; }
 
-template <int THREADS, int ITEMS>
-__global__ __launch_bounds__(THREADS, 1536 / THREADS) void gap_by_flags(
-    const float* __restrict__ values, int64_t row_stride, int n,
-    const int64_t* __restrict__ lengths, float* __restrict__ out,
-    uint32_t* __restrict__ undecided) {
+// Two neighbouring occupied buckets, counted from 1, and how far apart they are.
+struct Apart {
+  uint32_t distance, lower, upper;
+};
+
+template <class Input, int THREADS, int ITEMS>
+__global__ __launch_bounds__(THREADS,
+                             1536 / THREADS) void gap_by_flags(const Input* __restrict__ values,
+                                                               int64_t row_stride, int n,
+                                                               const int64_t* __restrict__ lengths,
+                                                               float* __restrict__ out,
+                                                               uint32_t* __restrict__ undecided) {
   PH0_DYNAMIC_SHARED(memory);
   __shared__ uint32_t slots[4][kWarp];
-  __shared__ uint32_t lower_bucket[kCandidates], upper_bucket[kCandidates];
+  __shared__ Apart candidate[kCandidates];
   __shared__ uint32_t lower_end[kCandidates], upper_end[kCandidates];
+  __shared__ float again[2];
   __shared__ unsigned found;
   constexpr float kInteger = 0x1p23f;  // a float at least this large is an integer, its low bits it
   const int tid = static_cast<int>(threadIdx.x);
   const int m = static_cast<int>(length_of(lengths, blockIdx.x, n));
   const int words = flag_words(m);
-  uint8_t* const flags = memory;
-  const float* const row = values + blockIdx.x * row_stride;
   float held[ITEMS];
-  float least = Quiet<float>::inf(), most = -Quiet<float>::inf(), odd = 0;
-#pragma unroll
-  for (int k = 0; k < ITEMS; ++k) {
-    // Beyond the line its last value again, which changes nothing.
-    const int i = tid + k * THREADS;
-    held[k] = __ldcs(row + (i < m ? i : m - 1));
-  }
-#pragma unroll
-  for (int k = 0; k < ITEMS; ++k) {
-    least = fminf(least, held[k]);
-    most = fmaxf(most, held[k]);
-    odd = fused(held[k], 0.0f, odd);  // NaN from the first value on that is not finite
-  }
+  hold<THREADS>(values + blockIdx.x * row_stride, m, held);
   uint4* const clear = reinterpret_cast<uint4*>(memory);
+#pragma unroll 1
   for (int w = tid; w < words / 4; w += THREADS) clear[w] = uint4{0, 0, 0, 0};
   if (tid < kCandidates) {
     lower_end[tid] = 0;
     upper_end[tid] = ~0u;
   }
   if (tid == 0) found = 0;
-  // The barriers of block_max also let every thread see the empty flags.
-  const uint32_t top = block_max(odd == odd ? ordered(most) : ~0u, slots[0]);
-  const float low = from_ordered<float>(~block_max(~ordered(least), slots[1]));
-  const float range = from_ordered<float>(top) - low;
+  float least = held[0], most = held[0], odd = 0;
+#pragma unroll
+  for (int k = 0; k < ITEMS; ++k) {
+    least = fminf(least, held[k]);
+    most = fmaxf(most, held[k]);
+    odd = fused(held[k], 0.0f, odd);  // NaN from the first value on that is not finite
+  }
+  uint32_t top = ordered(most), bottom = ~ordered(least);
+  if (odd != odd) top = ~0u;
+  block_maxima(top, bottom, slots[0]);  // and every thread sees the empty flags
   const bool is_odd = top == ~0u;
+  const float low = from_ordered<float>(~bottom), range = from_ordered<float>(top) - low;
   if (is_odd || range == 0) {
     if (tid == 0) out[blockIdx.x] = is_odd && m > 1 ? Quiet<float>::nan() : 0.0f;
     return;
   }
-  bool decided = range >= 0x1p-100f && range <= 0x1p126f;
+  bool decided = range >= 0x1p-100f && range <= 0x1p120f;
   if (decided) {
-    const float scale = static_cast<float>(words * 4 - 2) / range;
-    const auto bucket_of = [&](float x) {
-      return __float_as_uint(fused(x - low, scale, kInteger)) & 0x7fffffu;
-    };
+    // Approximate, which every use sees alike.
+    const float scale = __fdividef(static_cast<float>(words * 4 - 2), range);
 #pragma unroll
-    for (int k = 0; k < ITEMS; ++k) flags[bucket_of(held[k])] = 1;
+    for (int k = 0; k < ITEMS; ++k)
+      memory[__float_as_uint(fused(held[k] - low, scale, kInteger)) & 0x7fffffu] = 1;
+    if (tid == 0) {
+      again[0] = low;
+      again[1] = scale;
+    }
     __syncthreads();
     // An odd number of words a thread: those of a warp lie in different banks.
     const uint32_t* const word = reinterpret_cast<const uint32_t*>(memory);
@@ -165,50 +254,63 @@ __global__ __launch_bounds__(THREADS, 1536 / THREADS) void gap_by_flags(
     const int from = each * tid < words ? each * tid : words;
     const int to = from + each < words ? from + each : words;
     // Buckets are counted from 1. That of `low`, 1, is occupied.
-    const auto first_of = [&](int w) {
-      return static_cast<uint32_t>(w * 4 + 1 + (__ffs(static_cast<int>(word[w])) - 1) / 8);
-    };
-    const auto last_of = [&](int w) {
-      return static_cast<uint32_t>(w * 4 + 4 - __clz(static_cast<int>(word[w])) / 8);
+    const auto last_of = [](int w, uint32_t flags) {
+      return static_cast<uint32_t>(w * 4 + 4 - __clz(static_cast<int>(flags)) / 8);
     };
     uint32_t last = 0;
+#pragma unroll 1
     for (int w = to; last == 0 && w-- > from;) {
-      if (word[w] != 0) last = last_of(w);
+      if (word[w] != 0) last = last_of(w, word[w]);
     }
-    const uint32_t start = block_running_max(last, uint32_t{1}, slots[2]);
-    uint32_t before = start, widest = 0;
+    uint32_t before = block_running_max(last, uint32_t{1}, slots[2]);
+    Apart widest{0, 1, 1};
+    uint32_t second = 0;  // distance
+#pragma unroll 1
     for (int w = from; w < to; ++w) {
-      if (word[w] == 0) continue;
-      const uint32_t apart = first_of(w) - before;
-      widest = apart > widest ? apart : widest;
-      before = last_of(w);
+      const uint32_t flags = word[w];
+      if (flags == 0) continue;
+      const uint32_t upper =
+          static_cast<uint32_t>(w * 4 + (__ffs(static_cast<int>(flags)) + 7) / 8);
+      const uint32_t distance = upper - before;
+      const bool wider = distance > widest.distance;
+      const uint32_t other = wider ? widest.distance : distance;
+      second = other > second ? other : second;
+      if (wider) widest = Apart{distance, before, upper};
+      before = last_of(w, flags);
     }
-    const uint32_t distance = block_max(widest, slots[3]);
+    const uint32_t distance = block_max(widest.distance, slots[3]);
     decided = distance >= 6;
     if (decided) {
-      before = start;
-      for (int w = from; w < to && widest + 2 >= distance; ++w) {
-        if (word[w] == 0) continue;
-        if (first_of(w) - before + 2 >= distance) {
-          const unsigned at = atomicAdd(&found, 1u);
-          if (at < kCandidates) {
-            lower_bucket[at] = before - 1;
-            upper_bucket[at] = first_of(w) - 1;
-          }
-        }
-        before = last_of(w);
+      if (widest.distance + 2 >= distance) {
+        // A thread that has two of them gives up, as too many do.
+        const unsigned at = atomicAdd(&found, second + 2 >= distance ? kCandidates + 1u : 1u);
+        if (at < kCandidates) candidate[at] = widest;
       }
       __syncthreads();
-      const unsigned candidates = found;
-      decided = candidates <= kCandidates;
-      for (unsigned c = 0; decided && c < candidates; ++c) {
-        const uint32_t lower = lower_bucket[c], upper = upper_bucket[c];
+      decided = found <= kCandidates;
+      // Read from memory: the compiler would keep every value's bucket from above.
+      const float low_again = again[0], scale_again = again[1];
+#pragma unroll 1
+      for (unsigned c = 0; decided && c < found; ++c) {
+        // Nothing lies between the two buckets.
+        const float lower = kInteger + static_cast<float>(candidate[c].lower - 1);
+        const float upper = kInteger + static_cast<float>(candidate[c].upper - 1);
+        bool any = false;
 #pragma unroll
         for (int k = 0; k < ITEMS; ++k) {
-          const uint32_t bucket = bucket_of(held[k]);
-          if (bucket == lower) atomicMax(lower_end + c, ordered(held[k]));
-          if (bucket == upper) atomicMin(upper_end + c, ordered(held[k]));
+          const float bucket = fused(held[k] - low_again, scale_again, kInteger);
+          any = any || (bucket >= lower && bucket <= upper);
         }
+        if (!any) continue;
+        float below = -Quiet<float>::inf(), above = Quiet<float>::inf();
+#pragma unroll
+        for (int k = 0; k < ITEMS; ++k) {
+          const float bucket = fused(held[k] - low_again, scale_again, kInteger);
+          below = fmaxf(below, bucket == lower ? held[k] : below);
+          above = fminf(above, bucket == upper ? held[k] : above);
+        }
+        atomicMax(lower_end + c, ordered(below));
+        atomicMin(upper_end + c, ordered(above));
       }
       __syncthreads();
     }
@@ -219,6 +321,7 @@ __global__ __launch_bounds__(THREADS, 1536 / THREADS) void gap_by_flags(
     return;
   }
   float gap = 0;
+#pragma unroll 1
   for (unsigned c = 0; c < found; ++c) {
     gap = fmaxf(gap, from_ordered<float>(upper_end[c]) - from_ordered<float>(lower_end[c]));
   }
@@ -228,11 +331,10 @@ __global__ __launch_bounds__(THREADS, 1536 / THREADS) void gap_by_flags(
 // The lines that gap_by_flags left undecided, by the buckets above; a block goes from line to line.
 // Shared memory: two words a bucket.
 template <int THREADS, int ITEMS>
-__global__ __launch_bounds__(THREADS) void gap_in_registers(const float* __restrict__ values,
-                                                            int64_t row_stride, int n,
-                                                            const int64_t* __restrict__ lengths,
-                                                            float* __restrict__ out,
-                                                            const uint32_t* __restrict__ undecided) {
+__global__ __launch_bounds__(THREADS) void gap_in_registers(
+    const float* __restrict__ values, int64_t row_stride, int n,
+    const int64_t* __restrict__ lengths, float* __restrict__ out,
+    const uint32_t* __restrict__ undecided) {
   PH0_DYNAMIC_SHARED(memory);
   __shared__ uint64_t slots[3][kWarp];
   for (uint32_t at = blockIdx.x; at < undecided[0]; at += gridDim.x) {
@@ -323,91 +425,66 @@ __global__ __launch_bounds__(kWideThreads, 1) void gap_in_memory(
   }
 }
 
-constexpr int kMapThreads = 256;
-constexpr int kMapWords = 2048;
-
-// Numbers of 16 bits: a map of the 65,536 of them is the sort of the distinct values. Any n.
-template <bool BFLOAT>
-struct Short {
-  static constexpr uint32_t kInfinite = BFLOAT ? 0x7f80u : 0x7c00u;
-
-  static __device__ bool finite(uint32_t bits) { return (bits & kInfinite) != kInfinite; }
-
-  // Position in the order of the numbers; -0 is +0.
-  static __device__ uint32_t rank(uint32_t bits) {
-    if (bits == 0x8000u) bits = 0;
-    return (bits & 0x8000u) != 0 ? ~bits & 0xffffu : bits | 0x8000u;
-  }
-
-  static __device__ float value(uint32_t rank) {
-    const uint32_t bits = (rank & 0x8000u) != 0 ? rank & 0x7fffu : ~rank & 0xffffu;
-    if (BFLOAT) return __uint_as_float(bits << 16);
-    // Exponent and fraction of a half at the place of a float's, and the difference of the two
-    // biases: exact.
-    const float size = __uint_as_float((bits & 0x7fffu) << 13) * 0x1p112f;
-    return (bits & 0x8000u) != 0 ? -size : size;
-  }
-
-  static __device__ void mark(uint32_t* map, uint32_t bits) {
-    const uint32_t at = rank(bits), bit = 1u << (at % 32);
-    if ((map[at / 32] & bit) == 0) atomicOr(map + at / 32, bit);
-  }
-};
-
+// All B lines, or those of the list `undecided` of gap_by_flags; a block goes from line to line.
 template <bool BFLOAT>
 __global__ __launch_bounds__(kMapThreads) void gap_by_map(const uint16_t* __restrict__ values,
-                                                          int64_t row_stride, int64_t n,
+                                                          int64_t row_stride, int64_t B, int64_t n,
                                                           const int64_t* __restrict__ lengths,
-                                                          float* __restrict__ out) {
+                                                          float* __restrict__ out,
+                                                          const uint32_t* __restrict__ undecided) {
   using Number = Short<BFLOAT>;
   __shared__ uint32_t map[kMapWords];
   __shared__ uint64_t slots[3][kWarp];
-  const int64_t m = length_of(lengths, blockIdx.x, n);
-  const uint16_t* const row = values + blockIdx.x * row_stride;
-  for (int i = static_cast<int>(threadIdx.x); i < kMapWords; i += kMapThreads) map[i] = 0;
-  __syncthreads();
-  uint64_t odd = 0;
-  // Eight values a load where the line begins at a multiple of 16 bytes.
-  const int64_t whole = reinterpret_cast<uintptr_t>(row) % 16 == 0 ? m / 8 : 0;
-  for (int64_t i = threadIdx.x; i < whole; i += kMapThreads) {
-    const uint4 packed = __ldcs(reinterpret_cast<const uint4*>(row) + i);
-    const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
+  const int64_t listed = undecided == nullptr ? B : undecided[0];
+  for (int64_t at = blockIdx.x; at < listed; at += gridDim.x) {
+    const int64_t b = undecided == nullptr ? at : undecided[1 + at];
+    const int64_t m = length_of(lengths, b, n);
+    const uint16_t* const row = values + b * row_stride;
+    for (int i = static_cast<int>(threadIdx.x); i < kMapWords; i += kMapThreads) map[i] = 0;
+    __syncthreads();
+    uint64_t odd = 0;
+    // Eight values a load where the line begins at a multiple of 16 bytes.
+    const int64_t whole = reinterpret_cast<uintptr_t>(row) % 16 == 0 ? m / 8 : 0;
+    for (int64_t i = threadIdx.x; i < whole; i += kMapThreads) {
+      const uint4 packed = __ldcs(reinterpret_cast<const uint4*>(row) + i);
+      const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      odd |= Number::finite(words[k] & 0xffffu) && Number::finite(words[k] >> 16) ? 0u : 1u;
-      Number::mark(map, words[k] & 0xffffu);
-      Number::mark(map, words[k] >> 16);
-    }
-  }
-  for (int64_t i = whole * 8 + threadIdx.x; i < m; i += kMapThreads) {
-    odd |= Number::finite(row[i]) ? 0u : 1u;
-    Number::mark(map, row[i]);
-  }
-  odd = block_max(odd, slots[0]);  // and the map is whole
-  constexpr int kEach = kMapWords / kMapThreads;
-  const int from = static_cast<int>(threadIdx.x) * kEach;
-  uint32_t last = 0;  // rank + 1 of the greatest of this thread's values
-  for (int w = from; w < from + kEach; ++w) {
-    if (map[w] != 0)
-      last = static_cast<uint32_t>(w) * 32 + 32 -
-             static_cast<uint32_t>(__clz(static_cast<int>(map[w])));
-  }
-  uint32_t before = static_cast<uint32_t>(block_running_max<uint64_t>(last, 0, slots[1]));
-  float best = 0;
-  for (int w = from; w < from + kEach; ++w) {
-    for (uint32_t left = map[w]; left != 0; left &= left - 1) {
-      const uint32_t rank =
-          static_cast<uint32_t>(w) * 32 + static_cast<uint32_t>(__ffs(static_cast<int>(left))) - 1;
-      if (before != 0) {
-        const float gap = Number::value(rank) - Number::value(before - 1);
-        best = gap > best ? gap : best;
+      for (int k = 0; k < 4; ++k) {
+        odd |= Number::finite(words[k] & 0xffffu) && Number::finite(words[k] >> 16) ? 0u : 1u;
+        Number::mark(map, words[k] & 0xffffu);
+        Number::mark(map, words[k] >> 16);
       }
-      before = rank + 1;
     }
+    for (int64_t i = whole * 8 + threadIdx.x; i < m; i += kMapThreads) {
+      odd |= Number::finite(row[i]) ? 0u : 1u;
+      Number::mark(map, row[i]);
+    }
+    odd = block_max(odd, slots[0]);  // and the map is whole
+    constexpr int kEach = kMapWords / kMapThreads;
+    const int from = static_cast<int>(threadIdx.x) * kEach;
+    uint32_t last = 0;  // rank + 1 of the greatest of this thread's values
+    for (int w = from; w < from + kEach; ++w) {
+      if (map[w] != 0)
+        last = static_cast<uint32_t>(w) * 32 + 32 -
+               static_cast<uint32_t>(__clz(static_cast<int>(map[w])));
+    }
+    uint32_t before = static_cast<uint32_t>(block_running_max<uint64_t>(last, 0, slots[1]));
+    float best = 0;
+    for (int w = from; w < from + kEach; ++w) {
+      for (uint32_t left = map[w]; left != 0; left &= left - 1) {
+        const uint32_t rank = static_cast<uint32_t>(w) * 32 +
+                              static_cast<uint32_t>(__ffs(static_cast<int>(left))) - 1;
+        if (before != 0) {
+          const float gap = Number::value(rank) - Number::value(before - 1);
+          best = gap > best ? gap : best;
+        }
+        before = rank + 1;
+      }
+    }
+    const uint32_t word = static_cast<uint32_t>(block_max<uint64_t>(ordered(best), slots[2]));
+    if (threadIdx.x == 0)
+      out[b] = odd != 0 && m > 1 ? Quiet<float>::nan() : from_ordered<float>(word);
   }
-  const uint32_t word = static_cast<uint32_t>(block_max<uint64_t>(ordered(best), slots[2]));
-  if (threadIdx.x == 0)
-    out[blockIdx.x] = odd != 0 && m > 1 ? Quiet<float>::nan() : from_ordered<float>(word);
 }
 
 // A thread holds 16 values between the two sorts, and what it holds must fit its registers.

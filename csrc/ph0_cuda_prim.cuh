@@ -66,6 +66,216 @@ __host__ __device__ inline int64_t prim_coordinates(int source, int64_t n, int64
   return source > 0 ? n * source : source == kInShared ? n * d : 0;
 }
 
+// A thread's points while the tree grows.
+template <class T, int POINTS, int HELD>
+struct Growing {
+  T held[POINTS]
+        [HELD];      // coordinates (SOURCE > 0); the first is NaN in the tree and beyond the cloud
+  T key[POINTS];     // least weight to the tree; +inf where there is none, in the tree and beyond
+  int from[POINTS];  // the end of that edge; -1 where there is none
+  int id[POINTS];    // -1 in the tree and beyond the cloud
+
+  __device__ void leave(int p) {
+    held[p][0] = Quiet<T>::nan();
+    key[p] = Quiet<T>::inf();
+    from[p] = id[p] = -1;
+  }
+  // leave(slot), by halves: registers have no index.
+  template <int FIRST = 0, int COUNT = POINTS>
+  __device__ void leave_slot(int slot) {
+    if constexpr (COUNT == 1) {
+      leave(FIRST);
+    } else if (slot < FIRST + COUNT / 2) {
+      leave_slot<FIRST, COUNT / 2>(slot);
+    } else {
+      leave_slot<FIRST + COUNT / 2, COUNT / 2>(slot);
+    }
+  }
+};
+
+// Shared memory of a block, beside the arrays of variable size.
+template <class T>
+struct GrowSlots {
+  typename Ordered<T>::Word weight[2]
+                                  [kWarp];  // of each warp's best edge, by the parity of the step
+  uint32_t pair[2][kWarp];
+  typename Ordered<T>::Word maxima[kWarp];
+  uint32_t packed[2];  // points that have been handed over, at each repacking
+};
+
+// What a cloud's block works on.
+template <class T>
+struct GrowJob {
+  const T* data;    // as in Grow, of this cloud
+  const T* shared;  // coordinates in shared memory
+  TreeKey<T>* tree;
+  GrowSlots<T>* slots;
+  int n, d, m;
+};
+
+// Weights of a thread's points to the point `current`; of points in the tree NaN or +inf. Loads are
+// independent of each other, so they are under way at the same time.
+template <class T, int POINTS, int SOURCE, int HELD>
+__device__ inline void weights_to(const GrowJob<T>& job, const Growing<T, POINTS, HELD>& points,
+                                  int current, T (&weight)[POINTS]) {
+  if constexpr (SOURCE > 0) {
+    T here[HELD];
+#pragma unroll
+    for (int k = 0; k < HELD; ++k) here[k] = job.shared[current * HELD + k];
+#pragma unroll
+    for (int p = 0; p < POINTS; ++p) {
+      weight[p] = 0;
+#pragma unroll
+      for (int k = 0; k < HELD; ++k) {
+        const T difference = points.held[p][k] - here[k];
+        weight[p] = fused(difference, difference, weight[p]);
+      }
+    }
+  } else if constexpr (SOURCE == kMatrix) {
+    const T* const row = job.data + static_cast<int64_t>(current) * job.n;
+#pragma unroll
+    for (int p = 0; p < POINTS; ++p)
+      weight[p] = points.id[p] >= 0 ? row[points.id[p]] : Quiet<T>::inf();
+  } else {
+    const T* x = SOURCE == kInShared ? job.shared : job.data;
+#pragma unroll
+    for (int p = 0; p < POINTS; ++p) weight[p] = 0;
+#pragma unroll 1
+    for (int k = 0; k < job.d; ++k, x += job.n) {
+      const T here = x[current];
+#pragma unroll
+      for (int p = 0; p < POINTS; ++p) {
+        const T difference = x[points.id[p] >= 0 ? points.id[p] : 0] - here;
+        weight[p] = job.d == 1 ? magnitude(difference) : fused(difference, difference, weight[p]);
+      }
+    }
+#pragma unroll
+    for (int p = 0; p < POINTS; ++p) weight[p] = points.id[p] >= 0 ? weight[p] : Quiet<T>::inf();
+  }
+}
+
+// Adds points to the tree, one a step, until `last` of the m - 1 steps are done. `current`: the
+// point that was added last.
+template <class T, int THREADS, int POINTS, int SOURCE, int HELD>
+__device__ inline void grow_until(const GrowJob<T>& job, Growing<T, POINTS, HELD>& points,
+                                  int& step, int last, int& current) {
+  using Word = typename Ordered<T>::Word;
+  using Key = TreeKey<T>;
+  const int tid = static_cast<int>(threadIdx.x), lane = tid % static_cast<int>(kWarp);
+  constexpr int kWarps = THREADS / static_cast<int>(kWarp);
+#pragma unroll 1
+  for (; step < last; ++step) {
+    T weight[POINTS];
+    weights_to<T, POINTS, SOURCE, HELD>(job, points, current, weight);
+    T best = Quiet<T>::inf();
+#pragma unroll
+    for (int p = 0; p < POINTS; ++p) {
+      // An entry that is NaN or +inf is no edge: it is neither less nor, from being -1, a tie.
+      const bool tie = weight[p] == points.key[p] && current < points.from[p];
+      const bool nearer = weight[p] < points.key[p] || tie;
+      points.key[p] = nearer ? weight[p] : points.key[p];
+      points.from[p] = nearer ? current : points.from[p];
+      best = lesser(best, points.key[p]);
+    }
+    Word least = warp_min(ordered(best));
+    uint32_t own = ~0u;  // the least pair of this thread's points of least weight, and which it is
+    int slot = 0;
+    if (ordered(best) == least) {
+#pragma unroll
+      for (int p = 0; p < POINTS; ++p) {
+        if (points.key[p] != best) continue;
+        // Points have an edge to the tree from the first step on; entries of a matrix may be none.
+        int id = points.id[p], from = points.from[p];
+        if (SOURCE <= 0) {
+          if (id < 0) continue;
+          from = from < 0 ? id : from;
+        }
+        const uint32_t ends = pack_pair(id, from);
+        slot = ends < own ? p : slot;
+        own = ends < own ? ends : own;
+      }
+    }
+    uint32_t pair = warp_min(own);
+    if (THREADS > static_cast<int>(kWarp)) {
+      // Two sets of slots: the next step writes the other one, so one barrier a step is enough.
+      if (lane == 0) {
+        job.slots->weight[step & 1][tid / static_cast<int>(kWarp)] = least;
+        job.slots->pair[step & 1][tid / static_cast<int>(kWarp)] = pair;
+      }
+      __syncthreads();
+      const Word other = lane < kWarps ? job.slots->weight[step & 1][lane] : Ordered<T>::kNone;
+      pair = lane < kWarps ? job.slots->pair[step & 1][lane] : ~0u;
+      least = warp_min(other);
+      pair = warp_min(other == least ? pair : ~0u);
+    }
+    current = new_end(pair);
+    if (own == pair) points.template leave_slot<>(slot);
+    const bool joins = lower_end(pair) != upper_end(pair);
+    if (tid == 0)
+      job.tree[spread(step)] = joins ? Key::make(least, pair) : Key::make(Ordered<T>::kNone, ~0u);
+  }
+}
+
+// The points that are not in the tree, at most THREADS * POINTS, dealt out anew: half as many a
+// thread. They pass through the keys of the tree that are still to be found.
+template <class T, int THREADS, int POINTS, int HELD>
+__device__ inline void repack(const GrowJob<T>& job, const Growing<T, 2 * POINTS, HELD>& from,
+                              Growing<T, POINTS, HELD>& into, int step, uint32_t* packed) {
+  using Key = TreeKey<T>;
+  const int tid = static_cast<int>(threadIdx.x), lane = tid % static_cast<int>(kWarp);
+  uint32_t own = 0;
+#pragma unroll
+  for (int p = 0; p < 2 * POINTS; ++p) own += from.id[p] >= 0 ? 1u : 0u;
+  uint32_t upto = own;
+  for (unsigned by = 1; by < kWarp; by <<= 1) {
+    const uint32_t below = __shfl_up_sync(kAllLanes, upto, by);
+    if (lane >= static_cast<int>(by)) upto += below;
+  }
+  // The last lane knows how many its warp has.
+  const uint32_t first =
+      warp_max(lane == static_cast<int>(kWarp) - 1 ? atomicAdd(packed, upto) : 0u);
+  int at = step + static_cast<int>(first + upto - own);
+#pragma unroll
+  for (int p = 0; p < 2 * POINTS; ++p) {
+    if (from.id[p] < 0) continue;
+    const uint32_t ends =
+        static_cast<uint32_t>(from.from[p] + 1) << 16 | static_cast<uint32_t>(from.id[p]);
+    job.tree[spread(at++)] = Key::make(ordered(from.key[p]), ends);
+  }
+  __syncthreads();
+#pragma unroll
+  for (int p = 0; p < POINTS; ++p) {
+    const int i = step + tid + p * THREADS;
+    into.leave(p);
+    if (i >= job.m - 1) continue;
+    const Key given = job.tree[spread(i)];
+    into.key[p] = from_ordered<T>(given.weight());
+    into.from[p] = static_cast<int>(given.pair() >> 16) - 1;
+    into.id[p] = static_cast<int>(given.pair() & 0xffffu);
+#pragma unroll
+    for (int k = 0; k < HELD; ++k) into.held[p][k] = job.shared[into.id[p] * HELD + k];
+  }
+  __syncthreads();  // before they are handed over again, or overwritten by the tree
+}
+
+// Steps with POINTS points a thread until half as many hold all that are left, and so on.
+template <class T, int THREADS, int POINTS, int SOURCE, int HELD>
+__device__ inline void grow_all(const GrowJob<T>& job, Growing<T, POINTS, HELD>& points, int& step,
+                                int& current) {
+  const int all = job.m - 1;
+  if constexpr (SOURCE > 0 && POINTS > 2) {
+    constexpr int kHalf = POINTS / 2;
+    const int last = all - THREADS * kHalf;  // steps after which THREADS * kHalf points are left
+    grow_until<T, THREADS, POINTS, SOURCE, HELD>(job, points, step, last, current);
+    Growing<T, kHalf, HELD> fewer;
+    repack<T, THREADS, kHalf, HELD>(job, points, fewer, step,
+                                    job.slots->packed + (kHalf == 4 ? 0 : 1));
+    grow_all<T, THREADS, kHalf, SOURCE, HELD>(job, fewer, step, current);
+  } else {
+    grow_until<T, THREADS, POINTS, SOURCE, HELD>(job, points, step, all, current);
+  }
+}
+
 // blockIdx.x: cloud. n <= THREADS * POINTS. Shared memory: prim_coordinates numbers, rounded up to
 // 16 bytes, then spread(power_above(n - 1)) + 1 keys.
 template <class T, int THREADS, int POINTS, int SOURCE>
@@ -73,15 +283,12 @@ __global__ __launch_bounds__(THREADS, 1) void prim_kernel(const Grow<T> in) {
   using Word = typename Ordered<T>::Word;
   using Key = TreeKey<T>;
   constexpr Word kNone = Ordered<T>::kNone;
-  constexpr int kUnreached = 0x7fffffff, kJoined = -1;
   constexpr int kHeld = SOURCE > 0 ? SOURCE : 1;
   PH0_DYNAMIC_SHARED(memory);
-  __shared__ Word slots[kWarp];
-  __shared__ Word step_weight[2][kWarp];
-  __shared__ uint32_t step_pair[2][kWarp];
+  __shared__ GrowSlots<T> slots;
   const int n = in.n, d = in.d;
   const int m = static_cast<int>(length_of(in.lengths, blockIdx.x, n));
-  const int tid = static_cast<int>(threadIdx.x), lane = tid % static_cast<int>(kWarp);
+  const int tid = static_cast<int>(threadIdx.x);
   T* const shared = reinterpret_cast<T*>(memory);
   Key* const tree =
       reinterpret_cast<Key*>(memory + (prim_coordinates(SOURCE, n, d) * sizeof(T) + 15) / 16 * 16);
@@ -104,7 +311,7 @@ __global__ __launch_bounds__(THREADS, 1) void prim_kernel(const Grow<T> in) {
         const Word bits = magnitude_bits(data[i]);
         largest = bits > largest ? bits : largest;
       }
-      largest = block_max(largest, slots);
+      largest = block_max(largest, slots.maxima);
     }
     finite = finite_bits(largest);
     exponent = d == 1 ? 0 : scale_exponent(largest);
@@ -117,6 +324,7 @@ __global__ __launch_bounds__(THREADS, 1) void prim_kernel(const Grow<T> in) {
     return;
   }
 
+  if (tid < 2) slots.packed[tid] = 0;
   if (SOURCE > 0) {
     for (int i = tid; i < m * kHeld; i += THREADS) {
       const int point = i / kHeld, k = i % kHeld;
@@ -127,85 +335,19 @@ __global__ __launch_bounds__(THREADS, 1) void prim_kernel(const Grow<T> in) {
       shared[i % d * n + i / d] = times_power(data[i], -exponent);
   }
   __syncthreads();
-  T held[POINTS][kHeld];
-  Word key[POINTS];
-  int from[POINTS];
+  Growing<T, POINTS, kHeld> points;
 #pragma unroll
   for (int p = 0; p < POINTS; ++p) {
     const int j = tid + p * THREADS;
-    key[p] = kNone;
-    from[p] = j < m ? kUnreached : kJoined;
-    if (SOURCE > 0 && j < m) {
+    points.leave(p);
+    if (j == 0 || j >= m) continue;  // the tree grows from point 0
+    points.id[p] = j;
 #pragma unroll
-      for (int k = 0; k < kHeld; ++k) held[p][k] = shared[j * kHeld + k];
-    }
+    for (int k = 0; k < kHeld && SOURCE > 0; ++k) points.held[p][k] = shared[j * kHeld + k];
   }
-
-  int current = 0;
-  for (int step = 0; step < m - 1; ++step) {
-    T here[kHeld];
-    if (SOURCE > 0) {
-#pragma unroll
-      for (int k = 0; k < kHeld; ++k) here[k] = shared[current * kHeld + k];
-    }
-    Word best = kNone;
-    uint32_t pair = ~0u;
-#pragma unroll
-    for (int p = 0; p < POINTS; ++p) {
-      const int j = tid + p * THREADS;
-      if (j == current) from[p] = kJoined;
-      if (from[p] == kJoined) continue;
-      T weight = 0;
-      if (SOURCE == kMatrix) {
-        weight = data[static_cast<int64_t>(current) * n + j];
-      } else if (SOURCE > 0) {
-#pragma unroll
-        for (int k = 0; k < kHeld; ++k) {
-          const T difference = held[p][k] - here[k];
-          weight = fused(difference, difference, weight);
-        }
-      } else {
-        const T* x = SOURCE == kInShared ? shared : data;
-        if (d == 1) {
-          weight = magnitude(x[j] - x[current]);
-        } else {
-#pragma unroll 1
-          for (int k = 0; k < d; ++k, x += n) {
-            const T difference = x[j] - x[current];
-            weight = fused(difference, difference, weight);
-          }
-        }
-      }
-      // An entry that is NaN or +inf is no edge.
-      const Word word = SOURCE != kMatrix || weight < Quiet<T>::inf() ? ordered(weight) : kNone;
-      if (word < key[p] || (word == key[p] && word != kNone && current < from[p])) {
-        key[p] = word;
-        from[p] = current;
-      }
-      const uint32_t ends = pack_pair(j, from[p] == kUnreached ? j : from[p]);
-      if (key[p] < best || (key[p] == best && ends < pair)) {
-        best = key[p];
-        pair = ends;
-      }
-    }
-    Word least = warp_min(best);
-    pair = warp_min(best == least ? pair : ~0u);
-    if (THREADS > kWarp) {
-      // Two sets of slots: the next step writes the other one, so one barrier a step is enough.
-      if (lane == 0) {
-        step_weight[step & 1][tid / kWarp] = least;
-        step_pair[step & 1][tid / kWarp] = pair;
-      }
-      __syncthreads();
-      best = lane < THREADS / static_cast<int>(kWarp) ? step_weight[step & 1][lane] : kNone;
-      pair = lane < THREADS / static_cast<int>(kWarp) ? step_pair[step & 1][lane] : ~0u;
-      least = warp_min(best);
-      pair = warp_min(best == least ? pair : ~0u);
-    }
-    current = new_end(pair);
-    const bool joins = lower_end(pair) != upper_end(pair);
-    if (tid == 0) tree[spread(step)] = joins ? Key::make(least, pair) : Key::make(kNone, ~0u);
-  }
+  const GrowJob<T> job{data, shared, tree, &slots, n, d, m};
+  int step = 0, current = 0;
+  grow_all<T, THREADS, POINTS, SOURCE, kHeld>(job, points, step, current);
 
   const int size = power_above(m - 1);
   for (int i = m - 1 + tid; i < size; i += THREADS) tree[spread(i)] = Key::make(kNone, ~0u);

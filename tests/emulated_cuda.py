@@ -77,8 +77,9 @@ def workload() -> Callable[[], list[np.ndarray]]:
 
     g = np.random.default_rng(0)
     line, half = g.standard_normal((9, 600)).astype(np.float32), torch.as_tensor(g.standard_normal((2, 600))).half()
+    half[1] = torch.arange(600) % 40
     line[4] = 1
-    line[5:7] = g.integers(0, 9, (2, 600))  # too many gaps that may be the largest
+    line[5:7] = g.integers(0, 40, (2, 600))  # too many gaps that may be the largest
     points = g.integers(0, 7, (1, 300, 3)).astype(np.float32)
     deep = g.integers(0, 2, (1, 140, 20)).astype(np.float64)
     upper = np.triu(g.integers(1, 50, (1, 90, 90)), 1)
@@ -90,6 +91,8 @@ def workload() -> Callable[[], list[np.ndarray]]:
             for x, algorithm in ((points, "prim"), (points, "boruvka"), (deep, "boruvka"), (deep, "prim"))
         ]
         trees += [h0_distances(entries, edges=True, backend="cuda", algorithm="prim")]
+        # Few points in threads for many are dealt out twice without a step between.
+        trees += [h0(points, lengths=[40], edges=True, backend="cuda", algorithm="prim")]
         forest = obce.cuda.trees(torch.as_tensor(entries), None, False, True, "boruvka", True)
         assert forest[1] is not None
         return [

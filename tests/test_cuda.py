@@ -66,7 +66,7 @@ def lengths_of(B: int, n: int) -> list[int]:
 def lines(n: int, dtype: Any, seed: int = 0) -> np.ndarray:
     """Gaussian, with ties, near the ends of the number format, of tiny range far from zero, and constant."""
     g = np.random.default_rng([n, seed])
-    x = np.stack([g.standard_normal(n), g.integers(0, 9, n), g.standard_normal(n), g.random(n), np.full(n, -2.5)])
+    x = np.stack([g.standard_normal(n), g.integers(0, 90, n), g.standard_normal(n), g.random(n), np.full(n, -2.5)])
     info = np.finfo(dtype)
     x = x.astype(dtype)
     x[2] *= info.max / (8 if seed % 2 else 2 * max(1, np.abs(x[2]).max()))
@@ -94,11 +94,12 @@ class TestLines:
             equal(h0_line(view, backend="cuda").deaths, h0_line(view, backend="cpu").deaths)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-    @pytest.mark.parametrize("n", [1, 2, 7, 8, 130, 1000])
+    @pytest.mark.parametrize("n", [1, 2, 7, 8, 130, 1000, 10_241])
     def test_r_f_of_16_bit_numbers(self, emulated: ctypes.CDLL, dtype: torch.dtype, n: int) -> None:
         g = torch.Generator().manual_seed(n)
         x = torch.randn(40, n, generator=g)
         x[1::4] = x[1::4].round()
+        x[5::8] = torch.arange(n) % 40  # many gaps that may be the largest
         x[2::4] *= 1e4
         x[3::4] *= 1e-7  # half's subnormal numbers
         x[0, : n // 2] = -0.0
