@@ -925,7 +925,7 @@ def plot_command(
 @app.command("report")
 @_guarded
 def report_command(run_dir: RunDir, as_json: AsJson = False) -> None:
-    """Show what a run found: tables here, and report.html for a browser."""
+    """Show what a run found: tables here, and report.html for a browser, with the pages that `obce explain` made."""
     from obce.report import summary_tables
     from obce.run import Run
 
@@ -933,8 +933,17 @@ def report_command(run_dir: RunDir, as_json: AsJson = False) -> None:
     scores = run.scores()
     made = run.plan() if run.plan_path.is_file() else None
     path = run.report()
-    facts = {"report": str(path), "neurons": len(scores), "plan": None if made is None else _plan_facts(made)}
-    _emit(as_json, facts, *summary_tables(scores, made), f"report in {path}")
+    explained = run.pages() is not None
+    facts = {
+        "report": str(path),
+        "neurons": len(scores),
+        "plan": None if made is None else _plan_facts(made),
+        "explained": explained,
+    }
+    said = []
+    if run.explained_path.is_file() and not explained:
+        said = ["the pages of `obce explain` are left out: scores, plan or model are others since; run it again"]
+    _emit(as_json, facts, *summary_tables(scores, made), *said, f"report in {path}")
 
 
 @app.command("run")

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -88,6 +88,26 @@ class Explained:
     style: Markup
     policy: str
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, without the page's own files."""
+        plain = {name: getattr(self, name) for name in _STORED}
+        return {**plain, "data": json.loads(self.data)}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Explained:
+        """What `to_dict` gave, with the page's own files as they are now; its data is made harmless anew.
+
+        Raises:
+            ValueError: A part is missing.
+        """
+        missing = [name for name in (*_STORED, "data") if name not in plain]
+        if missing:
+            raise ValueError(f"the pages lack {', '.join(missing)}")
+        return cls(**{name: plain[name] for name in _STORED}, data=_json(plain["data"]), **_own_files())
+
+
+_STORED = ("scores", "left_out", "truncated", "cut", "max_length", "isolating", "best", "clouds", "removal")
+
 
 def harmless(text: str, letters: int = LETTERS) -> str:
     """A text as a page may show it: nothing in it is obeyed, and a long one loses its end, with a word about it."""
@@ -150,8 +170,6 @@ def explained(
         "pages": neurons,
         "heads": heads,
     }
-    script = _asset("neurons.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     out = [name for name in _shown_scores(scores) if name not in columns]
     return Explained(
         columns,
@@ -171,9 +189,7 @@ def explained(
         bool(heads),
         _removal(findings, texts),
         _json(packed),
-        Markup(script),  # noqa: S704  (our own file)
-        Markup(_asset("neurons.css")),  # noqa: S704
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        **_own_files(),
     )
 
 
@@ -239,6 +255,17 @@ def _left_out(what: str, names: Sequence[str]) -> list[str]:
 
 def _asset(name: str) -> str:
     return resources.files("obce").joinpath(f"templates/{name}").read_text(encoding="utf-8")
+
+
+def _own_files() -> dict[str, Any]:
+    """script, style and policy of `Explained`."""
+    script = _asset("neurons.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {
+        "script": Markup(script),  # noqa: S704  (our own file)
+        "style": Markup(_asset("neurons.css")),  # noqa: S704
+        "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+    }
 
 
 def _json(value: Any) -> Markup:

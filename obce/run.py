@@ -47,7 +47,7 @@ from obce.files import PARTIAL, whole, write_text
 from obce.glue import BATCH_TOKENS, calibration, read_task
 from obce.h0 import H0, h0
 from obce.heads import check_cloud, explain_clouds, sample_clouds
-from obce.pages import explained
+from obce.pages import Explained, explained
 from obce.plan import Plan
 from obce.prune import prune
 from obce.removal import Pruned
@@ -794,6 +794,11 @@ class Run:
         return self.path / "results.json"
 
     @property
+    def explained_path(self) -> Path:
+        """Path of explained.json."""
+        return self.path / "explained.json"
+
+    @property
     def report_path(self) -> Path:
         """Path of report.html."""
         return self.path / "report.html"
@@ -1233,7 +1238,8 @@ class Run:
 
         Args:
             findings: Neurons and heads that get a page, from `explain`; with them the report has every neuron in a
-                table.
+                table. They are kept in the run: without findings the report has those kept before, unless the scores,
+                the plan or the pruned model are others now.
             corpus: The scored texts, where they cannot be read again.
             texts: Whether the page may show texts of the corpus.
 
@@ -1246,7 +1252,7 @@ class Run:
         if not isinstance(results, list):
             raise ValueError(f"'{self.results_path}' holds no list of results: remove it, or measure again")
         name = "/".join(Path(str(scores.meta["model_name"])).parts[-2:])
-        pages = None
+        pages = self.pages()
         if findings is not None:
             pages = explained(scores, findings, self.corpus() if corpus is None else corpus, plan=chosen, texts=texts)
         compared = CompareRun(self.path).rows
@@ -1263,4 +1269,32 @@ class Run:
         with self._locked():
             self.check_writable()
             write_text(self.report_path, html)
+            if findings is not None and pages is not None:
+                kept = {"of": self._explained_of(), "pages": pages.to_dict()}
+                write_text(self.explained_path, json.dumps(kept, ensure_ascii=False) + "\n")
         return self.report_path
+
+    def pages(self) -> Explained | None:
+        """Pages that `report` kept, where they still belong to the scores, the plan and the pruned model.
+
+        Raises:
+            ValueError: explained.json is damaged.
+        """
+        if not self.explained_path.is_file():
+            return None
+        kept = _read_json(self.explained_path, "pages")
+        if not isinstance(kept, dict) or not isinstance(kept.get("pages"), dict):
+            raise ValueError(f"'{self.explained_path}' holds no pages: remove it, or explain again")
+        if kept.get("of") != self._explained_of():
+            return None
+        try:
+            return Explained.from_dict(kept["pages"])
+        except ValueError as error:
+            raise ValueError(f"'{self.explained_path}': {error}: remove it, or explain again") from None
+
+    def _explained_of(self) -> dict[str, Any]:
+        """What pages are of: hashes of the scores and the plan, and how the model was pruned."""
+        made = self.plan() if self.plan_path.is_file() else None
+        scores = blake2b(self.scores_path.read_bytes(), digest_size=16).hexdigest()
+        pruned = self.state.get("prune") if self.model_path.is_dir() else None
+        return {"scores": scores, "plan": None if made is None else _plan_hash(made), "pruned": pruned}

@@ -320,6 +320,27 @@ def test_explain_writes_pages(scored: Path, tmp_path: Path, texts: list[str]) ->
     assert not [text for text in texts if text[:40] in shown]
 
 
+def test_report_keeps_the_pages_until_they_are_of_something_else(scored: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(scored, tmp_path / "run")
+    assert obce("plan", run, "--keep", 0.7, "--of", "encoder").exit_code == 0
+    assert obce("prune", run).exit_code == 0
+    assert obce("explain", run, "--layer", 1, "--top", 2).exit_code == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    shown = '"name":"1.intermediate.'
+    assert shown in page and 'id="removal"' in page
+    found = obce("report", run, "--json")
+    assert json.loads(found.stdout)["explained"] is True, found.output
+    assert (run / "report.html").read_text(encoding="utf-8") == page
+    assert obce("plan", run, "--keep", 0.6, "--of", "encoder").exit_code == 0
+    found = obce("report", run)
+    assert "the pages of `obce explain` are left out" in " ".join(found.output.split())
+    assert shown not in (run / "report.html").read_text(encoding="utf-8")
+    (run / "explained.json").write_text('{"pages": {}, "of": {}}', encoding="utf-8")
+    assert json.loads(obce("report", run, "--json").stdout)["explained"] is False
+    (run / "explained.json").write_text("[", encoding="utf-8")
+    refused(obce("report", run), "explained.json")
+
+
 def test_plot(scored: Path, tiny_bert_dir: Path, corpus: Path, tmp_path: Path) -> None:
     assert obce("plan", scored, "--keep", 0.7).exit_code == 0
     for kind, more in (("distribution", ("--score", "effect")), ("medians", ()), ("map", ())):
