@@ -1,7 +1,6 @@
-#include "ph0_cuda_boruvka.cuh"
-
 #include <algorithm>
 
+#include "ph0_cuda_boruvka_tree.cuh"
 #include "ph0_cuda_launch.cuh"
 
 namespace ph0::cuda {
@@ -24,15 +23,26 @@ struct Space {
   int32_t* ids;
   int32_t* places;
   T* boxes;
+  uint32_t* node_id;
   int64_t bytes;
 };
+
+// Levels of the tree over `width` places, each padded to whole nodes, and where each starts.
+template <class T>
+void plan_levels(Rounds<T>& in) {
+  int64_t count = in.width;
+  do {
+    count = blocks_for(blocks_for(count, kWarp), kWarp) * kWarp;
+    in.level_start[in.levels + 1] = in.level_start[in.levels] + static_cast<int32_t>(count);
+    ++in.levels;
+  } while (count > kWarp);
+}
 
 template <class T>
 Space<T> boruvka_space(const Trees& trees, void* workspace) {
   using Word = typename Ordered<T>::Word;
   Parts parts(workspace);
   const int64_t width = blocks_for(trees.n, Tile<T>::kSide) * Tile<T>::kSide, all = trees.B * width;
-  const int64_t tiles = trees.B * (width / Tile<T>::kSide);
   Space<T> space{};
   Rounds<T>& in = space.in;
   in.n = trees.n;
@@ -40,15 +50,22 @@ Space<T> boruvka_space(const Trees& trees, void* workspace) {
   in.width = width;
   in.lengths = trees.lengths;
   in.entries = trees.d == 0 ? static_cast<const T*>(trees.data) : nullptr;
+  if (trees.d > 0 && trees.d <= kTreeDeep) plan_levels(in);
+  const int64_t boxes =
+      trees.B * (in.levels > 0 ? in.level_start[in.levels] : width / Tile<T>::kSide);
+  const int64_t listed = trees.d == 0 ? all * kListed : 0;
   in.largest = space.largest = parts.take<Word>(trees.B);
   space.ranges = parts.take<Word>(trees.B * kCodeSides * 2);
   in.points = space.points = parts.take<T>(all * trees.d);
-  in.boxes = space.boxes = parts.take<T>(tiles * 2 * trees.d);
+  in.boxes = space.boxes = parts.take<T>(boxes * 2 * trees.d);
   in.ids = space.ids = parts.take<int32_t>(all);
   in.places = space.places = parts.take<int32_t>(trees.B * trees.n);
   in.parent = parts.take<int32_t>(all);
   in.component = parts.take<int32_t>(all);
-  in.tile_component = parts.take<int32_t>(tiles);
+  in.tile_component = parts.take<int32_t>(boxes);
+  in.node_id = space.node_id = parts.take<uint32_t>(in.levels > 0 ? boxes : 0);
+  in.list_weight = parts.take<Word>(listed);
+  in.list_place = parts.take<int32_t>(listed);
   in.near = parts.take<int32_t>(all);
   in.low = parts.take<Word>(all);
   in.best_weight = parts.take<Word>(all);
@@ -85,6 +102,50 @@ void codes_of(const Trees& trees, int64_t* codes, void* workspace, Stream stream
          static_cast<const Word*>(space.ranges), codes);
 }
 
+// Nodes of a level, a warp each.
+template <class T>
+dim3 over_level(const Rounds<T>& in, int level, int64_t B) {
+  const int64_t nodes = in.level_start[level + 1] - in.level_start[level];
+  return over_clouds(nodes / (kCopyThreads / kWarp), B);
+}
+
+template <class T>
+void start_boxes(const Space<T>& space, int64_t B, Stream stream) {
+  const Rounds<T>& in = space.in;
+  for (int level = 0; level < in.levels; ++level) {
+    launch("make_level", make_level<T>, over_level(in, level, B), kCopyThreads, 0, stream, in,
+           level, space.boxes, space.node_id, space.places);
+  }
+  if (in.levels == 0) {
+    launch("make_boxes", make_boxes<T>, over_clouds(in.width / Tile<T>::kSide, B), kWarp, 0, stream,
+           in, space.boxes, space.places);
+  }
+}
+
+template <class T>
+void start_round(const Rounds<T>& in, int64_t B, int round, Stream stream) {
+  if (in.levels == 0) {
+    launch("round_start", round_start<T>, over_clouds(in.width / Tile<T>::kSide, B), Tile<T>::kSide,
+           0, stream, in, round);
+    return;
+  }
+  launch("round_start_tree", round_start_tree<T>, over_clouds(in.level_start[1] / kWarp, B),
+         kCopyThreads, 0, stream, in, round);
+  for (int level = 2; level < in.levels; ++level) {
+    launch("round_level", round_level<T>, over_level(in, level, B), kCopyThreads, 0, stream, in,
+           level, round);
+  }
+}
+
+template <class T, int D = 1>
+void scan_tree(const Rounds<T>& in, int64_t B, int round, Stream stream) {
+  if constexpr (D < kTreeDeep) {
+    if (in.d > D) return scan_tree<T, D + 1>(in, B, round, stream);
+  }
+  launch("round_scan_tree", round_scan_tree<T, D>,
+         over_clouds(blocks_for(in.width, kTreeThreads), B), kTreeThreads, 0, stream, in, round);
+}
+
 template <class T>
 void rounds_on(const Trees& trees, const int64_t* order, void* weights, int64_t* pairs,
                void* workspace, Stream stream) {
@@ -105,25 +166,22 @@ void rounds_on(const Trees& trees, const int64_t* order, void* weights, int64_t*
            in.lengths, order, static_cast<const Word*>(space.largest), space.points, space.ids);
   }
   launch("start_rounds", start_rounds<T>, places, kCopyThreads, 0, stream, in, space.ids);
-  launch("make_boxes", make_boxes<T>, over_clouds(tiles, B), kWarp, 0, stream, in, space.boxes,
-         space.places);
+  start_boxes(space, B, stream);
   for (int round = 0; round < rounds; ++round) {
-    launch("round_start", round_start<T>, over_clouds(tiles, B), Tile<T>::kSide, 0, stream, in,
-           round);
+    start_round(in, B, round, stream);
     launch("round_seed", round_seed<T>, places, kCopyThreads, 0, stream, in, round);
-    if (in.entries == nullptr) {
-      launch("round_scan", round_scan<T>, over_clouds(tiles, B), kScanThreads, sizeof(Scan<T>),
-             stream, in, round);
-    } else {
+    if (in.entries != nullptr) {
       launch("round_scan_matrix", round_scan_matrix<T>,
              over_clouds(blocks_for(in.n, kScanThreads / kWarp), B), kScanThreads, 0, stream, in,
              round);
+    } else if (in.levels > 0) {
+      scan_tree<T>(in, B, round, stream);
+    } else {
+      launch("round_scan", round_scan<T>, over_clouds(tiles, B), kScanThreads, sizeof(Scan<T>),
+             stream, in, round);
     }
     launch("round_pairs", round_pairs<T>, places, kCopyThreads, 0, stream, in, round);
     launch("round_hook", round_hook<T>, places, kCopyThreads, 0, stream, in, round);
-    launch("round_flatten", round_flatten<T>, places, kCopyThreads, 0, stream, in, round);
-    launch("round_end", round_end<T>, dim3(1), kCopyThreads, 0, stream, in, round,
-           static_cast<int>(B));
   }
 }
 

@@ -3,8 +3,9 @@
 // union-find of ph0_core.h. blockIdx.y is the cloud. All rounds that may be needed are launched at
 // once; kernels of a round that is not needed leave at once.
 //
-// Points stand in the order of a space-filling curve, in tiles with their bounding boxes. What is
-// known of a row (a point) from one round to the next:
+// Points stand in the order of a space-filling curve, under bounding boxes: of few coordinates
+// under a tree of them (ph0_cuda_boruvka_tree.cuh), of more in tiles that all rows of a tile scan
+// together. What is known of a row (a point) from one round to the next:
 //   near[i] >= 0: the nearest foreign point, and low[i] its weight, exact as long as near[i] is
 //   foreign; near[i] < 0: no foreign point is nearer than low[i].
 // A row is looked at again only when its nearest point has joined its own component and low[i] does
@@ -14,6 +15,8 @@
 // the indices. The bound is the weight's own fma chain over the distances between the boxes; every
 // step of it is monotone under rounding, so it never exceeds the rounded weight of two points
 // inside (as csrc/ph0_cpu_tree_kernels.h says of its boxes).
+// A row of a matrix that is read leaves a list of its least foreign entries, and is not read again
+// before all of them have joined its component.
 #pragma once
 
 #include "ph0_cuda_prim.cuh"
@@ -36,6 +39,9 @@ constexpr uint32_t kNobody = ~0u;  // no point
 constexpr int kDeep = 16;          // coordinates in shared memory at a time
 constexpr int kCodeSides = 6;      // coordinates in the code of the curve
 constexpr int kCodeBits = 10;
+constexpr int kTreeDeep = 8;    // most coordinates of clouds under a tree
+constexpr int kMostLevels = 6;  // of a tree: 2^31 places, 32 a leaf, 32 children a node
+constexpr int kListed = 8;      // entries a row of a matrix keeps
 
 // Places: positions in the order of the curve, `width` of them a cloud, a multiple of the tile;
 // ids: points.
@@ -49,10 +55,10 @@ struct Rounds {
   const Word* largest;      // [B]
   const int32_t* ids;       // [B, width], -1 beyond the length
   const int32_t* places;    // [B, n], the inverse
-  const T* boxes;           // [B, 2, d, tiles]: least and greatest coordinates of each tile
+  const T* boxes;           // [B, 2, d, tiles or nodes]: least and greatest coordinates
   int32_t* parent;          // [B, width] union-find over places
   int32_t* component;       // [B, width] the root; -1 beyond the length
-  int32_t* tile_component;  // [B, tiles] when a tile lies in one component, else -1
+  int32_t* tile_component;  // [B, tiles or nodes] when it lies in one component, else -1
   int32_t* near;            // [B, width] place
   Word* low;                // [B, width]
   Word* best_weight;        // [B, width] by root: the least weight known to leave the component
@@ -61,6 +67,11 @@ struct Rounds {
   int64_t* pairs;           // [B, n] out
   int32_t* left;            // [B] merges that are missing
   int32_t* joined;          // [rounds + 1, B] merges of each round; row 0 is 1
+  Word* list_weight;        // [B, width, kListed] of matrices: the least foreign entries of a row
+  int32_t* list_place;      // when it was read, in their order, and their places; -1: no more
+  int32_t levels;           // of the tree; 0: tiles
+  int32_t level_start[kMostLevels + 1];  // the first node of each level, and the number of nodes
+  const uint32_t* node_id;               // [B, nodes] the least id in it
 
   __device__ int64_t tiles() const { return width / Tile<T>::kSide; }
   __device__ bool over(int round) const {
@@ -77,6 +88,20 @@ __device__ inline int32_t load_word(const int32_t* p) { return __ldcg(p); }
 template <class Word>
 __device__ inline void lower(Word* p, Word v) {
   if (v < load_word(p)) atomic_min(p, v);
+}
+
+// lower(best + own, word) of every lane of a warp, by one lane where they are of one component, as
+// they mostly are in the last rounds. own < 0: none.
+template <class Word>
+__device__ inline void lower_together(Word* best, int32_t own, Word word) {
+  const uint32_t least = warp_min(own < 0 ? ~0u : static_cast<uint32_t>(own));
+  const uint32_t most = warp_max(own < 0 ? 0u : static_cast<uint32_t>(own));
+  if (least == most) {
+    word = warp_min(own < 0 ? ~Word{0} : word);
+    if (threadIdx.x % kWarp == 0) lower(best + least, word);
+  } else if (own >= 0) {
+    lower(best + own, word);
+  }
 }
 
 // ranges [B, kCodeSides, 2] words: least (complemented) and greatest ordered coordinates; 0 before.
@@ -185,22 +210,49 @@ __global__ __launch_bounds__(kCopyThreads) void start_rounds(const Rounds<T> in,
   }
 }
 
-// grid (tiles, B); block kSide
+// The component of place i after the round before; -1 beyond the length.
+template <class T>
+__device__ inline int32_t flatten(const Rounds<T>& in, int64_t i) {
+  const int64_t base = blockIdx.y * in.width;
+  if (in.component[base + i] < 0) return -1;
+  const int32_t root = find_root_shared(in.parent + base, static_cast<int32_t>(i));
+  in.component[base + i] = root;
+  return root;
+}
+
+// Components, and nothing known to leave them. grid (tiles, B); block kSide
 template <class T>
 __global__ __launch_bounds__(Tile<T>::kSide) void round_start(const Rounds<T> in, int round) {
-  __shared__ int32_t mixed;
+  __shared__ int32_t first, mixed;
   if (in.over(round)) return;
-  const int64_t at =
-      blockIdx.y * in.width + static_cast<int64_t>(blockIdx.x) * Tile<T>::kSide + threadIdx.x;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * Tile<T>::kSide + threadIdx.x;
+  const int64_t at = blockIdx.y * in.width + i;
   in.best_weight[at] = Ordered<T>::kNone;
   in.best_pair[at] = ~uint64_t{0};
-  if (threadIdx.x == 0) mixed = 0;
+  const int32_t own = flatten(in, i);
+  if (threadIdx.x == 0) {
+    first = own;
+    mixed = 0;
+  }
   __syncthreads();
-  const int32_t own = in.component[at], first = in.component[at - threadIdx.x];
   if (own >= 0 && own != first) mixed = 1;
   __syncthreads();
   if (threadIdx.x == 0)
     in.tile_component[blockIdx.y * in.tiles() + blockIdx.x] = mixed != 0 ? -1 : first;
+}
+
+// The first place in the list of row `at` that is still foreign, and its weight; -1 when there is
+// none, and what no foreign entry is less than.
+template <class T>
+__device__ inline int32_t next_listed(const Rounds<T>& in, int64_t at, int32_t own,
+                                      typename Ordered<T>::Word& low) {
+  const int64_t base = blockIdx.y * in.width;
+  for (int l = 0; l < kListed; ++l) {
+    const int32_t place = in.list_place[at * kListed + l];
+    low = in.list_weight[at * kListed + l];
+    if (place < 0 || in.component[base + place] != own) return place;
+  }
+  return -1;
 }
 
 // What is known to leave each component before anything is scanned: nearest points that are still
@@ -213,35 +265,36 @@ __global__ __launch_bounds__(kCopyThreads) void round_seed(const Rounds<T> in, i
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kCopyThreads + threadIdx.x;
   if (i >= in.width) return;
   const int32_t own = in.component[base + i];
-  if (own < 0) return;
-  const int32_t near = in.near[base + i];
-  if (near >= 0) {
+  int32_t near = in.near[base + i];
+  Word known = Ordered<T>::kNone;
+  if (own >= 0 && near >= 0) {
+    Word low = in.low[base + i];
     if (in.component[base + near] == own) {
-      in.near[base + i] = -1;
-    } else {
-      lower(in.best_weight + base + own, in.low[base + i]);
+      near = in.entries == nullptr ? -1 : next_listed(in, base + i, own, low);
+      in.near[base + i] = near;
+      in.low[base + i] = low;
     }
+    if (near >= 0) known = low;
   }
-  const int32_t next = i + 1 < in.width ? in.component[base + i + 1] : -1;
-  if (!foreign(own, next)) return;
-  T weight = 0;
-  if (in.entries != nullptr) {
-    weight = in.entries[(b * in.n + i) * in.n + i + 1];
-    if (!(weight < Quiet<T>::inf())) return;
-  } else {
-    const T* x = in.points + b * in.d * in.width + i;
-    if (in.d == 1) {
-      weight = magnitude(x[0] - x[1]);
+  const int32_t next = own >= 0 && i + 1 < in.width ? in.component[base + i + 1] : -1;
+  if (foreign(own, next)) {
+    T weight = 0;
+    if (in.entries != nullptr) {
+      weight = in.entries[(b * in.n + i) * in.n + i + 1];
     } else {
+      const T* x = in.points + b * in.d * in.width + i;
       for (int64_t k = 0; k < in.d; ++k, x += in.width) {
         const T difference = x[0] - x[1];
-        weight = fused(difference, difference, weight);
+        weight = in.d == 1 ? magnitude(difference) : fused(difference, difference, weight);
       }
     }
+    if (in.entries == nullptr || weight < Quiet<T>::inf()) {
+      const Word word = ordered(weight);
+      known = word < known ? word : known;
+      lower(in.best_weight + base + next, word);
+    }
   }
-  const Word word = ordered(weight);
-  lower(in.best_weight + base + own, word);
-  lower(in.best_weight + base + next, word);
+  lower_together(in.best_weight + base, own, known);
 }
 
 // What a scan found for a row: `found` at `place` (kNone: nothing). See the invariants at the top.
@@ -464,33 +517,120 @@ __global__ __launch_bounds__(kScanThreads, 1) void round_scan(const Rounds<T> in
   }
 }
 
-// The same for matrices, a warp a row. grid (width / rows of a block, B)
+// The kListed least foreign entries of a row so far, in their order: lane l of the row's warp holds
+// the l-th.
+template <class T>
+struct List {
+  T weight = Quiet<T>::inf();
+  int32_t place = -1;
+  T last = Quiet<T>::inf();  // weight of the last one, in every lane
+};
+
+// Called with places in ascending order, so that of equal weights the smaller place stays in front.
+template <class T>
+__device__ inline void insert(List<T>& list, T weight, int32_t place) {
+  const int lane = static_cast<int>(threadIdx.x % kWarp);
+  const int at = __popc(__ballot_sync(kAllLanes, list.weight <= weight));
+  const T weight_below = __shfl_up_sync(kAllLanes, list.weight, 1);
+  const int32_t place_below = __shfl_up_sync(kAllLanes, list.place, 1);
+  if (lane >= at && lane < kListed) {
+    list.weight = lane == at ? weight : weight_below;
+    list.place = lane == at ? place : place_below;
+  }
+  list.last = __shfl_sync(kAllLanes, list.weight, kListed - 1);
+}
+
+// 16 bytes of a row a lane.
+template <class T>
+struct Held {
+  static constexpr int kCount = 16 / static_cast<int>(sizeof(T));
+  T weight[kCount];
+};
+
+// Entries from j on of a row of m entries; +inf beyond. wide: 16 bytes may be loaded at once.
+template <class T>
+__device__ inline Held<T> load_entries(const T* row, int64_t j, int64_t m, bool wide) {
+  Held<T> held;
+  if (wide && j + Held<T>::kCount <= m) {
+    const uint4 raw = __ldcs(reinterpret_cast<const uint4*>(row + j));
+    memcpy(held.weight, &raw, sizeof raw);
+  } else {
+#pragma unroll
+    for (int h = 0; h < Held<T>::kCount; ++h)
+      held.weight[h] = j + h < m ? row[j + h] : Quiet<T>::inf();
+  }
+  return held;
+}
+
+// Takes what each lane holds of the entries from `first` on into the list. Most entries exceed the
+// last one listed, so whose component they are is asked only of the others.
+template <class T>
+__device__ inline void list_entries(const int32_t* component, int32_t own, int64_t first,
+                                    Held<T> held, List<T>& list) {
+  constexpr int kCount = Held<T>::kCount;
+  T least = Quiet<T>::inf();  // of the numbers: no NaN is less than anything
+#pragma unroll
+  for (int h = 0; h < kCount; ++h) least = held.weight[h] < least ? held.weight[h] : least;
+  if (__ballot_sync(kAllLanes, least < list.last) == 0) return;
+  const int64_t j = first + static_cast<int64_t>(threadIdx.x % kWarp) * kCount;
+  bool any = false;
+  if (least < list.last) {
+    int32_t other[kCount];  // all at once; they lie within the width, a multiple of kCount
+#pragma unroll
+    for (int h = 0; h < kCount; ++h) other[h] = component[j + h];
+#pragma unroll
+    for (int h = 0; h < kCount; ++h) {
+      const bool good = held.weight[h] < list.last && other[h] != own;
+      if (!good) held.weight[h] = Quiet<T>::inf();
+      any = any || good;
+    }
+  }
+  unsigned lanes = __ballot_sync(kAllLanes, any);
+  while (lanes != 0) {
+    const int lane = __ffs(static_cast<int>(lanes)) - 1;
+    lanes &= lanes - 1;
+#pragma unroll
+    for (int h = 0; h < kCount; ++h) {
+      const T weight = __shfl_sync(kAllLanes, held.weight[h], lane);
+      if (weight < list.last) insert(list, weight, static_cast<int32_t>(first) + lane * kCount + h);
+    }
+  }
+}
+
+// The same for matrices, a warp a row. Found is exact whatever is known of the component.
+// grid (width / rows of a block, B)
 template <class T>
 __global__ __launch_bounds__(kScanThreads) void round_scan_matrix(const Rounds<T> in, int round) {
   using Word = typename Ordered<T>::Word;
+  constexpr int64_t kStep = static_cast<int64_t>(kWarp) * Held<T>::kCount;
   if (in.over(round)) return;
   const int64_t b = blockIdx.y, base = b * in.width, m = length_of(in.lengths, b, in.n);
   const int64_t i = static_cast<int64_t>(blockIdx.x) * (kScanThreads / kWarp) + threadIdx.x / kWarp;
   const int lane = static_cast<int>(threadIdx.x % kWarp);
   if (i >= m || in.near[base + i] >= 0) return;
   const int32_t own = in.component[base + i];
+  const Word low = in.low[base + i];
   // One answer for the warp: the least edge may fall between the loads of its lanes.
-  if (in.low[base + i] > warp_max(load_word(in.best_weight + base + own))) return;
+  if (low == Ordered<T>::kNone || low > warp_max(load_word(in.best_weight + base + own))) return;
   const T* const row = in.entries + (b * in.n + i) * in.n;
-  Word found = Ordered<T>::kNone;
-  uint32_t place = ~0u;
-  for (int64_t j = lane; j < m; j += kWarp) {
-    const T weight = row[j];
-    if (!(weight < Quiet<T>::inf()) || in.component[base + j] == own) continue;
-    const Word word = ordered(weight);
-    if (word < found) {
-      found = word;
-      place = static_cast<uint32_t>(j);
-    }
+  const bool wide = reinterpret_cast<uintptr_t>(row) % 16 == 0;
+  const int64_t mine = lane * static_cast<int64_t>(Held<T>::kCount);
+  List<T> list;
+  for (int64_t first = 0; first < m; first += 2 * kStep) {
+    const Held<T> here = load_entries(row, first + mine, m, wide);
+    const Held<T> there = load_entries(row, first + kStep + mine, m, wide);
+    list_entries(in.component + base, own, first, here, list);
+    list_entries(in.component + base, own, first + kStep, there, list);
   }
-  const Word least = warp_min(found);
-  place = warp_min(found == least ? place : ~0u);
-  if (lane == 0) settle(in, base + i, own, least, static_cast<int32_t>(place));
+  const Word word = list.place < 0 ? Ordered<T>::kNone : ordered(list.weight);
+  if (lane < kListed) {
+    in.list_weight[(base + i) * kListed + lane] = word;
+    in.list_place[(base + i) * kListed + lane] = list.place;
+  }
+  if (lane != 0) return;
+  in.near[base + i] = list.place;
+  in.low[base + i] = word;
+  lower(in.best_weight + base + own, word);
 }
 
 // Of the rows whose nearest point is as near as the component's least edge, the least pair. grid as
@@ -523,25 +663,9 @@ __global__ __launch_bounds__(kCopyThreads) void round_hook(const Rounds<T> in, i
   if (hooked < 0) return;  // the other component chose the same edge
   in.weights[b * in.n + hooked] = in.best_weight[base + i];
   in.pairs[b * in.n + hooked] = static_cast<int64_t>(pair);
+  // A block that finds none left has nothing to hook: the tree is whole.
   atomicAdd(in.joined + (round + 1) * gridDim.y + b, 1);
-}
-
-// grid as round_seed
-template <class T>
-__global__ __launch_bounds__(kCopyThreads) void round_flatten(const Rounds<T> in, int round) {
-  if (in.over(round)) return;
-  const int64_t base = blockIdx.y * in.width;
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kCopyThreads + threadIdx.x;
-  if (i >= in.width || in.component[base + i] < 0) return;
-  in.component[base + i] = find_root_shared(in.parent + base, static_cast<int32_t>(i));
-}
-
-// One block: how many merges are missing after the round. Templated to be compiled where it is
-// used.
-template <class T>
-__global__ __launch_bounds__(kCopyThreads) void round_end(const Rounds<T> in, int round, int B) {
-  for (int b = static_cast<int>(threadIdx.x); b < B; b += kCopyThreads)
-    in.left[b] -= in.joined[(round + 1) * B + b];
+  atomicAdd(in.left + b, -1);
 }
 
 // Deaths and edges from the slots in their order. grid ((n - 1) / kCopyThreads, B)

@@ -8,7 +8,7 @@ namespace ph0::cuda {
 
 namespace {
 
-constexpr int kRegisterValues = 1024 * 10;
+constexpr int kRegisterValues = 512 * 20;
 // Lines gathered at a time: what stays in the second-level cache until they are read again.
 constexpr int64_t kGatherBytes = int64_t{24} << 20;
 constexpr int64_t kBucketBytes = int64_t{256} << 20;
@@ -18,10 +18,10 @@ int64_t size_of(Number number) {
 }
 
 bool in_registers(Number number, int64_t n) {
-  return number != Number::kDouble && n <= kRegisterValues;
+  return number == Number::kFloat && n <= kRegisterValues;
 }
 
-bool by_map(Number number) { return size_of(number) == 2; }
+bool of_16_bits(Number number) { return size_of(number) == 2; }
 
 // Lines at a time when their values lie apart: whole tiles of them where that many fit.
 int64_t gathered_lines(const Lines& in, Number number) {
@@ -49,7 +49,7 @@ Space lines_space(const Lines& in, Number number, bool deaths, const Device& dev
   if (in.value_stride != 1)
     space.gathered = parts.take<char>(gathered_lines(in, number) * in.n * size_of(number));
   if (!deaths && in_registers(number, in.n)) space.undecided = parts.take<uint32_t>(in.B + 1);
-  if (!deaths && !by_map(number) && !in_registers(number, in.n)) {
+  if (!deaths && !of_16_bits(number) && !in_registers(number, in.n)) {
     space.buckets =
         parts.take<char>(bucket_blocks(in, number, device) * 4 * in.n * size_of(number));
   }
@@ -100,53 +100,38 @@ void wide(const Lines& in, Number number, T* out, void* buckets, const Device& d
          static_cast<typename Ordered<T>::Word*>(buckets), out);
 }
 
-int64_t loops(const Lines& in, unsigned threads, const Device& device) {
-  return std::min(in.B, int64_t{2048} / threads * device.processors);
+// Lines at a time where a block goes from line to line.
+int64_t looping(const Lines& in, int64_t blocks, const Device& device) {
+  return std::min(in.B, blocks * device.processors);
 }
 
-void map(const Lines& in, Number number, float* out, const uint32_t* undecided,
-         const Device& device, Stream stream) {
-  const auto kernel = number == Number::kHalf ? gap_by_map<false> : gap_by_map<true>;
-  const int64_t blocks = undecided == nullptr ? in.B : loops(in, kMapThreads, device);
-  launch("gap_by_map", kernel, dim3(static_cast<unsigned>(blocks)), kMapThreads, 0, stream,
-         static_cast<const uint16_t*>(in.values), in.row_stride, in.B, in.n, in.lengths, out,
-         undecided);
-}
-
-template <class Input, int THREADS, int ITEMS>
-void flags(const Lines& in, float* out, uint32_t* undecided, Stream stream) {
-  const int n = static_cast<int>(in.n);
-  launch("gap_by_flags", gap_by_flags<Input, THREADS, ITEMS>, dim3(static_cast<unsigned>(in.B)),
-         THREADS, int64_t{4} * flag_words(n), stream, static_cast<const Input*>(in.values),
-         in.row_stride, n, in.lengths, out, undecided);
+void ranked(const Lines& in, Number number, float* out, const Device& device, Stream stream) {
+  const auto kernel = number == Number::kHalf ? gap_by_ranks<false> : gap_by_ranks<true>;
+  launch("gap_by_ranks", kernel, dim3(static_cast<unsigned>(looping(in, 3, device))), kRankThreads,
+         kRankBytes, stream, static_cast<const uint16_t*>(in.values), in.row_stride, in.B, in.n,
+         in.lengths, out);
 }
 
 template <int THREADS, int ITEMS>
-void narrow(const Lines& in, Number number, float* out, uint32_t* undecided, const Device& device,
-            Stream stream) {
+void narrow(const Lines& in, float* out, uint32_t* undecided, const Device& device, Stream stream) {
+  const auto* const values = static_cast<const float*>(in.values);
+  const int n = static_cast<int>(in.n);
   succeed(cudaMemsetAsync(undecided, 0, sizeof *undecided, static_cast<cudaStream_t>(stream)),
           "cudaMemsetAsync");
-  if (number != Number::kFloat) {
-    const auto go = number == Number::kHalf ? flags<Short<false>, THREADS, ITEMS>
-                                            : flags<Short<true>, THREADS, ITEMS>;
-    go(in, out, undecided, stream);
-    return map(in, number, out, undecided, device, stream);
-  }
-  flags<float, THREADS, ITEMS>(in, out, undecided, stream);
-  const int n = static_cast<int>(in.n);
+  launch("gap_by_flags", gap_by_flags<THREADS, ITEMS>, dim3(static_cast<unsigned>(in.B)), THREADS,
+         int64_t{4} * flag_words(n), stream, values, in.row_stride, n, in.lengths, out, undecided);
   launch("gap_in_registers", gap_in_registers<THREADS, ITEMS>,
-         dim3(static_cast<unsigned>(loops(in, THREADS, device))), THREADS,
-         int64_t{8} * (n + n / 32 + 2), stream, static_cast<const float*>(in.values), in.row_stride,
-         n, in.lengths, out, static_cast<const uint32_t*>(undecided));
+         dim3(static_cast<unsigned>(looping(in, 2048 / THREADS, device))), THREADS,
+         int64_t{8} * (n + n / 32 + 2), stream, values, in.row_stride, n, in.lengths, out,
+         static_cast<const uint32_t*>(undecided));
 }
 
-void narrow(const Lines& in, Number number, float* out, uint32_t* undecided, const Device& device,
-            Stream stream) {
-  if (in.n <= 64 * 8) return narrow<64, 8>(in, number, out, undecided, device, stream);
-  if (in.n <= 128 * 10) return narrow<128, 10>(in, number, out, undecided, device, stream);
-  if (in.n <= 256 * 10) return narrow<256, 10>(in, number, out, undecided, device, stream);
-  if (in.n <= 512 * 10) return narrow<512, 10>(in, number, out, undecided, device, stream);
-  narrow<1024, 10>(in, number, out, undecided, device, stream);
+void narrow(const Lines& in, float* out, uint32_t* undecided, const Device& device, Stream stream) {
+  if (in.n <= 64 * 10) return narrow<64, 10>(in, out, undecided, device, stream);
+  if (in.n <= 64 * 20) return narrow<64, 20>(in, out, undecided, device, stream);
+  if (in.n <= 128 * 20) return narrow<128, 20>(in, out, undecided, device, stream);
+  if (in.n <= 256 * 20) return narrow<256, 20>(in, out, undecided, device, stream);
+  narrow<512, 20>(in, out, undecided, device, stream);
 }
 
 template <class T>
@@ -173,12 +158,12 @@ void lines_r_f(const Lines& in, Number number, void* out, void* workspace, const
     float* const into = static_cast<float*>(out) + first;
     if (number == Number::kDouble) {
       wide(part, number, static_cast<double*>(out) + first, space.buckets, device, stream);
+    } else if (of_16_bits(number)) {
+      ranked(part, number, into, device, stream);
     } else if (in_registers(number, in.n)) {
-      narrow(part, number, into, space.undecided, device, stream);
-    } else if (number == Number::kFloat) {
-      wide(part, number, into, space.buckets, device, stream);
+      narrow(part, into, space.undecided, device, stream);
     } else {
-      map(part, number, into, nullptr, device, stream);
+      wide(part, number, into, space.buckets, device, stream);
     }
   });
 }

@@ -88,126 +88,138 @@ __device__ inline T largest_gap(const typename Ordered<T>::Word* least,
   return from_ordered<T>(static_cast<Word>(block_max<uint64_t>(ordered<T>(best), slots)));
 }
 
-constexpr int kMapThreads = 256;
-constexpr int kMapWords = 2048;
-
-// Numbers of 16 bits: a map of the 65,536 of them is the sort of the distinct values. Any n.
-template <bool BFLOAT>
-struct Short {
-  uint16_t bits;
-  static constexpr uint32_t kInfinite = BFLOAT ? 0x7f80u : 0x7c00u;
-
-  static __device__ bool finite(uint32_t bits) { return (bits & kInfinite) != kInfinite; }
-
-  // Position in the order of the numbers; -0 is +0.
-  static __device__ uint32_t rank(uint32_t bits) {
-    if (bits == 0x8000u) bits = 0;
-    return (bits & 0x8000u) != 0 ? ~bits & 0xffffu : bits | 0x8000u;
-  }
-
-  // Exact; not finite for what is not.
-  static __device__ float number(uint32_t bits) {
-    if (BFLOAT) return __uint_as_float(bits << 16);
-    if (!finite(bits)) return Quiet<float>::nan();
-    // Exponent and fraction of a half at the place of a float's, and the difference of the biases.
-    const uint32_t sign = (bits & 0x8000u) << 16;
-    return __uint_as_float(sign |
-                           __float_as_uint(__uint_as_float((bits & 0x7fffu) << 13) * 0x1p112f));
-  }
-
-  static __device__ float value(uint32_t rank) {
-    return number((rank & 0x8000u) != 0 ? rank & 0x7fffu : ~rank & 0xffffu);
-  }
-
-  static __device__ void mark(uint32_t* map, uint32_t bits) {
-    const uint32_t at = rank(bits), bit = 1u << (at % 32);
-    if ((map[at / 32] & bit) == 0) atomicOr(map + at / 32, bit);
-  }
-};
-
-// Values of a line in registers, n <= THREADS * ITEMS: thread t holds t, t + THREADS, ... or, of
-// 16-bit numbers, pairs of them; beyond the line a value of it again, which changes no gap. No load
-// waits for another.
+// Values of a line in registers, n <= THREADS * ITEMS: thread t holds t, t + THREADS, ...; beyond
+// the line a value of it again, which changes no gap. No load waits for another.
 template <int THREADS, int ITEMS>
 __device__ inline void hold(const float* __restrict__ row, int m, float (&held)[ITEMS]) {
   const int tid = static_cast<int>(threadIdx.x);
   const float* const own = row + (tid < m ? tid : m - 1);
   held[0] = __ldcs(own);
+  if (m >= (ITEMS - 1) * THREADS) {  // all but the last need no look at the length
+#pragma unroll
+    for (int k = 1; k < ITEMS - 1; ++k) held[k] = __ldcs(own + k * THREADS);
+    held[ITEMS - 1] =
+        tid + (ITEMS - 1) * THREADS < m ? __ldcs(own + (ITEMS - 1) * THREADS) : held[0];
+    return;
+  }
 #pragma unroll
   for (int k = 1; k < ITEMS; ++k)
     held[k] = tid + k * THREADS < m ? __ldcs(own + k * THREADS) : 0.0f;
 #pragma unroll
-  for (int k = 1; k < ITEMS; ++k) {
-    if (m < (k + 1) * THREADS) held[k] = tid + k * THREADS < m ? held[k] : held[0];
-  }
+  for (int k = 1; k < ITEMS; ++k) held[k] = tid + k * THREADS < m ? held[k] : held[0];
 }
-template <int THREADS, int ITEMS, bool BFLOAT>
-__device__ inline void hold(const Short<BFLOAT>* __restrict__ numbers, int m,
-                            float (&held)[ITEMS]) {
-  const int tid = static_cast<int>(threadIdx.x);
-  const uint16_t* const row = reinterpret_cast<const uint16_t*>(numbers);
-  uint32_t pairs[ITEMS / 2];
-  const uint32_t last = row[m - 1] * 0x10001u;
-  if (reinterpret_cast<uintptr_t>(row) % 4 == 0) {
-#pragma unroll
-    for (int k = 0; k < ITEMS / 2; ++k) {
-      const int i = tid + k * THREADS;
-      pairs[k] = i < m / 2 ? __ldcs(reinterpret_cast<const uint32_t*>(row) + i) : 0;
-    }
-#pragma unroll
-    for (int k = 0; k < ITEMS / 2; ++k) {
-      if (m / 2 < (k + 1) * THREADS) pairs[k] = tid + k * THREADS < m / 2 ? pairs[k] : last;
-    }
-  } else {
-#pragma unroll
-    for (int k = 0; k < ITEMS / 2; ++k) {
-      const int i = tid + 2 * k * THREADS;
-      const uint32_t low = row[i < m ? i : m - 1];
-      const uint32_t high = row[i + THREADS < m ? i + THREADS : m - 1];
-      pairs[k] = high << 16 | low;
-    }
-  }
-#pragma unroll
-  for (int k = 0; k < ITEMS / 2; ++k) {
-    held[2 * k] = Short<BFLOAT>::number(pairs[k] & 0xffffu);
-    held[2 * k + 1] = Short<BFLOAT>::number(pairs[k] >> 16);
-  }
-}
-
 // Without atomics: a flag a bucket, two buckets a value, set by plain stores. Let p(x) =
 // (x - low) * scale; bucket_of rounds it to the nearest integer, off by less than 0.003 more (one
 // rounding of x - low, at most 2^15 buckets), and is monotone. A gap between values of buckets that
 // are D apart therefore lies within (D - 1.01, D + 1.01) / scale, and the largest one is D - 2 or
-// more apart, D being the widest distance of neighbouring occupied buckets. What lies within four
-// neighbouring buckets that share a word is no candidate when D >= 6. Of the few candidates the
-// greatest value of the lower bucket and the least of the upper one are the ends of a gap.
-// A line with more candidates, or a range near the ends of the number format, is left to the
-// buckets above: its number is appended to `undecided`, whose first word counts them.
-// Shared memory: flag_words words.
+// more apart, D being the widest distance of neighbouring occupied buckets; when D >= 4 values of
+// one bucket or of two that touch are no candidates. Of the few candidates the greatest value of
+// the lower bucket and the least of the upper one are the ends of a gap. A line with more
+// candidates, or a range near the ends of the number format, is left to the buckets above: its
+// number is appended to `undecided`, whose first word counts them. Flags are looked at 32 a lane,
+// 1,024 a warp, as the bits of a word. Buckets are counted from 1. Shared memory: flag_words words.
 constexpr int kCandidates = 8;
+constexpr int kFlagWords = 8 * kWarp;  // of a warp's look
 
-__host__ __device__ inline int flag_words(int n) { return (n + 7) / 8 * 4 + 8; }
+__host__ __device__ inline int flag_words(int n) {
+  return (n / 2 + 2 + kFlagWords - 1) / kFlagWords * kFlagWords;
+}
 
-// Two neighbouring occupied buckets, counted from 1, and how far apart they are.
+// Two neighbouring occupied buckets.
 struct Apart {
-  uint32_t distance, lower, upper;
+  uint32_t lower, upper;
 };
 
-template <class Input, int THREADS, int ITEMS>
-__global__ __launch_bounds__(THREADS,
-                             1536 / THREADS) void gap_by_flags(const Input* __restrict__ values,
-                                                               int64_t row_stride, int n,
-                                                               const int64_t* __restrict__ lengths,
-                                                               float* __restrict__ out,
-                                                               uint32_t* __restrict__ undecided) {
+// A float at least this large is an integer, and its low bits are it.
+constexpr float kInteger = 0x1p23f;
+
+// Sets the flag of kInteger + bucket.
+__device__ inline void raise(unsigned char* flags, float bucket) {
+#if defined(__CUDA_ARCH__)
+  // The subtraction is one of uniform numbers, that of an index into flags would be one a value.
+  const uint32_t base =
+      static_cast<uint32_t>(__cvta_generic_to_shared(flags)) - __float_as_uint(kInteger);
+  asm volatile("st.shared.u8 [%0], %1;" ::"r"(base + __float_as_uint(bucket)), "r"(1) : "memory");
+#else
+  flags[__float_as_uint(bucket) - __float_as_uint(kInteger)] = 1;
+#endif
+}
+
+// The flags of 32 buckets that begin at `bytes`, each 0 or 1, as bits.
+__device__ inline uint32_t flag_bits(const unsigned char* bytes) {
+  const uint4 low = reinterpret_cast<const uint4*>(bytes)[0];
+  const uint4 high = reinterpret_cast<const uint4*>(bytes)[1];
+  constexpr uint32_t kLower = 0x08040201u, kUpper = 0x80402010u;
+  const uint32_t a = __dp4a(low.y, kUpper, __dp4a(low.x, kLower, 0u));
+  const uint32_t b = __dp4a(low.w, kUpper, __dp4a(low.z, kLower, 0u));
+  const uint32_t c = __dp4a(high.y, kUpper, __dp4a(high.x, kLower, 0u));
+  const uint32_t d = __dp4a(high.w, kUpper, __dp4a(high.z, kLower, 0u));
+  return a | b << 8 | c << 16 | d << 24;
+}
+
+__device__ inline uint32_t first_bit(uint32_t bits) {
+  return static_cast<uint32_t>(__ffs(static_cast<int>(bits)));  // from 1; 0: none
+}
+__device__ inline uint32_t last_bit(uint32_t bits) {
+  return 32u - static_cast<uint32_t>(__clz(static_cast<int>(bits)));  // as first_bit
+}
+
+// Calls see(bits, base, before) in every lane for each of the warp's looks: buckets base + 1 to
+// base + 32, and the nearest occupied one before them in the warp's part, 0 if there is none.
+// First and last occupied bucket of the part, 0 if none, in every lane.
+template <class See>
+__device__ inline Apart look(const unsigned char* flags, int looks, int from, int to,
+                             const See& see) {
+  const int lane = static_cast<int>(threadIdx.x % kWarp);
+  Apart ends{0, 0};
+#pragma unroll 1
+  for (int at = from; at < to && at < looks; ++at) {
+    const uint32_t base = static_cast<uint32_t>(at * 32 * static_cast<int>(kWarp) + lane * 32);
+    const uint32_t bits = flag_bits(flags + base);
+    const uint32_t occupied = __ballot_sync(kAllLanes, bits != 0);
+    const uint32_t last = base + last_bit(bits);
+    const uint32_t nearer = occupied & ((1u << lane) - 1);
+    const uint32_t below = __shfl_sync(kAllLanes, last, static_cast<int>(last_bit(nearer)) - 1);
+    see(bits, base, nearer != 0 ? below : ends.upper);
+    if (occupied == 0) continue;
+    const uint32_t first =
+        __shfl_sync(kAllLanes, base + first_bit(bits), static_cast<int>(first_bit(occupied)) - 1);
+    ends.upper = __shfl_sync(kAllLanes, last, static_cast<int>(last_bit(occupied)) - 1);
+    ends.lower = ends.lower == 0 ? first : ends.lower;
+  }
+  return ends;
+}
+
+// The longest run of zeros between ones.
+__device__ inline uint32_t longest_run(uint32_t bits) {
+  uint32_t zeros =
+      bits == 0 ? 0 : ~bits & ((1u << (last_bit(bits) - 1)) - 1) & ~((bits & (0 - bits)) - 1);
+  uint32_t length = 0;
+  for (; zeros != 0; zeros &= zeros << 1) ++length;
+  return length;
+}
+
+// Threads of a multiprocessor that the registers are to do for.
+template <int ITEMS>
+constexpr int kFlagThreads = ITEMS <= 10 ? 1536 : 1024;
+
+template <int THREADS, int ITEMS>
+__global__ __launch_bounds__(THREADS, kFlagThreads<ITEMS> / THREADS) void gap_by_flags(
+    const float* __restrict__ values, int64_t row_stride, int n,
+    const int64_t* __restrict__ lengths, float* __restrict__ out,
+    uint32_t* __restrict__ undecided) {
   PH0_DYNAMIC_SHARED(memory);
-  __shared__ uint32_t slots[4][kWarp];
+  constexpr unsigned kWarps = THREADS / kWarp;
+  __shared__ uint32_t slots[2 * kWarp];
+  __shared__ uint32_t part_widest[kWarp];
+  __shared__ Apart part[kWarp];
+  __shared__ uint32_t inner_widest[kWarp];
   __shared__ Apart candidate[kCandidates];
   __shared__ uint32_t lower_end[kCandidates], upper_end[kCandidates];
   __shared__ float again[2];
   __shared__ unsigned found;
-  constexpr float kInteger = 0x1p23f;  // a float at least this large is an integer, its low bits it
   const int tid = static_cast<int>(threadIdx.x);
+  const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int m = static_cast<int>(length_of(lengths, blockIdx.x, n));
   const int words = flag_words(m);
   float held[ITEMS];
@@ -229,7 +241,7 @@ __global__ __launch_bounds__(THREADS,
   }
   uint32_t top = ordered(most), bottom = ~ordered(least);
   if (odd != odd) top = ~0u;
-  block_maxima(top, bottom, slots[0]);  // and every thread sees the empty flags
+  block_maxima(top, bottom, slots);  // and every thread sees the empty flags
   const bool is_odd = top == ~0u;
   const float low = from_ordered<float>(~bottom), range = from_ordered<float>(top) - low;
   if (is_odd || range == 0) {
@@ -241,71 +253,90 @@ __global__ __launch_bounds__(THREADS,
     // Approximate, which every use sees alike.
     const float scale = __fdividef(static_cast<float>(words * 4 - 2), range);
 #pragma unroll
-    for (int k = 0; k < ITEMS; ++k)
-      memory[__float_as_uint(fused(held[k] - low, scale, kInteger)) & 0x7fffffu] = 1;
+    for (int k = 0; k < ITEMS; ++k) raise(memory, fused(held[k] - low, scale, kInteger));
     if (tid == 0) {
       again[0] = low;
       again[1] = scale;
     }
     __syncthreads();
-    // An odd number of words a thread: those of a warp lie in different banks.
-    const uint32_t* const word = reinterpret_cast<const uint32_t*>(memory);
-    const int each = ((words + THREADS - 1) / THREADS) | 1;
-    const int from = each * tid < words ? each * tid : words;
-    const int to = from + each < words ? from + each : words;
-    // Buckets are counted from 1. That of `low`, 1, is occupied.
-    const auto last_of = [](int w, uint32_t flags) {
-      return static_cast<uint32_t>(w * 4 + 4 - __clz(static_cast<int>(flags)) / 8);
-    };
-    uint32_t last = 0;
-#pragma unroll 1
-    for (int w = to; last == 0 && w-- > from;) {
-      if (word[w] != 0) last = last_of(w, word[w]);
+    const int looks = words / kFlagWords,
+              each = (looks + static_cast<int>(kWarps) - 1) / static_cast<int>(kWarps);
+    const int from = static_cast<int>(warp) * each, to = from + each;
+    uint32_t widest = 0;
+    const Apart ends =
+        look(memory, looks, from, to, [&](uint32_t bits, uint32_t base, uint32_t before) {
+          const uint32_t apart = bits != 0 && before != 0 ? base + first_bit(bits) - before : 0;
+          widest = apart > widest ? apart : widest;
+        });
+    widest = warp_max(widest);
+    if (lane == 0) {
+      part_widest[warp] = widest;
+      part[warp] = ends;
     }
-    uint32_t before = block_running_max(last, uint32_t{1}, slots[2]);
-    Apart widest{0, 1, 1};
-    uint32_t second = 0;  // distance
-#pragma unroll 1
-    for (int w = from; w < to; ++w) {
-      const uint32_t flags = word[w];
-      if (flags == 0) continue;
-      const uint32_t upper =
-          static_cast<uint32_t>(w * 4 + (__ffs(static_cast<int>(flags)) + 7) / 8);
-      const uint32_t distance = upper - before;
-      const bool wider = distance > widest.distance;
-      const uint32_t other = wider ? widest.distance : distance;
-      second = other > second ? other : second;
-      if (wider) widest = Apart{distance, before, upper};
-      before = last_of(w, flags);
+    __syncthreads();
+    // Every warp: the parts, and the last occupied bucket before each.
+    const Apart own = lane < kWarps ? part[lane] : Apart{0, 0};
+    uint32_t before = own.upper;
+    for (unsigned step = 1; step < kWarps; step <<= 1) {
+      const uint32_t below = __shfl_up_sync(kAllLanes, before, step);
+      if (lane >= step && below > before) before = below;
     }
-    const uint32_t distance = block_max(widest.distance, slots[3]);
-    decided = distance >= 6;
+    before = __shfl_up_sync(kAllLanes, before, 1);
+    const uint32_t between = lane > 0 && own.lower != 0 && before != 0 ? own.lower - before : 0;
+    const uint32_t within = lane < kWarps ? part_widest[lane] : 0;
+    uint32_t distance = warp_max(between > within ? between : within);
+    if (distance < 34) {  // two buckets of one lane may be as far apart
+      uint32_t inner = 0;
+      look(memory, looks, from, to, [&](uint32_t bits, uint32_t, uint32_t) {
+        const uint32_t apart = longest_run(bits) + 1;
+        inner = apart > inner ? apart : inner;
+      });
+      widest = inner > widest ? inner : widest;
+      widest = warp_max(widest);
+      if (lane == 0) inner_widest[warp] = widest;
+      __syncthreads();
+      const uint32_t other = warp_max(lane < kWarps ? inner_widest[lane] : 0u);
+      distance = other > distance ? other : distance;
+    }
+    decided = distance >= 4;
     if (decided) {
-      if (widest.distance + 2 >= distance) {
-        // A thread that has two of them gives up, as too many do.
-        const unsigned at = atomicAdd(&found, second + 2 >= distance ? kCandidates + 1u : 1u);
-        if (at < kCandidates) candidate[at] = widest;
+      const auto add = [&](uint32_t lower, uint32_t upper) {
+        const unsigned at = atomicAdd(&found, 1u);
+        if (at < kCandidates) candidate[at] = Apart{lower, upper};
+      };
+      if (warp == 0 && between + 2 >= distance) add(before, own.lower);
+      if (widest + 2 >= distance) {
+        look(memory, looks, from, to, [&](uint32_t bits, uint32_t base, uint32_t lower) {
+          // From one occupied bucket to the next.
+          for (; bits != 0; bits &= bits - 1) {
+            const uint32_t upper = base + first_bit(bits);
+            if (lower != 0 && upper - lower + 2 >= distance) add(lower, upper);
+            lower = upper;
+          }
+        });
       }
       __syncthreads();
       decided = found <= kCandidates;
-      // Read from memory: the compiler would keep every value's bucket from above.
-      const float low_again = again[0], scale_again = again[1];
+      // Read from memory: the compiler would keep what it had of every value.
+      const float origin = again[0], slope = again[1];
 #pragma unroll 1
       for (unsigned c = 0; decided && c < found; ++c) {
-        // Nothing lies between the two buckets.
-        const float lower = kInteger + static_cast<float>(candidate[c].lower - 1);
-        const float upper = kInteger + static_cast<float>(candidate[c].upper - 1);
+        // Nothing lies between the two buckets; what may lie in them is looked at closely.
+        const Apart gap = candidate[c];
+        const float middle =
+            __fdividef(0.5f * static_cast<float>(gap.lower + gap.upper - 2), slope);
+        const float half =
+            __fdividef(0.5f * static_cast<float>(gap.upper - gap.lower) + 2.0f, slope);
         bool any = false;
 #pragma unroll
-        for (int k = 0; k < ITEMS; ++k) {
-          const float bucket = fused(held[k] - low_again, scale_again, kInteger);
-          any = any || (bucket >= lower && bucket <= upper);
-        }
+        for (int k = 0; k < ITEMS; ++k) any = any || magnitude(held[k] - origin - middle) <= half;
         if (!any) continue;
+        const float lower = kInteger + static_cast<float>(gap.lower - 1);
+        const float upper = kInteger + static_cast<float>(gap.upper - 1);
         float below = -Quiet<float>::inf(), above = Quiet<float>::inf();
 #pragma unroll
         for (int k = 0; k < ITEMS; ++k) {
-          const float bucket = fused(held[k] - low_again, scale_again, kInteger);
+          const float bucket = fused(held[k] - origin, slope, kInteger);
           below = fmaxf(below, bucket == lower ? held[k] : below);
           above = fminf(above, bucket == upper ? held[k] : above);
         }
@@ -425,65 +456,113 @@ __global__ __launch_bounds__(kWideThreads, 1) void gap_in_memory(
   }
 }
 
-// All B lines, or those of the list `undecided` of gap_by_flags; a block goes from line to line.
+// Numbers of 16 bits: a flag for each of the 65,536 of them is the sort of the distinct values.
 template <bool BFLOAT>
-__global__ __launch_bounds__(kMapThreads) void gap_by_map(const uint16_t* __restrict__ values,
-                                                          int64_t row_stride, int64_t B, int64_t n,
-                                                          const int64_t* __restrict__ lengths,
-                                                          float* __restrict__ out,
-                                                          const uint32_t* __restrict__ undecided) {
+struct Short {
+  static constexpr uint32_t kInfinite = BFLOAT ? 0x7f80u : 0x7c00u;
+  // Ranks of -inf and NaN are up to kBelow, of inf and NaN from kAbove on.
+  static constexpr uint32_t kBelow = 0x7fffu - kInfinite, kAbove = 0x8000u + kInfinite;
+
+  // Positions of two numbers in the order of the numbers; that of -0 precedes that of +0.
+  static __device__ uint32_t ranks(uint32_t pair) {
+    const uint32_t negative = (pair >> 15 & 0x00010001u) * 0xffffu;
+    return pair ^ (negative | 0x80008000u);
+  }
+
+  static __device__ float value(uint32_t rank) {
+    const uint32_t bits = (rank & 0x8000u) != 0 ? rank & 0x7fffu : ~rank & 0xffffu;
+    if (BFLOAT) return __uint_as_float(bits << 16);
+    // Exponent and fraction of a half at the place of a float's, and the difference of the biases:
+    // exact.
+    const float size = __uint_as_float((bits & 0x7fffu) << 13) * 0x1p112f;
+    return (bits & 0x8000u) != 0 ? -size : size;
+  }
+};
+
+constexpr int kRankThreads = 512;
+constexpr int kRankBytes = 1 << 16;
+constexpr int kRankLoads = 8;  // under way at the same time
+
+// Any n; a block goes from line to line and leaves the flags as it found them, empty. Numbers whose
+// flags a lane looks at, 32 of them, have one exponent, so that their gaps are as wide as their
+// runs of zeros are long. Shared memory: kRankBytes.
+template <bool BFLOAT>
+__global__ __launch_bounds__(kRankThreads, 3) void gap_by_ranks(const uint16_t* __restrict__ values,
+                                                                int64_t row_stride, int64_t B,
+                                                                int64_t n,
+                                                                const int64_t* __restrict__ lengths,
+                                                                float* __restrict__ out) {
   using Number = Short<BFLOAT>;
-  __shared__ uint32_t map[kMapWords];
-  __shared__ uint64_t slots[3][kWarp];
-  const int64_t listed = undecided == nullptr ? B : undecided[0];
-  for (int64_t at = blockIdx.x; at < listed; at += gridDim.x) {
-    const int64_t b = undecided == nullptr ? at : undecided[1 + at];
+  PH0_DYNAMIC_SHARED(flags);
+  constexpr int kWarps = kRankThreads / static_cast<int>(kWarp);
+  constexpr int kLooks = kRankBytes / 32 / static_cast<int>(kWarp), kEach = kLooks / kWarps;
+  __shared__ Apart part[kWarp];
+  __shared__ float part_gap[kWarp];
+  const int tid = static_cast<int>(threadIdx.x), lane = tid % static_cast<int>(kWarp),
+            warp = tid / static_cast<int>(kWarp);
+  uint4* const clear = reinterpret_cast<uint4*>(flags);
+  for (int i = tid; i < kRankBytes / 16; i += kRankThreads) clear[i] = uint4{0, 0, 0, 0};
+  for (int64_t b = blockIdx.x; b < B; b += gridDim.x) {
     const int64_t m = length_of(lengths, b, n);
     const uint16_t* const row = values + b * row_stride;
-    for (int i = static_cast<int>(threadIdx.x); i < kMapWords; i += kMapThreads) map[i] = 0;
-    __syncthreads();
-    uint64_t odd = 0;
-    // Eight values a load where the line begins at a multiple of 16 bytes.
-    const int64_t whole = reinterpret_cast<uintptr_t>(row) % 16 == 0 ? m / 8 : 0;
-    for (int64_t i = threadIdx.x; i < whole; i += kMapThreads) {
-      const uint4 packed = __ldcs(reinterpret_cast<const uint4*>(row) + i);
-      const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
+    __syncthreads();  // the flags are empty
+    // Pairs where the line begins at a multiple of 4 bytes.
+    const int64_t pairs = reinterpret_cast<uintptr_t>(row) % 4 == 0 ? m / 2 : 0;
+    for (int64_t first = 0; first < pairs; first += kRankThreads * kRankLoads) {
+      uint32_t held[kRankLoads];
+      const uint32_t* const own = reinterpret_cast<const uint32_t*>(row) + first + tid;
+      const int left = static_cast<int>(
+          pairs - first < kRankThreads * kRankLoads ? pairs - first : kRankThreads * kRankLoads);
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        odd |= Number::finite(words[k] & 0xffffu) && Number::finite(words[k] >> 16) ? 0u : 1u;
-        Number::mark(map, words[k] & 0xffffu);
-        Number::mark(map, words[k] >> 16);
+      for (int k = 0; k < kRankLoads; ++k)
+        held[k] = tid + k * kRankThreads < left ? __ldcs(own + k * kRankThreads) : 0;
+#pragma unroll
+      for (int k = 0; k < kRankLoads; ++k) {
+        if (tid + k * kRankThreads >= left) continue;
+        const uint32_t ranks = Number::ranks(held[k]);
+        flags[ranks & 0xffffu] = 1;
+        flags[ranks >> 16] = 1;
       }
     }
-    for (int64_t i = whole * 8 + threadIdx.x; i < m; i += kMapThreads) {
-      odd |= Number::finite(row[i]) ? 0u : 1u;
-      Number::mark(map, row[i]);
-    }
-    odd = block_max(odd, slots[0]);  // and the map is whole
-    constexpr int kEach = kMapWords / kMapThreads;
-    const int from = static_cast<int>(threadIdx.x) * kEach;
-    uint32_t last = 0;  // rank + 1 of the greatest of this thread's values
-    for (int w = from; w < from + kEach; ++w) {
-      if (map[w] != 0)
-        last = static_cast<uint32_t>(w) * 32 + 32 -
-               static_cast<uint32_t>(__clz(static_cast<int>(map[w])));
-    }
-    uint32_t before = static_cast<uint32_t>(block_running_max<uint64_t>(last, 0, slots[1]));
+    for (int64_t i = 2 * pairs + tid; i < m; i += kRankThreads)
+      flags[Number::ranks(row[i]) & 0xffffu] = 1;
+    __syncthreads();
+
     float best = 0;
-    for (int w = from; w < from + kEach; ++w) {
-      for (uint32_t left = map[w]; left != 0; left &= left - 1) {
-        const uint32_t rank = static_cast<uint32_t>(w) * 32 +
-                              static_cast<uint32_t>(__ffs(static_cast<int>(left))) - 1;
-        if (before != 0) {
-          const float gap = Number::value(rank) - Number::value(before - 1);
-          best = gap > best ? gap : best;
-        }
-        before = rank + 1;
-      }
+    const Apart ends = look(flags, kLooks, warp * kEach, warp * kEach + kEach,
+                            [&](uint32_t bits, uint32_t base, uint32_t before) {
+                              if (bits == 0) return;
+                              uint4* const seen = reinterpret_cast<uint4*>(flags + base);
+                              seen[0] = seen[1] = uint4{0, 0, 0, 0};
+                              const float first = Number::value(base + first_bit(bits) - 1);
+                              if (before != 0)
+                                best = fmaxf(best, first - Number::value(before - 1));
+                              const float step = Number::value(base + 1) - Number::value(base);
+                              if ((bits & (bits - 1)) != 0 && 31 * step > best)
+                                best =
+                                    fmaxf(best, static_cast<float>(longest_run(bits) + 1) * step);
+                            });
+    for (unsigned by = kWarp / 2; by > 0; by >>= 1)
+      best = fmaxf(best, __shfl_down_sync(kAllLanes, best, by));
+    if (lane == 0) {
+      part[warp] = ends;
+      part_gap[warp] = best;
     }
-    const uint32_t word = static_cast<uint32_t>(block_max<uint64_t>(ordered(best), slots[2]));
-    if (threadIdx.x == 0)
-      out[b] = odd != 0 && m > 1 ? Quiet<float>::nan() : from_ordered<float>(word);
+    __syncthreads();
+    if (tid != 0) continue;
+    uint32_t first = 0, before = 0;
+    float gap = 0;
+#pragma unroll 1
+    for (int w = 0; w < kWarps; ++w) {
+      const Apart own = part[w];
+      gap = fmaxf(gap, part_gap[w]);
+      if (own.lower == 0) continue;
+      if (before != 0) gap = fmaxf(gap, Number::value(own.lower - 1) - Number::value(before - 1));
+      first = first == 0 ? own.lower : first;
+      before = own.upper;
+    }
+    const bool odd = first - 1 <= Number::kBelow || before - 1 >= Number::kAbove;
+    out[b] = odd && m > 1 ? Quiet<float>::nan() : odd ? 0.0f : gap;
   }
 }
 

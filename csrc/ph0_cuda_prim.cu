@@ -44,11 +44,13 @@ void grow(const Grow<T>& in, int64_t B, Stream stream) {
     launch("prim_kernel", kernel, dim3(static_cast<unsigned>(B)), threads, shared, stream, in);
   };
   if (in.n <= 64) return go(prim_kernel<T, 32, 2, SOURCE>, 32);
-  if (in.n <= 256) return go(prim_kernel<T, 32, 8, SOURCE>, 32);
-  if (in.n <= 512) return go(prim_kernel<T, 64, 8, SOURCE>, 64);
-  if (in.n <= 1024) return go(prim_kernel<T, 128, 8, SOURCE>, 128);
-  if (in.n <= 2048) return go(prim_kernel<T, 256, 8, SOURCE>, 256);
-  if constexpr (SOURCE != 16) go(prim_kernel<T, 512, 8, SOURCE>, 512);
+  // 16 coordinates of eight points a thread leave registers for too few threads.
+  constexpr int kPoints = SOURCE == 16 ? 4 : 8, kThreads = 256 / kPoints;
+  if (in.n <= 256) return go(prim_kernel<T, kThreads, kPoints, SOURCE>, kThreads);
+  if (in.n <= 512) return go(prim_kernel<T, 2 * kThreads, kPoints, SOURCE>, 2 * kThreads);
+  if (in.n <= 1024) return go(prim_kernel<T, 4 * kThreads, kPoints, SOURCE>, 4 * kThreads);
+  if (in.n <= 2048) return go(prim_kernel<T, 8 * kThreads, kPoints, SOURCE>, 8 * kThreads);
+  if constexpr (SOURCE != 16) go(prim_kernel<T, 16 * kThreads, kPoints, SOURCE>, 16 * kThreads);
 }
 
 template <class T>

@@ -66,19 +66,25 @@ __host__ __device__ inline int64_t prim_coordinates(int source, int64_t n, int64
   return source > 0 ? n * source : source == kInShared ? n * d : 0;
 }
 
-// A thread's points while the tree grows.
-template <class T, int POINTS, int HELD>
+// A thread's points while the tree grows. DEALT: they have been dealt out anew, else point p of
+// thread t is t + p * THREADS.
+template <class T, int THREADS, int POINTS, int HELD, bool DEALT>
 struct Growing {
+  static constexpr int kCount = POINTS;
   T held[POINTS]
         [HELD];      // coordinates (SOURCE > 0); the first is NaN in the tree and beyond the cloud
   T key[POINTS];     // least weight to the tree; +inf where there is none, in the tree and beyond
-  int from[POINTS];  // the end of that edge; -1 where there is none
-  int id[POINTS];    // -1 in the tree and beyond the cloud
+  int from[POINTS];  // the end of that edge; -1 where there is none, -2 in the tree and beyond
+  int dealt[DEALT ? POINTS : 1];  // the points
 
+  __device__ int id(int p) const {
+    return DEALT ? dealt[DEALT ? p : 0] : static_cast<int>(threadIdx.x) + p * THREADS;
+  }
+  __device__ bool waits(int p) const { return from[p] > -2; }
   __device__ void leave(int p) {
     held[p][0] = Quiet<T>::nan();
     key[p] = Quiet<T>::inf();
-    from[p] = id[p] = -1;
+    from[p] = -2;
   }
   // leave(slot), by halves: registers have no index.
   template <int FIRST = 0, int COUNT = POINTS>
@@ -99,8 +105,10 @@ struct GrowSlots {
   typename Ordered<T>::Word weight[2]
                                   [kWarp];  // of each warp's best edge, by the parity of the step
   uint32_t pair[2][kWarp];
+  uint32_t least[2];  // pairs of the whole block; ~0 before
   typename Ordered<T>::Word maxima[kWarp];
   uint32_t packed[2];  // points that have been handed over, at each repacking
+  int exponent;        // of the cloud's scale, which needs no register meanwhile
 };
 
 // What a cloud's block works on.
@@ -113,10 +121,11 @@ struct GrowJob {
   int n, d, m;
 };
 
-// Weights of a thread's points to the point `current`; of points in the tree NaN or +inf. Loads are
+// Weights of a thread's points to the point `current`; of points in the tree NaN. Loads are
 // independent of each other, so they are under way at the same time.
-template <class T, int POINTS, int SOURCE, int HELD>
-__device__ inline void weights_to(const GrowJob<T>& job, const Growing<T, POINTS, HELD>& points,
+template <int SOURCE, class T, int THREADS, int POINTS, int HELD, bool DEALT>
+__device__ inline void weights_to(const GrowJob<T>& job,
+                                  const Growing<T, THREADS, POINTS, HELD, DEALT>& points,
                                   int current, T (&weight)[POINTS]) {
   if constexpr (SOURCE > 0) {
     T here[HELD];
@@ -135,7 +144,7 @@ __device__ inline void weights_to(const GrowJob<T>& job, const Growing<T, POINTS
     const T* const row = job.data + static_cast<int64_t>(current) * job.n;
 #pragma unroll
     for (int p = 0; p < POINTS; ++p)
-      weight[p] = points.id[p] >= 0 ? row[points.id[p]] : Quiet<T>::inf();
+      weight[p] = points.waits(p) ? row[points.id(p)] : Quiet<T>::nan();
   } else {
     const T* x = SOURCE == kInShared ? job.shared : job.data;
 #pragma unroll
@@ -145,68 +154,114 @@ __device__ inline void weights_to(const GrowJob<T>& job, const Growing<T, POINTS
       const T here = x[current];
 #pragma unroll
       for (int p = 0; p < POINTS; ++p) {
-        const T difference = x[points.id[p] >= 0 ? points.id[p] : 0] - here;
+        const T difference = x[points.waits(p) ? points.id(p) : 0] - here;
         weight[p] = job.d == 1 ? magnitude(difference) : fused(difference, difference, weight[p]);
       }
     }
 #pragma unroll
-    for (int p = 0; p < POINTS; ++p) weight[p] = points.id[p] >= 0 ? weight[p] : Quiet<T>::inf();
+    for (int p = 0; p < POINTS; ++p) weight[p] = points.waits(p) ? weight[p] : Quiet<T>::nan();
   }
+}
+
+// The least pair of a thread's points whose key is `best`, and which of its points that is.
+template <int SOURCE, class Points, class T>
+__device__ inline uint32_t least_pair(const Points& points, T best, int& slot) {
+  uint32_t least = ~0u;
+#pragma unroll
+  for (int p = 0; p < Points::kCount; ++p) {
+    if (points.key[p] != best) continue;
+    // Points have an edge to the tree from the first step on; entries of a matrix may be none.
+    int id = points.id(p), from = points.from[p];
+    if (SOURCE <= 0) {
+      if (!points.waits(p)) continue;
+      from = from < 0 ? id : from;
+    }
+    const uint32_t ends = pack_pair(id, from);
+    slot = ends < least ? p : slot;
+    least = ends < least ? ends : least;
+  }
+  return least;
 }
 
 // Adds points to the tree, one a step, until `last` of the m - 1 steps are done. `current`: the
 // point that was added last.
-template <class T, int THREADS, int POINTS, int SOURCE, int HELD>
-__device__ inline void grow_until(const GrowJob<T>& job, Growing<T, POINTS, HELD>& points,
-                                  int& step, int last, int& current) {
+template <int SOURCE, class T, int THREADS, int POINTS, int HELD, bool DEALT>
+__device__ inline void grow_until(const GrowJob<T>& job,
+                                  Growing<T, THREADS, POINTS, HELD, DEALT>& points, int& step,
+                                  int last, int& current) {
   using Word = typename Ordered<T>::Word;
   using Key = TreeKey<T>;
-  const int tid = static_cast<int>(threadIdx.x), lane = tid % static_cast<int>(kWarp);
+  const int tid = static_cast<int>(threadIdx.x), lane = tid % static_cast<int>(kWarp),
+            warp = tid / static_cast<int>(kWarp);
   constexpr int kWarps = THREADS / static_cast<int>(kWarp);
+  constexpr int kLine = 128 / static_cast<int>(sizeof(T));  // of the cache
+  int fetched = -1;
 #pragma unroll 1
   for (; step < last; ++step) {
     T weight[POINTS];
-    weights_to<T, POINTS, SOURCE, HELD>(job, points, current, weight);
+    weights_to<SOURCE>(job, points, current, weight);
     T best = Quiet<T>::inf();
+    bool tie = false;
 #pragma unroll
     for (int p = 0; p < POINTS; ++p) {
-      // An entry that is NaN or +inf is no edge: it is neither less nor, from being -1, a tie.
-      const bool tie = weight[p] == points.key[p] && current < points.from[p];
-      const bool nearer = weight[p] < points.key[p] || tie;
+      const bool nearer = weight[p] < points.key[p];  // an entry that is NaN or +inf is no edge
+      tie = tie || weight[p] == points.key[p];
       points.key[p] = nearer ? weight[p] : points.key[p];
       points.from[p] = nearer ? current : points.from[p];
       best = lesser(best, points.key[p]);
     }
-    Word least = warp_min(ordered(best));
-    uint32_t own = ~0u;  // the least pair of this thread's points of least weight, and which it is
-    int slot = 0;
-    if (ordered(best) == least) {
+    if (tie) {  // of equal weights the smaller end; from is negative where key is +inf
+      if (SOURCE > 0) {
+        // Computed again: to keep all weights until here would take registers from the coordinates.
+        asm volatile("" : "+r"(current));
+        weights_to<SOURCE>(job, points, current, weight);
+      }
 #pragma unroll
       for (int p = 0; p < POINTS; ++p) {
-        if (points.key[p] != best) continue;
-        // Points have an edge to the tree from the first step on; entries of a matrix may be none.
-        int id = points.id[p], from = points.from[p];
-        if (SOURCE <= 0) {
-          if (id < 0) continue;
-          from = from < 0 ? id : from;
-        }
-        const uint32_t ends = pack_pair(id, from);
-        slot = ends < own ? p : slot;
-        own = ends < own ? ends : own;
+        if (weight[p] == points.key[p] && current < points.from[p]) points.from[p] = current;
       }
     }
-    uint32_t pair = warp_min(own);
-    if (THREADS > static_cast<int>(kWarp)) {
+    const Word own_least = ordered(best);
+    Word least = warp_min(own_least);
+    uint32_t own = ~0u, pair;  // own: the least pair of this thread's points of the least weight
+    int slot = 0;              // which of its points that is
+    if constexpr (kWarps == 1) {
+      if (own_least == least) own = least_pair<SOURCE>(points, best, slot);
+      pair = warp_min(own);
+    } else if constexpr (SOURCE == kMatrix) {
+      if (own_least == least) own = least_pair<SOURCE>(points, best, slot);
+      pair = warp_min(own);
+      // The warp's best is read sooner or later, unless a nearer one is found: soon at the best.
+      const int next = new_end(pair);
+      if (next != fetched && lower_end(pair) != upper_end(pair)) {
+        fetched = next;
+        const T* const row = job.data + static_cast<int64_t>(next) * job.n;
+        for (int k = lane * kLine; k < job.n; k += static_cast<int>(kWarp) * kLine)
+          prefetch(row + k);
+      }
       // Two sets of slots: the next step writes the other one, so one barrier a step is enough.
       if (lane == 0) {
-        job.slots->weight[step & 1][tid / static_cast<int>(kWarp)] = least;
-        job.slots->pair[step & 1][tid / static_cast<int>(kWarp)] = pair;
+        job.slots->weight[step & 1][warp] = least;
+        job.slots->pair[step & 1][warp] = pair;
       }
       __syncthreads();
       const Word other = lane < kWarps ? job.slots->weight[step & 1][lane] : Ordered<T>::kNone;
       pair = lane < kWarps ? job.slots->pair[step & 1][lane] : ~0u;
       least = warp_min(other);
       pair = warp_min(other == least ? pair : ~0u);
+    } else {
+      // First the weight, then the pair of those few that have it: fewer instructions for the other
+      // warps than one exchange of both.
+      if (lane == 0) job.slots->weight[0][warp] = least;
+      __syncthreads();
+      least = warp_min(lane < kWarps ? job.slots->weight[0][lane] : Ordered<T>::kNone);
+      if (own_least == least) {
+        own = least_pair<SOURCE>(points, best, slot);
+        atomicMin(job.slots->least + (step & 1), own);
+      }
+      __syncthreads();
+      pair = job.slots->least[step & 1];
+      if (tid == 0) job.slots->least[(step & 1) ^ 1] = ~0u;  // every thread has read it
     }
     current = new_end(pair);
     if (own == pair) points.template leave_slot<>(slot);
@@ -218,14 +273,16 @@ __device__ inline void grow_until(const GrowJob<T>& job, Growing<T, POINTS, HELD
 
 // The points that are not in the tree, at most THREADS * POINTS, dealt out anew: half as many a
 // thread. They pass through the keys of the tree that are still to be found.
-template <class T, int THREADS, int POINTS, int HELD>
-__device__ inline void repack(const GrowJob<T>& job, const Growing<T, 2 * POINTS, HELD>& from,
-                              Growing<T, POINTS, HELD>& into, int step, uint32_t* packed) {
+template <class T, int THREADS, int POINTS, int HELD, bool DEALT>
+__device__ inline void repack(const GrowJob<T>& job,
+                              const Growing<T, THREADS, 2 * POINTS, HELD, DEALT>& from,
+                              Growing<T, THREADS, POINTS, HELD, true>& into, int step,
+                              uint32_t* packed) {
   using Key = TreeKey<T>;
   const int tid = static_cast<int>(threadIdx.x), lane = tid % static_cast<int>(kWarp);
   uint32_t own = 0;
 #pragma unroll
-  for (int p = 0; p < 2 * POINTS; ++p) own += from.id[p] >= 0 ? 1u : 0u;
+  for (int p = 0; p < 2 * POINTS; ++p) own += from.waits(p) ? 1u : 0u;
   uint32_t upto = own;
   for (unsigned by = 1; by < kWarp; by <<= 1) {
     const uint32_t below = __shfl_up_sync(kAllLanes, upto, by);
@@ -237,9 +294,9 @@ __device__ inline void repack(const GrowJob<T>& job, const Growing<T, 2 * POINTS
   int at = step + static_cast<int>(first + upto - own);
 #pragma unroll
   for (int p = 0; p < 2 * POINTS; ++p) {
-    if (from.id[p] < 0) continue;
+    if (!from.waits(p)) continue;
     const uint32_t ends =
-        static_cast<uint32_t>(from.from[p] + 1) << 16 | static_cast<uint32_t>(from.id[p]);
+        static_cast<uint32_t>(from.from[p] + 1) << 16 | static_cast<uint32_t>(from.id(p));
     job.tree[spread(at++)] = Key::make(ordered(from.key[p]), ends);
   }
   __syncthreads();
@@ -247,39 +304,61 @@ __device__ inline void repack(const GrowJob<T>& job, const Growing<T, 2 * POINTS
   for (int p = 0; p < POINTS; ++p) {
     const int i = step + tid + p * THREADS;
     into.leave(p);
+    into.dealt[p] = 0;
     if (i >= job.m - 1) continue;
     const Key given = job.tree[spread(i)];
     into.key[p] = from_ordered<T>(given.weight());
     into.from[p] = static_cast<int>(given.pair() >> 16) - 1;
-    into.id[p] = static_cast<int>(given.pair() & 0xffffu);
+    into.dealt[p] = static_cast<int>(given.pair() & 0xffffu);
 #pragma unroll
-    for (int k = 0; k < HELD; ++k) into.held[p][k] = job.shared[into.id[p] * HELD + k];
+    for (int k = 0; k < HELD; ++k) into.held[p][k] = job.shared[into.dealt[p] * HELD + k];
   }
   __syncthreads();  // before they are handed over again, or overwritten by the tree
 }
 
 // Steps with POINTS points a thread until half as many hold all that are left, and so on.
-template <class T, int THREADS, int POINTS, int SOURCE, int HELD>
-__device__ inline void grow_all(const GrowJob<T>& job, Growing<T, POINTS, HELD>& points, int& step,
+template <int SOURCE, class T, int THREADS, int POINTS, int HELD, bool DEALT>
+__device__ inline void grow_all(const GrowJob<T>& job,
+                                Growing<T, THREADS, POINTS, HELD, DEALT>& points, int& step,
                                 int& current) {
   const int all = job.m - 1;
   if constexpr (SOURCE > 0 && POINTS > 2) {
     constexpr int kHalf = POINTS / 2;
     const int last = all - THREADS * kHalf;  // steps after which THREADS * kHalf points are left
-    grow_until<T, THREADS, POINTS, SOURCE, HELD>(job, points, step, last, current);
-    Growing<T, kHalf, HELD> fewer;
-    repack<T, THREADS, kHalf, HELD>(job, points, fewer, step,
-                                    job.slots->packed + (kHalf == 4 ? 0 : 1));
-    grow_all<T, THREADS, kHalf, SOURCE, HELD>(job, fewer, step, current);
+    grow_until<SOURCE>(job, points, step, last, current);
+    Growing<T, THREADS, kHalf, HELD, true> fewer;
+    repack<T, THREADS, kHalf>(job, points, fewer, step, job.slots->packed + (kHalf == 2 ? 1 : 0));
+    grow_all<SOURCE>(job, fewer, step, current);
   } else {
-    grow_until<T, THREADS, POINTS, SOURCE, HELD>(job, points, step, all, current);
+    grow_until<SOURCE>(job, points, step, all, current);
   }
+}
+
+// Death i of this block's cloud, and its edge.
+template <class T>
+__device__ inline void write_edge(const Grow<T>& in, int i, T death, int lower, int upper) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * (in.n - 1) + i;
+  in.deaths[at] = death;
+  if (in.edges == nullptr) return;
+  in.edges[2 * at] = lower;
+  in.edges[2 * at + 1] = upper;
 }
 
 // blockIdx.x: cloud. n <= THREADS * POINTS. Shared memory: prim_coordinates numbers, rounded up to
 // 16 bytes, then spread(power_above(n - 1)) + 1 keys.
+// Threads of a multiprocessor that the registers are to do for: with more of them the latency of a
+// step is hidden, with fewer registers the coordinates do not fit.
+template <class T, int SOURCE>
+constexpr int kGrowThreads = sizeof(T) == 8 ? 512
+                             : SOURCE == 16 ? 384
+                             : SOURCE == 8  ? 512
+                                            : 768;
+
 template <class T, int THREADS, int POINTS, int SOURCE>
-__global__ __launch_bounds__(THREADS, 1) void prim_kernel(const Grow<T> in) {
+__global__ __launch_bounds__(THREADS, kGrowThreads<T, SOURCE> < 2 * THREADS
+                                          ? 1
+                                          : kGrowThreads<T, SOURCE> /
+                                                THREADS) void prim_kernel(const Grow<T> in) {
   using Word = typename Ordered<T>::Word;
   using Key = TreeKey<T>;
   constexpr Word kNone = Ordered<T>::kNone;
@@ -292,9 +371,6 @@ __global__ __launch_bounds__(THREADS, 1) void prim_kernel(const Grow<T> in) {
   T* const shared = reinterpret_cast<T*>(memory);
   Key* const tree =
       reinterpret_cast<Key*>(memory + (prim_coordinates(SOURCE, n, d) * sizeof(T) + 15) / 16 * 16);
-  T* const deaths = in.deaths + static_cast<int64_t>(blockIdx.x) * (n - 1);
-  int64_t* const edges =
-      in.edges == nullptr ? nullptr : in.edges + static_cast<int64_t>(blockIdx.x) * (n - 1) * 2;
   const int64_t numbers =
       SOURCE == kMatrix ? static_cast<int64_t>(n) * n : static_cast<int64_t>(n) * d;
   const T* const data = in.data + static_cast<int64_t>(blockIdx.x) * numbers;
@@ -317,14 +393,15 @@ __global__ __launch_bounds__(THREADS, 1) void prim_kernel(const Grow<T> in) {
     exponent = d == 1 ? 0 : scale_exponent(largest);
   }
   if (!finite || m == 1) {
-    for (int i = tid; i < n - 1; i += THREADS) {
-      deaths[i] = Quiet<T>::nan();
-      if (edges != nullptr) edges[2 * i] = edges[2 * i + 1] = -1;
-    }
+    for (int i = tid; i < n - 1; i += THREADS) write_edge<T>(in, i, Quiet<T>::nan(), -1, -1);
     return;
   }
 
-  if (tid < 2) slots.packed[tid] = 0;
+  if (tid < 2) {
+    slots.packed[tid] = 0;
+    slots.least[tid] = ~0u;
+  }
+  if (tid == 0) slots.exponent = exponent;
   if (SOURCE > 0) {
     for (int i = tid; i < m * kHeld; i += THREADS) {
       const int point = i / kHeld, k = i % kHeld;
@@ -335,23 +412,24 @@ __global__ __launch_bounds__(THREADS, 1) void prim_kernel(const Grow<T> in) {
       shared[i % d * n + i / d] = times_power(data[i], -exponent);
   }
   __syncthreads();
-  Growing<T, POINTS, kHeld> points;
+  Growing<T, THREADS, POINTS, kHeld, false> points;
 #pragma unroll
   for (int p = 0; p < POINTS; ++p) {
     const int j = tid + p * THREADS;
     points.leave(p);
     if (j == 0 || j >= m) continue;  // the tree grows from point 0
-    points.id[p] = j;
+    points.from[p] = -1;
 #pragma unroll
     for (int k = 0; k < kHeld && SOURCE > 0; ++k) points.held[p][k] = shared[j * kHeld + k];
   }
   const GrowJob<T> job{data, shared, tree, &slots, n, d, m};
   int step = 0, current = 0;
-  grow_all<T, THREADS, POINTS, SOURCE, kHeld>(job, points, step, current);
+  grow_all<SOURCE>(job, points, step, current);
 
   const int size = power_above(m - 1);
   for (int i = m - 1 + tid; i < size; i += THREADS) tree[spread(i)] = Key::make(kNone, ~0u);
   block_sort<2>(tree, size);
+  exponent = slots.exponent;
   for (int i = tid; i < n - 1; i += THREADS) {
     const bool inside = i < m - 1;
     const Key edge = inside ? tree[spread(i)] : Key::make(kNone, ~0u);
@@ -363,11 +441,8 @@ __global__ __launch_bounds__(THREADS, 1) void prim_kernel(const Grow<T> in) {
       death = times_power(length ? weight : root(weight), exponent);
       if (in.squared) death = times_power(death, exponent);
     }
-    deaths[i] = death;
-    if (edges != nullptr) {
-      edges[2 * i] = exists ? lower_end(edge.pair()) : -1;
-      edges[2 * i + 1] = exists ? upper_end(edge.pair()) : -1;
-    }
+    write_edge<T>(in, i, death, exists ? lower_end(edge.pair()) : -1,
+                  exists ? upper_end(edge.pair()) : -1);
   }
 }
 

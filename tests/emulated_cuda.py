@@ -80,15 +80,29 @@ def workload() -> Callable[[], list[np.ndarray]]:
     half[1] = torch.arange(600) % 40
     line[4] = 1
     line[5:7] = g.integers(0, 40, (2, 600))  # too many gaps that may be the largest
+    # Evenly, so that the widest gap may lie within one lane's look; the second line's is less wide and lies in the
+    # other warp's part.
+    line[7] = line[8] = np.arange(600) / 600
+    line[7][abs(line[7] - 0.75) < 0.006] = 0.1
+    line[8][abs(line[8] - 0.25) < 0.004] = 0.1
     points = g.integers(0, 7, (1, 300, 3)).astype(np.float32)
+    # A tree of two levels. In order stand a heap at (19, 19) that is one component after a round and fills the leaves
+    # of the first node's first warp, points right of it, points above it, and the only ones of the second node. With
+    # what the second node's block leaves behind, empty leaves, in place of its others, the first is the heap's alone.
+    many = g.integers(0, 20, (1, 1030, 2)).astype(np.float32)
+    many[0, :140] = 19
+    many[0, 140:500, 0] += 20
+    many[0, 500:, 1] += 20
+    many[0, 140], many[0, 1024:] = (20, 0), 22
     deep = g.integers(0, 2, (1, 140, 20)).astype(np.float64)
-    upper = np.triu(g.integers(1, 50, (1, 90, 90)), 1)
+    upper = np.triu(g.integers(1, 50, (1, 290, 290)), 1)
     entries = (upper + upper.transpose(0, 2, 1)).astype(np.float32)
 
     def run() -> list[np.ndarray]:
         trees = [
             h0(x, edges=True, backend="cuda", algorithm=algorithm)
-            for x, algorithm in ((points, "prim"), (points, "boruvka"), (deep, "boruvka"), (deep, "prim"))
+            for algorithm, clouds in (("prim", (points, deep)), ("boruvka", (points, many, deep)))
+            for x in clouds
         ]
         trees += [h0_distances(entries, edges=True, backend="cuda", algorithm="prim")]
         # Few points in threads for many are dealt out twice without a step between.

@@ -99,7 +99,7 @@ class TestLines:
         g = torch.Generator().manual_seed(n)
         x = torch.randn(40, n, generator=g)
         x[1::4] = x[1::4].round()
-        x[5::8] = torch.arange(n) % 40  # many gaps that may be the largest
+        x[5::8] = torch.arange(n) % 40
         x[2::4] *= 1e4
         x[3::4] *= 1e-7  # half's subnormal numbers
         x[0, : n // 2] = -0.0
@@ -151,7 +151,11 @@ class TestTrees:
     @pytest.mark.parametrize("algorithm", ["prim", "boruvka"])
     @pytest.mark.parametrize("dtype", [np.float32, np.float64])
     @pytest.mark.parametrize(
-        ("n", "d"), [(1, 2), (2, 2), (3, 1), (40, 1), (65, 3), (129, 2), (130, 7), (257, 4), (100, 16), (90, 37)]
+        ("n", "d"),
+        [
+            *[(1, 2), (2, 2), (3, 1), (40, 1), (65, 3), (129, 2), (90, 5), (75, 6), (130, 7), (70, 8), (70, 9)],
+            *[(257, 4), (100, 16), (90, 37)],
+        ],
     )
     def test_edges_equal_those_of_the_cpu(
         self, emulated: ctypes.CDLL, algorithm: str, dtype: Any, n: int, d: int
@@ -189,12 +193,38 @@ class TestTrees:
     def test_tiles_that_are_left_out(self, emulated: ctypes.CDLL) -> None:
         """More tiles than a block tests at a time, and clusters far apart: most of them are never read."""
         g = np.random.default_rng(5)
-        for n, d in ((3000, 2), (1500, 3)):
-            x = (g.integers(0, 4, (1, n, 1)) * 50 + np.round(g.standard_normal((1, n, d)), 2)).astype(np.float64)
-            found = h0(x, edges=True, backend="cuda", algorithm="boruvka")
-            expected = h0(x, edges=True, backend="cpu")
+        n, d = 17_000, 9
+        x = (np.arange(n)[:, None] // 40 * 50 + g.integers(0, 3, (n, d)))[None].astype(np.float64)
+        found = h0(x, edges=True, backend="cuda", algorithm="boruvka")
+        expected = h0(x, edges=True, backend="cpu")
+        equal(found.edges, expected.edges)
+        equal(found.deaths, expected.deaths)
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    @pytest.mark.parametrize(("n", "d"), [(1025, 1), (2100, 2), (1300, 3), (1100, 4)])
+    def test_leaves_under_two_levels(self, emulated: ctypes.CDLL, dtype: Any, n: int, d: int) -> None:
+        """Clusters, ties on a lattice, many duplicates, outliers; whole nodes lie beyond the lengths."""
+        g = np.random.default_rng(n)
+        x = g.standard_normal((4, n, d))
+        x[0] += g.integers(0, 4, (n, 1)) * 50
+        x[1] = g.integers(0, 9, (n, d))
+        x[2] = g.integers(0, 2, (n, d)) * 0.1
+        x[3] **= 5
+        x = x.astype(dtype)
+        for seed, lengths in ((1, None), (2, [40, n, n - 1000, n - 1])):
+            emulated.emulator_seed(seed)
+            found = h0(x, lengths=lengths, edges=True, backend="cuda", algorithm="boruvka")
+            expected = h0(x, lengths=lengths, edges=True, backend="cpu")
             equal(found.edges, expected.edges)
             equal(found.deaths, expected.deaths)
+
+    def test_leaves_under_three_levels(self, emulated: ctypes.CDLL) -> None:
+        g = np.random.default_rng(7)
+        x = np.round(g.standard_normal((1, 33_500, 2)), 2).astype(np.float32) + g.integers(0, 3, (1, 33_500, 1)) * 20
+        found = h0(x, edges=True, backend="cuda", algorithm="boruvka")
+        expected = h0(x, edges=True, backend="cpu")
+        equal(found.edges, expected.edges)
+        equal(found.deaths, expected.deaths)
 
     @pytest.mark.parametrize("algorithm", ["prim", "boruvka"])
     def test_what_is_not_finite(self, emulated: ctypes.CDLL, algorithm: str) -> None:
@@ -230,6 +260,23 @@ class TestTrees:
         if n > 2:
             with pytest.raises(ValueError, match=r"matrix 0 has nan at \[0, \d+\], expected a distance"):
                 h0_distances(entries[2:], backend="cuda")
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    @pytest.mark.parametrize("n", [260, 301])
+    def test_rows_of_a_matrix_that_are_read_again(self, emulated: ctypes.CDLL, dtype: Any, n: int) -> None:
+        """Clusters of more points than a row lists, alone and with ties, and a forest of such clusters."""
+        g = np.random.default_rng(n)
+        heap = g.integers(0, 4, n)
+        apart = heap[:, None] != heap
+        entries = np.stack([g.random((n, n)) + 3 * apart, g.integers(0, 4, (n, n)) + 2.0 * apart, g.random((n, n))])
+        entries[2][apart] = np.inf
+        entries = np.where(np.tri(n, dtype=bool), entries.transpose(0, 2, 1), entries).astype(dtype)
+        for lengths in (None, torch.tensor([n, n - 3, n // 2])):
+            found = obce.cuda.trees(torch.as_tensor(entries), lengths, False, True, "boruvka", True)
+            counts = None if lengths is None else lengths.tolist()
+            expected = h0_distances(entries, lengths=counts, edges=True, check=False, backend="cpu")
+            equal(found[1], expected.edges)
+            equal(found[0], expected.deaths)
 
     def test_a_batch_is_halved_when_memory_runs_out(
         self, emulated: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
@@ -347,7 +394,6 @@ def test_code_of_hopper(machine_code: Callable[..., str]) -> None:
     floats = [text for name, text in code.items() if "Ef" in name or "If" in name]
     assert len(floats) > 40
     assert not any("CAST.SPIN" in text for text in floats)
-    assert all("LDG.E.EF.128" in text for name, text in code.items() if "gap_by_map" in name)
     assert all("REDUX" in text or "CREDUX" in text for name, text in code.items() if "prim_kernel" in name)
     for name, text in code.items():
         if "prim_kernelIfLi256ELi8ELi8E" in name:

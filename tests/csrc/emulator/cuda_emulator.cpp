@@ -125,12 +125,26 @@ void finish_collective(Warp& warp, unsigned first) {
     least = std::min(least, lanes[l].given);
     most = std::max(most, lanes[l].given);
   }
+  std::uint64_t ballot = 0;
+  for (unsigned l = 0; l < kWarp; ++l) ballot |= std::uint64_t{lanes[l].given != 0} << l;
   for (unsigned l = 0; l < kWarp; ++l) {
-    if (warp.what != Collective::kShiftUp) {
-      lanes[l].got = warp.what == Collective::kMin ? least : most;
-    } else {
-      const unsigned by = static_cast<unsigned>(lanes[l].got);
-      lanes[l].got = l >= by ? lanes[l - by].given : lanes[l].given;
+    const unsigned argument = static_cast<unsigned>(lanes[l].got);
+    switch (warp.what) {
+      case Collective::kMin:
+        lanes[l].got = least;
+        break;
+      case Collective::kMax:
+        lanes[l].got = most;
+        break;
+      case Collective::kShiftUp:
+        lanes[l].got = lanes[l >= argument ? l - argument : l].given;
+        break;
+      case Collective::kShuffle:
+        lanes[l].got = lanes[argument % kWarp].given;
+        break;
+      case Collective::kBallot:
+        lanes[l].got = ballot;
+        break;
     }
     warp.ready.push_back(first + l);
   }

@@ -44,7 +44,7 @@ extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
 
-enum class Collective { kMin, kMax, kShiftUp };
+enum class Collective { kMin, kMax, kShiftUp, kShuffle, kBallot };
 
 void launch(dim3 grid, unsigned block, std::size_t shared, const std::function<void()>& body);
 unsigned char* dynamic_shared();
@@ -62,8 +62,28 @@ inline unsigned __reduce_max_sync(unsigned, unsigned v) {
   return static_cast<unsigned>(emulator::collective(emulator::Collective::kMax, v, 0));
 }
 template <class T>
+T shuffled(emulator::Collective what, T v, unsigned argument) {
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, &v, sizeof v);
+  bits = emulator::collective(what, bits, argument);
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+}
+template <class T>
 T __shfl_up_sync(unsigned, T v, unsigned by) {
-  return static_cast<T>(emulator::collective(emulator::Collective::kShiftUp, v, by));
+  return shuffled(emulator::Collective::kShiftUp, v, by);
+}
+template <class T>
+T __shfl_down_sync(unsigned, T v, unsigned by) {
+  const unsigned lane = threadIdx.x % 32;
+  return shuffled(emulator::Collective::kShuffle, v, lane + by < 32 ? lane + by : lane);
+}
+template <class T>
+T __shfl_sync(unsigned, T v, int from) {
+  return shuffled(emulator::Collective::kShuffle, v, static_cast<unsigned>(from));
+}
+inline unsigned __ballot_sync(unsigned, bool v) {
+  return static_cast<unsigned>(emulator::collective(emulator::Collective::kBallot, v, 0));
 }
 
 template <class T>
@@ -128,7 +148,12 @@ inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigne
 inline int __clzll(long long x) {
   return x == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(x));
 }
+inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) {
+  for (int shift = 0; shift < 32; shift += 8) c += (a >> shift & 0xffu) * (b >> shift & 0xffu);
+  return c;
+}
 inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 using cudaError_t = int;
 using cudaStream_t = void*;
