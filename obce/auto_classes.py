@@ -30,6 +30,7 @@ _FAMILIES = {
     "obce_deberta_v2": ("ObceDebertaV2", "DebertaV2Tokenizer"),
     "obce_distilbert": ("ObceDistilBert", "BertTokenizer"),
     "obce_mpnet": ("ObceMPNet", "MPNetTokenizer"),
+    "obce_modernbert": ("ObceModernBert", "PreTrainedTokenizerFast"),
 }
 
 # Auto class -> how our class's name ends; those that transformers maps to a class of the same head.

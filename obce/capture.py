@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -20,12 +20,15 @@ from torch import nn
 
 from obce.clouds import CLOUD_KINDS
 from obce.corpus import Batch, TokenBatches
-from obce.sites import Site, base_model, layout_of
+from obce.sites import Site, base_model, layers_of, layout_of
 from obce.sketch import TokenSums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
+
+Given: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
+"""What a layer is given beside hidden states, by place and by name."""
 
 Memory = Literal["model", "layer"]
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -38,8 +41,8 @@ class LayerActivations:
 
     Attributes:
         layer: Layer number, from 0.
-        values: float32 [n_texts, neurons], every Linear's output at [CLS] (before the activation function), the
-            sites of the layer side by side.
+        values: float32 [n_texts, neurons], every Linear's output at [CLS] (before the activation function; of a
+            gated site what its reader takes in), the sites of the layer side by side.
         columns: Site kind -> its columns in `values`.
         tokens: Site kind -> sums over all real tokens of all texts of what the site's reader takes in (after the
             activation for `intermediate`, the attention context for `value`), or of the Linear's output where none
@@ -126,16 +129,17 @@ class _Observer:
                 self.clouds[layer, kind] = torch.empty(shape, dtype=torch.float32, device=self.device)
             self.clouds[layer, kind][torch.from_numpy(places)] = tokens[torch.from_numpy(rows), 0].to(torch.float32)
 
-    def _on_writer(self, site: Site) -> Callable[..., None]:
+    def _take_outputs(self, site: Site, output: torch.Tensor) -> None:
         columns = self.columns[site.layer][site.kind]
-        at = (self.values[site.layer], columns)
+        self.values[site.layer][self.places, columns] = output[:, 0].to(torch.float32)
+        self.seen[site.name][self._current().indices] += 1
 
+    def _on_writer(self, site: Site) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             if self.entering is not None and args[0] is not self.entering and site.kind in ("query", "key"):
                 return  # of embeddings of distances
-            batch = self._current()
-            at[0][self.places, at[1]] = output[:, 0].to(torch.float32)
-            self.seen[site.name][batch.indices] += 1
+            output = output[..., site.columns]
+            self._take_outputs(site, output)
             if site.reader is None:
                 self._take_tokens(site, output)
             if site.kind in CLOUD_KINDS:
@@ -145,6 +149,8 @@ class _Observer:
 
     def _on_reader(self, site: Site) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            if site.gated:
+                self._take_outputs(site, args[0])
             self._take_tokens(site, args[0])
             if site.kind == "value":
                 self._take_cloud(site.layer, "context", args[0])
@@ -168,8 +174,9 @@ class _Observer:
         handles = []
         try:
             for site in self.sites:
-                handles.append(body.get_submodule(site.writer).register_forward_hook(self._on_writer(site)))
-                if site.reader is not None and (self.wish.tokens or site.kind == "value"):
+                if not site.gated:
+                    handles.append(body.get_submodule(site.writer).register_forward_hook(self._on_writer(site)))
+                if site.reader is not None and (self.wish.tokens or site.gated or site.kind == "value"):
                     reader = body.get_submodule(site.reader)
                     handles.append(reader.register_forward_pre_hook(self._on_reader(site)))
             blocks = {site.layer: _layer_module(body, site) for site in self.sites}
@@ -331,15 +338,25 @@ def stopping_before(module: nn.Module, keep: Callable[[torch.Tensor, tuple[Any, 
 
 
 def first_inputs(
-    body: nn.Module, first: nn.Module, batches: TokenBatches
-) -> Iterator[tuple[Batch, tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]]]:
-    """Every batch with what a model hands to its first layer: hidden states, and the other arguments as they come."""
+    body: PreTrainedModel, batches: TokenBatches, first: int = 0
+) -> Iterator[tuple[Batch, torch.Tensor, dict[int, Given]]]:
+    """Every batch with the hidden states that a model hands to layer `first`, and what else it hands to each layer.
+
+    Layers before `first` are left out. Where layers are given different things, the model runs on to one of each kind.
+    """
     device = next(body.parameters()).device
-    held: list[tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]] = []
+    held: list[tuple[torch.Tensor, Given]] = []
+    layers, attribute = layers_of(body), layout_of(body).kinds_by
+    kinds = {i: attribute and getattr(layers[i], attribute) for i in range(first, len(layers))}
+    doors = {kind: layer for layer, kind in reversed(kinds.items())}
     for batch in batches:
-        with stopping_before(first, lambda hidden, args, kwargs: held.append((hidden, args, kwargs))):
-            run_to_stop(body, **{name: tensor.to(device) for name, tensor in batch.inputs.items()})
-        yield batch, held.pop()
+        inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+        for door in doors.values():
+            with stopping_before(layers[door], lambda hidden, args, kwargs: held.append((hidden, (args, kwargs)))):
+                run_to_stop(body, **inputs)
+        by_kind = dict(zip(doors, held, strict=True))
+        held.clear()
+        yield batch, by_kind[kinds[first]][0], {layer: by_kind[kind][1] for layer, kind in kinds.items()}
 
 
 def _at_cls_alone(block: nn.Module) -> bool:
@@ -370,7 +387,7 @@ def _layer_at_cls(block: nn.Module, hidden: torch.Tensor, mask: torch.Tensor) ->
 
 
 def _through_model(
-    body: nn.Module,
+    body: PreTrainedModel,
     device: torch.device,
     batches: TokenBatches,
     sites: Sequence[Site],
@@ -414,7 +431,7 @@ def run_to_stop(module: nn.Module, *args: Any, **kwargs: Any) -> None:
 
 
 def _layer_by_layer(
-    body: nn.Module,
+    body: PreTrainedModel,
     device: torch.device,
     batches: TokenBatches,
     sites: Sequence[Site],
@@ -423,9 +440,8 @@ def _layer_by_layer(
     precision: Precision,
     progress: Progress,
 ) -> Iterator[LayerActivations]:
-    first = _layer_module(body, next(site for site in sites if site.layer == layers[0]))
     with _evaluating(body, precision):
-        held = [(batch, *inputs) for batch, inputs in first_inputs(body, first, batches)]
+        held = list(first_inputs(body, batches, layers[0]))
 
     done = 0.0
     for layer in layers:
@@ -434,13 +450,14 @@ def _layer_by_layer(
         observer = _Observer(here, batches.n_texts, device, wish)
         # entered anew for every layer: a caller between two layers sees its own gradient mode and training flags
         with _evaluating(body, precision), observer.watching(body):
-            for i, (batch, hidden, args, kwargs) in enumerate(held):
+            for i, (batch, hidden, given) in enumerate(held):
                 inputs = observer.see(batch)
                 if layer == layers[-1] and not wish.tokens and _at_cls_alone(block):
                     observer.see_hidden(layer, _layer_at_cls(block, hidden, inputs["attention_mask"]))
                 else:
+                    args, kwargs = given[layer]
                     output = block(hidden, *args, **kwargs)
-                    held[i] = (batch, output[0] if isinstance(output, tuple) else output, args, kwargs)
+                    held[i] = (batch, output[0] if isinstance(output, tuple) else output, given)
                 done += len(batch.indices) / len(layers)
                 progress(done, batches.n_texts)
         observer.check_counts()

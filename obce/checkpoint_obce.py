@@ -66,12 +66,15 @@ def check_checkpoint(folder: str | Path, *, weights: bool = True) -> None:
     shapes: dict[str, list[int]] = {}
     kept: dict[str, torch.Tensor] = {}
     for file in files:
-        stated, numbers = _checked_tensors(file, pruned)
+        stated, found = _checked_tensors(file, pruned)
         shapes |= stated
-        kept |= numbers
+        kept |= found
     _check_config(folder / "config.json", config, len(shapes), pruned)
-    for name, rows in kept.items():
-        _check_rows(folder, name, rows, shapes)
+    for name, numbers in kept.items():
+        if name.endswith(".pairs"):
+            _check_pairs(folder, name, numbers, config)
+        else:
+            _check_rows(folder, name, numbers, shapes)
 
 
 def write_manifest(folder: str | Path) -> None:
@@ -169,7 +172,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _checked_tensors(path: Path, pruned: bool) -> tuple[dict[str, list[int]], dict[str, torch.Tensor]]:
-    """Shapes of a file's tensors, and those that hold row numbers; of a pruned model all are looked at."""
+    """Shapes of a file's tensors, and those that hold numbers of rows or pairs; of a pruned model all are looked at."""
     shapes: dict[str, list[int]] = {}
     kept: dict[str, torch.Tensor] = {}
     try:
@@ -179,7 +182,7 @@ def _checked_tensors(path: Path, pruned: bool) -> tuple[dict[str, list[int]], di
                 if not pruned:
                     continue
                 tensor = file.get_tensor(name)
-                if name.endswith(".kept"):
+                if name.endswith((".kept", ".pairs")):
                     kept[name] = tensor
                 elif name.endswith((".weight", ".bias")):
                     _check_numbers(path, name, tensor)
@@ -209,6 +212,18 @@ def _check_rows(folder: Path, name: str, kept: torch.Tensor, shapes: Mapping[str
         raise ValueError(
             f"'{folder}' holds row numbers '{name[:120]}' that do not fit its weights, expected ascending int64 "
             "numbers below the length of the bias, one for each row of the weight"
+        )
+
+
+def _check_pairs(folder: Path, name: str, pairs: torch.Tensor, config: Mapping[str, Any]) -> None:
+    """Numbers of rotary pairs go into an index, too."""
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    half = hidden // heads // 2 if type(hidden) is int and type(heads) is int and heads > 0 else 0
+    fits = pairs.dtype == torch.int64 and pairs.ndim == 2
+    if not fits or not bool((pairs[:, 1:] > pairs[:, :-1]).all()) or not bool(((pairs >= 0) & (pairs < half)).all()):
+        raise ValueError(
+            f"'{folder}' holds numbers of pairs '{name[:120]}' that do not fit its config, expected ascending int64 "
+            f"numbers below {half} in each head"
         )
 
 

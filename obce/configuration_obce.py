@@ -11,6 +11,7 @@ from transformers.models.bert.configuration_bert import BertConfig
 from transformers.models.deberta_v2.configuration_deberta_v2 import DebertaV2Config
 from transformers.models.distilbert.configuration_distilbert import DistilBertConfig
 from transformers.models.electra.configuration_electra import ElectraConfig
+from transformers.models.modernbert.configuration_modernbert import ModernBertConfig
 from transformers.models.mpnet.configuration_mpnet import MPNetConfig
 from transformers.models.roberta.configuration_roberta import RobertaConfig
 from transformers.models.xlm_roberta.configuration_xlm_roberta import XLMRobertaConfig
@@ -77,6 +78,9 @@ class NarrowConfig(_Base):
     inner_size: ClassVar[str] = "intermediate_size"
     """Field that holds the dense model's intermediate size."""
 
+    query_key_unit: ClassVar[int] = 1
+    """Neurons of query, and of key, that go together in a head."""
+
     if TYPE_CHECKING:  # of the family
         num_hidden_layers: int
         num_attention_heads: int
@@ -89,6 +93,19 @@ class NarrowConfig(_Base):
             _check_entries(kwargs["per_layer_config"], self.num_hidden_layers)
         super().__post_init__(**kwargs)
         self.layer_widths()
+
+    @classmethod
+    def of_layers(cls, settings: dict[str, Any], layers: list[int]) -> dict[str, Any]:
+        """Settings of a dense model, as those of a model that has some of its layers alone."""
+        return {**settings, cls.attribute_map.get("num_hidden_layers", "num_hidden_layers"): len(layers)}
+
+    def stock(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings of this model, as those of a model of the family that has zeros for what went.
+
+        Raises:
+            ValueError: The family's own class cannot hold it.
+        """
+        return settings
 
     def layer_widths(self) -> list[LayerWidths]:
         """Widths of every layer, checked."""
@@ -109,8 +126,10 @@ class NarrowConfig(_Base):
             _check_size(layer, "kept_heads", left, 0, heads)
             # (least, most, unit) of each key
             in_heads = (left, left * (hidden // heads), max(1, left))
+            unit = left * self.query_key_unit
+            pairs = (unit, left * (hidden // heads), max(1, unit))
             rows = (1, hidden, 1)
-            ranges = (in_heads, in_heads, (1, inner, 1), (0, heads, 1), rows, rows)
+            ranges = (pairs, in_heads, (1, inner, 1), (0, heads, 1), rows, rows)
             for key, size, (least, most, unit) in zip(_KEYS, kept, ranges, strict=True):
                 _check_size(layer, key, size, least, most, unit)
             found.append(LayerWidths(*kept))
@@ -152,6 +171,47 @@ class ObceElectraConfig(NarrowConfig, ElectraConfig):
     model_type = "obce_electra"
 
     obce: dict[str, Any] | None = None
+
+
+@strict
+class ObceModernBertConfig(NarrowConfig, ModernBertConfig):
+    """Configuration of `ObceModernBertModel` and its heads: see `NarrowConfig`.
+
+    Args:
+        first_norm: Whether the first layer has a LayerNorm before attention: the dense model's first layer, the one
+            that has none, was dropped.
+    """
+
+    model_type = "obce_modernbert"
+    query_key_unit = 2
+
+    first_norm: bool = False
+    obce: dict[str, Any] | None = None
+
+    @classmethod
+    def of_layers(cls, settings: dict[str, Any], layers: list[int]) -> dict[str, Any]:
+        """As of the base; which layers look at all tokens is stated one by one."""
+        kinds = [settings["layer_types"][layer] for layer in layers]
+        return {**super().of_layers(settings, layers), "layer_types": kinds, "first_norm": layers[0] != 0}
+
+    def standardize_rope_params(self) -> None:
+        """As of transformers, with the angles of those kinds of layers alone that are left, as its 5.14 wants it."""
+        every: Any = self.rope_parameters
+        self.rope_parameters = {kind: every[kind] for kind in every if kind in (self.layer_types or [])}
+        super().standardize_rope_params()
+
+    def stock(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """As of the base; with biases, which the Linears that write the residual stream have here."""
+        if self.first_norm:
+            raise ValueError(
+                "model is an ObceModernBert whose first layer was dropped: its first layer now has a LayerNorm before "
+                "attention, and that of transformers' ModernBert has none, so it has no dense form; export it in "
+                "another way, or keep layer 0."
+            )
+        return {name: value for name, value in settings.items() if name != "first_norm"} | {
+            "attention_bias": True,
+            "mlp_bias": True,
+        }
 
 
 @strict
@@ -209,6 +269,7 @@ __all__ = [
     "ObceDistilBertConfig",
     "ObceElectraConfig",
     "ObceMPNetConfig",
+    "ObceModernBertConfig",
     "ObceRobertaConfig",
     "ObceXLMRobertaConfig",
 ]

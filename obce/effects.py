@@ -226,7 +226,12 @@ def weight_scores(
     found: dict[str, dict[str, NDArray[np.float64]]] = {}
     for site in sites:
         writer: Any = body.get_submodule(site.writer)
-        squares = _squares(writer.weight, 1) + _squares(writer.bias[:, None], 1)
+        squares = np.zeros(site.width)
+        for start in site.starts:
+            rows = slice(start, start + site.width)
+            squares = squares + _squares(writer.weight[rows], 1)
+            if writer.bias is not None:
+                squares = squares + _squares(writer.bias[rows, None], 1)
         column = None
         if site.reader is not None:
             reader: Any = body.get_submodule(site.reader)
@@ -292,19 +297,20 @@ class _Watch:
     def _on_output(self, site: Site) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             if self.entering is None or args[0] is self.entering or site.kind not in ("query", "key"):
-                self._follow(site, output)
+                self._follow(site, output, site.columns)
 
         return hook
 
     def _on_input(self, site: Site) -> Callable[..., None]:
-        return lambda _module, args: self._follow(site, args[0])
+        return lambda _module, args: self._follow(site, args[0], slice(None))
 
-    def _follow(self, site: Site, activation: torch.Tensor) -> None:
-        held, rows = activation.detach(), self.rows
+    def _follow(self, site: Site, activation: torch.Tensor, columns: slice) -> None:
+        held, rows = activation.detach()[..., columns], self.rows
 
         def take(gradient: torch.Tensor) -> None:
             # padding has no gradient: no real token looks at it
-            effects = (gradient.to(self.wide) * (held.to(self.wide) - self.means[site.name])).sum(1)
+            own = gradient[..., columns].to(self.wide)
+            effects = (own * (held.to(self.wide) - self.means[site.name])).sum(1)
             self.found[site.name][rows] += effects.cpu().numpy()
 
         activation.register_hook(take)  # type: ignore[no-untyped-call]

@@ -91,12 +91,23 @@ def site_parameters(model: PreTrainedModel) -> dict[str, int]:
         Kind in `obce.sites.SITE_KINDS` -> parameters, 0 where nothing of the kind is left.
     """
     found = dict.fromkeys(SITE_KINDS, 0)
-    writers = layout_of(model).writers
+    layout = layout_of(model)
     for layer in layers_of(model):
-        modules = dict(layer.named_modules())
-        for kind, name in writers.items():
-            if name in modules:
-                found[kind] += _numel(modules[name])
+        modules: dict[str, Any] = dict(layer.named_modules())
+        for name in dict.fromkeys(layout.writers.values()):
+            kinds = [kind for kind in SITE_KINDS if layout.writers[kind] == name]
+            if name not in modules:
+                continue
+            whole = _numel(modules[name])
+            if len(kinds) == 1:
+                found[kinds[0]] += whole
+                continue
+            # of one Linear for several kinds: what a reader takes in is as wide as its kind, the others are alike
+            rows = int(modules[name].out_features)
+            read = {kind: int(modules[reader].in_features) for kind in kinds if (reader := layout.reader(kind))}
+            for kind in kinds:
+                width = read.get(kind, (rows - sum(read.values())) // max(1, len(kinds) - len(read)))
+                found[kind] += whole // rows * width
     return found
 
 
@@ -119,9 +130,9 @@ def flops(model: PreTrainedModel, *, length: int = FLOPS_LENGTH, batch: int = 1)
     applied to every token counts `2 * T * rows * columns`, the pooler, which is applied to [CLS] alone,
     `2 * rows * columns`, and each layer's attention `2 * T * T * qk_width + 2 * T * T * v_width`
     (scores, then weighted sum, over all heads together), all of it times `batch`. Biases, softmax, LayerNorm,
-    activation functions, embedding look-ups and a task's head are not counted. The model runs without padding
-    and with eager attention, because the fused kernels hide their two products from the counter on some
-    devices. `Plan.before.flops` and `Plan.after.flops` predict this number.
+    activation functions, embedding look-ups, the angles of rotary positions and a task's head are not counted. The
+    model runs without padding and with eager attention, because the fused kernels hide their two products from the
+    counter on some devices. `Plan.before.flops` and `Plan.after.flops` predict this number.
 
     Args:
         model: an encoder of transformers with or without a head.
@@ -152,7 +163,9 @@ def flops(model: PreTrainedModel, *, length: int = FLOPS_LENGTH, batch: int = 1)
         FlopCounterMode(display=False) as counter,
     ):
         body(input_ids=ids, attention_mask=torch.ones_like(ids))
-    return int(counter.get_total_flops())
+    # angles, which some versions of transformers make by a product
+    angles = (sum(one.values()) for name, one in counter.get_flop_counts().items() if name.endswith(".rotary_emb"))
+    return int(counter.get_total_flops()) - int(sum(angles))
 
 
 def embed(model: PreTrainedModel, batches: Iterable[Batch], *, pooling: str = "mean") -> NDArray[np.float32]:

@@ -477,36 +477,48 @@ class _Taking:
             picked = tensor[:, 0] if index is None else tensor.index_select(-1, index)
             self.taken[key] = picked.to(torch.float32)
 
-    def output(self, module: torch.nn.Module, key: Any, index: torch.Tensor | None = None) -> None:
-        """Takes what a module gives: at [CLS], or some coordinates at every token."""
+    def _layer(self, layer: int, key: Any) -> None:
+        """Takes what a layer gives, at [CLS]."""
 
         def hook(_module: Any, _args: Any, output: Any) -> None:
-            self._keep(key, output[0] if isinstance(output, tuple) else output, index)
+            self._keep(key, output[0] if isinstance(output, tuple) else output, None)
 
-        self._handles.append(module.register_forward_hook(hook))
+        self._handles.append(self.layers[layer].register_forward_hook(hook))
 
-    def input(self, module: torch.nn.Module, key: Any) -> None:
-        """Takes what a module is given, at [CLS]."""
+    def outputs(self, site: Site, key: Any, index: torch.Tensor | None = None) -> None:
+        """Takes what the neurons of a site give: all at [CLS], or some at every token."""
+        if site.gated:
+            self._taken_in(site, key, index)
+            return
+
+        def hook(_module: Any, _args: Any, output: Any) -> None:
+            self._keep(key, output[..., site.columns], index)
+
+        self._handles.append(self.body.get_submodule(site.writer).register_forward_hook(hook))
+
+    def _taken_in(self, site: Site, key: Any, index: torch.Tensor | None = None) -> None:
+        """Takes what the reader of a site is given."""
 
         def hook(_module: Any, args: Any) -> None:
-            self._keep(key, args[0], None)
+            self._keep(key, args[0], index)
 
-        self._handles.append(module.register_forward_pre_hook(hook))
+        reader = self.body.get_submodule(cast(str, site.reader))
+        self._handles.append(reader.register_forward_pre_hook(hook))
 
     def neurons(self, site: Site, indices: Sequence[int]) -> None:
         """Takes some neurons of a site at every token, under `("tokens", site)`."""
         index = torch.tensor(indices, device=next(self.body.parameters()).device)
-        self.output(self.body.get_submodule(site.writer), ("tokens", site.name), index)
+        self.outputs(site, ("tokens", site.name), index)
 
     def cloud(self, sites: Mapping[str, Site], layer: int, kind: str) -> None:
         """Takes the vectors of a cloud, under `("cloud", (layer, kind))`."""
         key = ("cloud", (layer, kind))
         if kind == "hidden":
-            self.output(self.layers[layer], key)
+            self._layer(layer, key)
         elif kind == "context":
-            self.input(self.body.get_submodule(cast(str, sites[f"{layer}.value"].reader)), key)
+            self._taken_in(sites[f"{layer}.value"], key)
         else:
-            self.output(self.body.get_submodule(sites[f"{layer}.{kind}"].writer), key)
+            self.outputs(sites[f"{layer}.{kind}"], key)
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[Any, NDArray[np.float32]]:
         """One forward pass."""
@@ -588,7 +600,7 @@ def _walk(
     every = {site.name: site for site in find_sites(model)}
     taking = _Taking(base_model(model))
     for site in sites:
-        taking.output(taking.body.get_submodule(site.writer), ("cls", site.name))
+        taking.outputs(site, ("cls", site.name))
     for name, indices in columns.items():
         taking.neurons(every[name], indices)
     for layer, kind in clouds:

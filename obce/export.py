@@ -22,7 +22,16 @@ from torch import nn
 
 from obce.checkpoint_obce import inside, read_json
 from obce.modeling_obce import ObceRows
-from obce.sites import PER_HEAD, Site, base_model, find_sites, layers_of, quiet_transformers, usable_positions
+from obce.sites import (
+    PER_HEAD,
+    Site,
+    base_model,
+    find_sites,
+    layers_of,
+    layout_of,
+    quiet_transformers,
+    usable_positions,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -231,8 +240,9 @@ def to_dense(model: PreTrainedModel, plan: Plan | None = None) -> PreTrainedMode
 
     Removed query and key neurons give zeros to the attention product, removed value and intermediate neurons meet zero
     columns of their reader, and constants of removed rows stand in the bias, so the outputs are those of the pruned
-    model up to the rounding of longer sums. Layers that were dropped are not there: behind every layer stands a
-    LayerNorm, so no layer of zeros hands on what it is given.
+    model up to the rounding of longer sums. Layers that were dropped are not there: behind every layer of most families
+    stands a LayerNorm, so no layer of zeros hands on what it is given. A family whose config says whether its Linears
+    have biases is given them, zero where the pruned model has none.
 
     Args:
         model: A model that obce has pruned.
@@ -243,7 +253,8 @@ def to_dense(model: PreTrainedModel, plan: Plan | None = None) -> PreTrainedMode
         A model of transformers with the same head, on the CPU, in the same dtype, in eval mode.
 
     Raises:
-        ValueError: The model was not pruned by obce, or the plan keeps other numbers of neurons.
+        ValueError: The model was not pruned by obce, the plan keeps other numbers of neurons, or the family's own class
+            cannot hold the model.
     """
     _check_pruned(model)
     config = _stock_config(model)
@@ -278,16 +289,17 @@ def _stock(known: type[Any]) -> Any:
 
 
 def _stock_config(model: PreTrainedModel) -> Any:
-    settings = model.config.to_dict()
+    config: Any = model.config
+    settings = config.stock(config.to_dict())
     # what names the pruned classes, or is written anew on saving
     gone = ("model_type", "architectures", "transformers_version", "auto_map", "per_layer_config")
     for key in (*gone, "_name_or_path", "name_or_path", "is_heterogeneous"):
         settings.pop(key, None)
     settings["obce"] = {**(settings.get("obce") or {}), "zero_filled": True}
-    attention = model.config._attn_implementation
+    attention = config._attn_implementation
     if attention in ("eager", "sdpa"):
         settings["attn_implementation"] = attention
-    return _stock(type(model.config))(**settings)
+    return _stock(type(config))(**settings)
 
 
 def _places(
@@ -299,6 +311,7 @@ def _places(
     widths = known.layer_widths()
     rows: dict[str, torch.Tensor] = {}
     columns: dict[str, torch.Tensor] = {}
+    rotary = layout_of(filled).rotary
     for site in find_sites(filled):
         here = widths[site.layer]
         if site.kind in ("attention_output", "output"):
@@ -308,8 +321,14 @@ def _places(
             continue
         width = {"query": here.query_key, "key": here.query_key}.get(site.kind) if site.kind != "value" else here.value
         width = here.intermediate if width is None else width
-        places = _first_places(site, width, here.heads) if plan is None else _planned_places(site, width, plan)
-        rows[site.writer] = places
+        if plan is not None:
+            places = _planned_places(site, width, plan)
+        elif rotary and site.kind in ("query", "key"):
+            holder = small.get_submodule(site.writer.rpartition(".")[0])
+            places = _turned_places(site, width, here.heads, getattr(holder, "pairs", None))
+        else:
+            places = _first_places(site, width, here.heads)
+        rows[site.writer] = torch.cat([rows.get(site.writer, torch.arange(0)), site.rows(places)])
         if site.reader is not None:
             columns[site.reader] = places
     if len(widths) != len(layers_of(filled)):
@@ -324,6 +343,15 @@ def _first_places(site: Site, width: int, heads: int) -> torch.Tensor:
         return torch.arange(0)
     within = torch.arange(width // heads)
     return (torch.arange(heads)[:, None] * (site.width // site.heads) + within).flatten()
+
+
+def _turned_places(site: Site, width: int, heads: int, pairs: Any) -> torch.Tensor:
+    """As `_first_places`, inside a head by the pairs [heads, pairs] that are left: a place there is an angle."""
+    if pairs is None:
+        return _first_places(site, width, heads)
+    size = site.width // site.heads
+    within = torch.cat([pairs.cpu(), pairs.cpu() + size // 2], dim=1)
+    return (torch.arange(heads)[:, None] * size + within).flatten()
 
 
 def _planned_places(site: Site, width: int, plan: Plan) -> torch.Tensor:
@@ -346,15 +374,15 @@ def _spread(
     weight, bias = torch.zeros(dense_weight.shape, dtype=dtype), torch.zeros(dense_weight.shape[0], dtype=dtype)
     if own is None:  # of a layer without heads
         return weight, bias
-    narrow, stated = getattr(own, "weight", None), own.bias
+    narrow, stated = getattr(own, "weight", None), getattr(own, "bias", None)
     if narrow is not None:
         across = torch.arange(weight.shape[1]) if columns is None else columns
         weight[rows[:, None], across[None]] = narrow.detach().cpu()
     # a Linear that writes the residual stream has the constants of removed rows in its bias
-    if len(stated) == len(bias):  # type: ignore[arg-type]
-        bias.copy_(stated.detach().cpu())  # type: ignore[operator]
-    else:
-        bias[rows] = stated.detach().cpu()  # type: ignore[operator]
+    if stated is not None and len(stated) == len(bias):
+        bias.copy_(stated.detach().cpu())
+    elif stated is not None:
+        bias[rows] = stated.detach().cpu()
     return weight, bias
 
 

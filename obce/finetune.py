@@ -194,7 +194,8 @@ def with_head(encoder: PreTrainedModel, task: Task, seed: int = 0) -> PreTrained
     with torch.no_grad():
         for linear in fresh:
             linear.weight.normal_(0.0, config.initializer_range, generator=generator)
-            linear.bias.zero_()
+            if linear.bias is not None:
+                linear.bias.zero_()
     weight = next(body.parameters())
     made: PreTrainedModel = model.to(weight.device, weight.dtype).eval()
     return made

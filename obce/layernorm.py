@@ -88,17 +88,27 @@ def layernorms(model: PreTrainedModel) -> dict[str, nn.LayerNorm]:
         model: An encoder, with or without a head, dense or pruned by obce.
 
     Returns:
-        Name -> module: `"embeddings"`, then for each layer from 0 `"0.attention_output"` and `"0.output"`.
+        Name -> module: `"embeddings"`, then for each layer from 0 `"0.attention_output"` and `"0.output"`. Where they
+        stand before what reads the residual stream, that is the next one that reads what the kind wrote; `"0.input"`
+        reads the embeddings, where the first layer of the dense model was dropped.
 
     Raises:
-        ValueError: The base model has no `embeddings.LayerNorm`, or a layer lacks one of its two.
+        ValueError: There is none behind the embeddings, or a layer lacks one of its two.
     """
     body = base_model(model)
     layout = layout_of(model)
-    places = {"embeddings": "embeddings.LayerNorm"}
-    for layer in range(len(layers_of(model))):
-        for kind, norm in zip(("attention_output", "output"), layout.norms, strict=True):
-            places[f"{layer}.{kind}"] = f"{layout.stack}.{layer}.{norm}"
+    places = {"embeddings": layout.first_norm}
+    layers = layers_of(model)
+    if layout.pre_norm and isinstance(layers[0].get_submodule(layout.norms[0]), nn.LayerNorm):
+        places["0.input"] = f"{layout.stack}.0.{layout.norms[0]}"  # of a layer that was not the first
+    for layer in range(len(layers)):
+        here, there = (f"{layout.stack}.{at}" for at in (layer, layer + 1))
+        behind = [f"{here}.{norm}" for norm in layout.norms]
+        if layout.pre_norm:
+            last = layer + 1 == len(layers)
+            behind = [f"{here}.{layout.norms[1]}", str(layout.last_norm) if last else f"{there}.{layout.norms[0]}"]
+        for kind, norm in zip(("attention_output", "output"), behind, strict=True):
+            places[f"{layer}.{kind}"] = norm
     inside = dict(body.named_modules())
     found = {name: inside.get(place) for name, place in places.items()}
     absent = [places[name] for name, module in found.items() if not isinstance(module, nn.LayerNorm)]
@@ -316,7 +326,9 @@ def _hook(mode: str, mean: float, std: float) -> Callable[[nn.LayerNorm, tuple[t
         if mode == "frozen":
             answer = (answer - mean) / std
         if mode != "identity":
-            answer = module.weight.to(wide) * answer + module.bias.to(wide)
+            answer = module.weight.to(wide) * answer
+            if module.bias is not None:
+                answer = answer + module.bias.to(wide)
         return answer.to(output.dtype)
 
     return hook

@@ -13,7 +13,9 @@ This file is copied into checkpoints: it imports nothing of obce but its configu
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,18 @@ from transformers.models.electra.modeling_electra import (
     ElectraForTokenClassification,
     ElectraModel,
 )
+from transformers.models.modernbert.modeling_modernbert import (
+    ModernBertEncoderLayer,
+    ModernBertForMaskedLM,
+    ModernBertForMultipleChoice,
+    ModernBertForQuestionAnswering,
+    ModernBertForSequenceClassification,
+    ModernBertForTokenClassification,
+    ModernBertMLP,
+    ModernBertModel,
+    rotate_half,
+)
+from transformers.models.modernbert.modeling_modernbert import eager_attention_forward as modernbert_eager_attention
 from transformers.models.mpnet.modeling_mpnet import (
     MPNetAttention,
     MPNetForMaskedLM,
@@ -107,6 +121,7 @@ from .configuration_obce import (
     ObceDebertaV2Config,
     ObceDistilBertConfig,
     ObceElectraConfig,
+    ObceModernBertConfig,
     ObceMPNetConfig,
     ObceRobertaConfig,
     ObceXLMRobertaConfig,
@@ -163,13 +178,20 @@ class NarrowAttention(nn.Module):
     Args:
         config: The model's own config, not a copy: `set_attn_implementation` changes it in place.
         widths: Of the layer.
-        names: Names of the Linears for query, key and value.
+        names: Names of the Linears for query, key and value, or none, where a subclass has another way.
         dropout: Of attention weights.
         layer: Number of the layer.
+
+    Attributes:
+        dropout_name: Name of the Dropout whose share attention weights lose.
+        eager: Attention without a kernel.
     """
 
+    dropout_name = "dropout"
+    eager: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = staticmethod(eager_attention_forward)
+
     def __init__(
-        self, config: NarrowConfig, widths: LayerWidths, names: tuple[str, str, str], dropout: float, layer: int
+        self, config: NarrowConfig, widths: LayerWidths, names: tuple[str, ...], dropout: float, layer: int
     ) -> None:
         super().__init__()
         self.config: Any = config
@@ -177,9 +199,9 @@ class NarrowAttention(nn.Module):
         self.scaling = (self.config.hidden_size // self.config.num_attention_heads) ** -0.5
         self.names = names
         if widths.heads:
-            for name, width in zip(names, (widths.query_key, widths.query_key, widths.value), strict=True):
+            for name, width in zip(names, (widths.query_key, widths.query_key, widths.value), strict=bool(names)):
                 self.add_module(name, nn.Linear(self.config.hidden_size, width))
-        self.dropout = nn.Dropout(dropout)
+        self.add_module(self.dropout_name, nn.Dropout(dropout))
         self.is_causal = False
         self.layer_idx = layer
 
@@ -189,17 +211,26 @@ class NarrowAttention(nn.Module):
         return [self.get_submodule(name)(hidden).view(split).transpose(1, 2) for name in self.names]
 
     def context(
-        self, hidden: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+        self,
+        hidden: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        turn: Callable[[torch.Tensor, torch.Tensor], list[torch.Tensor]] | None = None,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Context [B, T, value width] and, with the eager implementation, attention weights [B, heads, T, T]."""
+        """Context [B, T, value width] and, with the eager implementation, attention weights [B, heads, T, T].
+
+        `turn` makes query and key of what they were, by their positions.
+        """
         shape = hidden.shape[:-1]
         if not self.num_attention_heads:
             eager = self.config._attn_implementation == "eager"
             none = hidden.new_zeros(shape[0], 0, shape[1], shape[1]) if eager else None
             return hidden.new_zeros(*shape, 0), none
         query, key, value = self.heads(hidden)
+        if turn is not None:
+            query, key = turn(query, key)
         attend: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            self.config._attn_implementation, self.eager
         )
         context, weights = attend(
             self,
@@ -207,7 +238,7 @@ class NarrowAttention(nn.Module):
             key,
             value,
             attention_mask,
-            dropout=self.dropout.p if self.training else 0.0,
+            dropout=self.get_submodule(self.dropout_name).p if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
         )
@@ -323,6 +354,8 @@ class ObceDistilBertLayer(TransformerBlock):
 class ObceMPNetSelfAttention(NarrowAttention):
     """Self-attention of MPNet's shape: a bias for each head and distance, one for all layers."""
 
+    dropout: nn.Module
+
     def __init__(self, config: Any, widths: LayerWidths, layer: int) -> None:
         if widths.heads != config.num_attention_heads:
             raise ValueError(
@@ -380,6 +413,90 @@ class ObceMPNetOutput(MPNetOutput):
         self.dense = _writer(widths.intermediate, config.hidden_size, widths.output)  # type: ignore[assignment]
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+
+# ---- ModernBERT ------------------------------------------------------------------------------------------------------
+
+
+class ObceModernBertAttention(NarrowAttention):
+    """Self-attention of ModernBERT's shape: one Linear for query, key and value, and positions that turn the first two.
+
+    Attributes:
+        pairs: int64 [heads, pairs], which of the dense head's rotary pairs are left, ascending; None where all are.
+            They are part of the state, as the config states only how many.
+    """
+
+    pairs: torch.Tensor | None
+    out_drop: nn.Module
+    dropout_name = "out_drop"
+    eager = staticmethod(modernbert_eager_attention)
+
+    def __init__(self, config: Any, widths: LayerWidths, layer: int) -> None:
+        super().__init__(config, widths, (), config.attention_dropout, layer)
+        self.sizes = (widths.query_key, widths.query_key, widths.value)
+        dense, left = config.hidden_size // config.num_attention_heads // 2, 0
+        if widths.heads:
+            self.Wqkv = nn.Linear(config.hidden_size, sum(self.sizes), bias=config.attention_bias)
+            left = widths.query_key // widths.heads // 2
+        self.register_buffer("pairs", torch.arange(left).repeat(widths.heads, 1) if 0 < left < dense else None)
+        self.Wo = _writer(widths.value, config.hidden_size, widths.attention_output)
+
+    def heads(self, hidden: torch.Tensor) -> list[torch.Tensor]:
+        """Query, key and value [B, heads, T, head size] of hidden states [B, T, hidden], not turned yet."""
+        split = (*hidden.shape[:-1], self.num_attention_heads, -1)
+        return [part.view(split).transpose(1, 2) for part in self.Wqkv(hidden).split(self.sizes, dim=-1)]
+
+    def turned(
+        self, query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """Query and key turned by the angles [1 or B, T, dense head size] of the pairs that are left."""
+        own = []
+        for table in (cos, sin):
+            if self.pairs is None:
+                own.append(table.unsqueeze(1))
+                continue
+            picked = table[..., self.pairs].transpose(1, 2)  # [1 or B, heads, T, pairs]; the second half is the first
+            own.append(torch.cat((picked, picked), dim=-1))
+        # in float32, as transformers turns them
+        return [(x.float() * own[0] + rotate_half(x.float()) * own[1]).to(x.dtype) for x in (query, key)]
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attends and projects: [B, T, hidden] -> [B, T, hidden]."""
+        turn = functools.partial(self.turned, cos=position_embeddings[0], sin=position_embeddings[1])
+        context, weights = self.context(hidden_states, attention_mask, turn, **kwargs)
+        return self.out_drop(self.Wo(context)), weights
+
+
+class ObceModernBertMLP(ModernBertMLP):
+    """Gated intermediate layer of its own width, with the projection back to the residual stream."""
+
+    def __init__(self, config: Any, widths: LayerWidths) -> None:
+        super().__init__(_with_inner(config, widths))
+        self.Wo = _writer(widths.intermediate, config.hidden_size, widths.output)  # type: ignore[assignment]
+
+
+class ObceModernBertLayer(ModernBertEncoderLayer):
+    """One encoder layer of its own widths; it looks at what the config's `layer_types` says."""
+
+    def __init__(self, config: Any, widths: LayerWidths, layer: int) -> None:
+        nn.Module.__init__(self)
+
+        def norm() -> nn.LayerNorm:
+            return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+
+        self.config = config
+        self.layer_idx = layer
+        self.attn_norm = norm() if layer or config.first_norm else nn.Identity()  # type: ignore[assignment]
+        self.attn = ObceModernBertAttention(config, widths, layer)  # type: ignore[assignment]
+        self.mlp_norm = norm()
+        self.mlp = ObceModernBertMLP(config, widths)
+        self.attention_type = config.layer_types[layer]
 
 
 # ---- DeBERTa-v2 and -v3 ----------------------------------------------------------------------------------------------
@@ -496,9 +613,11 @@ class NarrowModel(PreTrainedModel):
 
     Attributes:
         narrow_layer: Class of a layer, made of config, widths and number.
+        drawn_by_depth: Whether the family draws new weights by the number of layers.
     """
 
     narrow_layer: type[nn.Module]
+    drawn_by_depth = False
     _supports_sdpa = True
     _supports_flash_attn = False
     _supports_flex_attn = False
@@ -507,7 +626,9 @@ class NarrowModel(PreTrainedModel):
         layers = config.num_hidden_layers
         config.num_hidden_layers = 0
         try:
-            super().__init__(config, *args, **kwargs)
+            # without layers no weight can be drawn by their number: all are drawn at the end
+            with initialization.no_init_weights() if self.drawn_by_depth else nullcontext():
+                super().__init__(config, *args, **kwargs)
         finally:
             config.num_hidden_layers = layers
         body = self.base_model
@@ -777,6 +898,43 @@ class ObceDistilBertForQuestionAnswering(ObceDistilBertPreTrainedModel, DistilBe
     """`DistilBertForQuestionAnswering` on `ObceDistilBertModel`."""
 
 
+class ObceModernBertPreTrainedModel(NarrowModel):
+    """Settings shared by `ObceModernBertModel` and its heads."""
+
+    config_class = ObceModernBertConfig
+    narrow_layer = ObceModernBertLayer
+    drawn_by_depth = True
+    _no_split_modules = ["ModernBertEmbeddings", "ObceModernBertLayer"]  # noqa: RUF012  (transformers' own form)
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": ObceModernBertLayer,
+        "attentions": ObceModernBertAttention,
+    }
+
+
+class ObceModernBertModel(ObceModernBertPreTrainedModel, ModernBertModel):
+    """`ModernBertModel` with layers of unequal widths."""
+
+
+class ObceModernBertForMaskedLM(ObceModernBertPreTrainedModel, ModernBertForMaskedLM):
+    """`ModernBertForMaskedLM` on `ObceModernBertModel`."""
+
+
+class ObceModernBertForSequenceClassification(ObceModernBertPreTrainedModel, ModernBertForSequenceClassification):
+    """`ModernBertForSequenceClassification` on `ObceModernBertModel`."""
+
+
+class ObceModernBertForMultipleChoice(ObceModernBertPreTrainedModel, ModernBertForMultipleChoice):
+    """`ModernBertForMultipleChoice` on `ObceModernBertModel`."""
+
+
+class ObceModernBertForTokenClassification(ObceModernBertPreTrainedModel, ModernBertForTokenClassification):
+    """`ModernBertForTokenClassification` on `ObceModernBertModel`."""
+
+
+class ObceModernBertForQuestionAnswering(ObceModernBertPreTrainedModel, ModernBertForQuestionAnswering):
+    """`ModernBertForQuestionAnswering` on `ObceModernBertModel`."""
+
+
 class ObceMPNetPreTrainedModel(NarrowModel):
     """Settings shared by `ObceMPNetModel` and its heads."""
 
@@ -818,6 +976,7 @@ _BODIES: dict[type[Any], type[NarrowModel]] = {
     DebertaV2Model: ObceDebertaV2Model,
     DistilBertModel: ObceDistilBertModel,
     MPNetModel: ObceMPNetModel,
+    ModernBertModel: ObceModernBertModel,
 }
 
 __all__ = [
@@ -861,6 +1020,13 @@ __all__ = [
     "ObceMPNetForTokenClassification",
     "ObceMPNetModel",
     "ObceMPNetPreTrainedModel",
+    "ObceModernBertForMaskedLM",
+    "ObceModernBertForMultipleChoice",
+    "ObceModernBertForQuestionAnswering",
+    "ObceModernBertForSequenceClassification",
+    "ObceModernBertForTokenClassification",
+    "ObceModernBertModel",
+    "ObceModernBertPreTrainedModel",
     "ObceRobertaForMaskedLM",
     "ObceRobertaForMultipleChoice",
     "ObceRobertaForQuestionAnswering",

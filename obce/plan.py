@@ -6,7 +6,8 @@ cut; what stands here is our reading (docs/method.md).
 
 What can be cut without changing the width of the residual stream (`UNITS`):
 
-- `query_key`: query and key in pairs inside a head; the attention product sums over the pairs;
+- `query_key`: query and key in pairs inside a head; the attention product sums over the pairs (where positions turn
+  query and key, over two of them together);
 - `value`, with the column of `attention_output` that reads it;
 - `intermediate`, with the column of `output` that reads it;
 - `heads`: query, key and value of a head, with the columns of `attention_output` that read it;
@@ -178,11 +179,42 @@ class Plan:
             raise ValueError(f"plan is damaged ({error}): make the plan again") from error
 
 
+class _Shape(NamedTuple):
+    """Parameters of a layer beside its columns, which count one a row that reads them.
+
+    Attributes:
+        attention_row: Of a row of query, key or value, with its bias.
+        intermediate_rows: Of the rows of an intermediate neuron, with their biases.
+        rest: Of each layer's LayerNorms and of the biases of attention_output and output.
+        added: Of biases that a pruned layer has there and a dense one has not.
+    """
+
+    attention_row: int
+    intermediate_rows: int
+    rest: tuple[int, ...]
+    added: int
+
+
+def _shape(architecture: Mapping[str, Any]) -> _Shape:
+    """As the architecture says, or as BERT's."""
+    hidden = int(architecture["hidden_size"])
+    attention, inner = (int(architecture.get(f"{name}_bias", 1)) for name in ("attention", "intermediate"))
+    norms = int(architecture.get("norms", 4 * hidden))
+    each = [int(architecture.get("first_norms", norms))] + [norms] * (int(architecture["num_hidden_layers"]) - 1)
+    biases = hidden * (attention + inner)
+    return _Shape(
+        attention_row=hidden + attention,
+        intermediate_rows=int(architecture.get("intermediate_rows", 1)) * (hidden + inner),
+        rest=tuple(one + biases for one in each),
+        added=2 * hidden - biases,
+    )
+
+
 class _Group:
     """Neurons of one layer that are cut together: the same count in every head, or whole heads.
 
     `order[p]` lists the ranked members of part p, lowest score first; a step removes the next one of every part.
-    A member is a neuron, or for heads a block of neurons.
+    A member is a neuron, or several that go together: those of a head, or the two of a rotary pair.
     """
 
     def __init__(
@@ -193,10 +225,12 @@ class _Group:
         ranked: NDArray[np.bool_],
         *,
         parts: int = 1,
-        block: int = 1,
+        neurons: NDArray[np.int64] | None = None,
         floor: float,
     ) -> None:
-        self.layer, self.members, self.block = layer, len(scores), block
+        # [members, neurons of one]
+        self.neurons = np.arange(len(scores))[:, None] if neurons is None else neurons
+        self.layer, self.members = layer, len(scores)
         self.name = f"{layer}.{unit}"
         self.kinds = _KINDS.get(unit, (unit,))
         per_part = self.members // parts
@@ -206,7 +240,7 @@ class _Group:
             ids = ids[ranked[ids]]
             # stable: equal scores keep the order of their indices, lower index removed first
             self.order.append(ids[np.argsort(scores[ids], kind="stable")])
-        lost = parts * block
+        lost = parts * self.neurons.shape[1]
         self.step = Widths(
             query_key=lost if unit in ("query_key", "heads") else 0,
             value=lost if unit in ("value", "heads") else 0,
@@ -220,20 +254,20 @@ class _Group:
         self.ranked = candidates
         self.most = max(0, min(candidates, per_part - least))
 
-    def cost(self, hidden: int, now: Widths) -> int:
+    def cost(self, shape: _Shape, now: Widths) -> int:
         """Parameters that the next step removes from a layer of these widths; 0 where no weight is left to go."""
         step = self.step
         return (
-            2 * step.query_key * (hidden + 1)
-            + step.value * (hidden + 1 + now.attention_output)
-            + step.intermediate * (hidden + 1 + now.output)
+            2 * step.query_key * shape.attention_row
+            + step.value * (shape.attention_row + now.attention_output)
+            + step.intermediate * (shape.intermediate_rows + now.output)
             + step.attention_output * now.value
             + step.output * now.intermediate
         )
 
     def kept(self, steps: int) -> tuple[int, ...]:
-        gone = {int(i) for ids in self.order for i in ids[:steps]}
-        return tuple(i for i in range(self.members * self.block) if i // self.block not in gone)
+        gone = {int(i) for ids in self.order for member in ids[:steps] for i in self.neurons[member]}
+        return tuple(i for i in range(self.neurons.size) if i not in gone)
 
 
 # Sites that a unit cuts, where their names differ from it.
@@ -251,19 +285,25 @@ def _groups(
     floor: float,
 ) -> list[_Group]:
     heads = int(scores.meta["architecture"]["num_attention_heads"])
-    block = int(scores.meta["architecture"]["hidden_size"]) // heads
+    hidden = int(scores.meta["architecture"]["hidden_size"])
+    rotary = bool(scores.meta["architecture"].get("rotary", 0))
     groups = []
     for layer in layers:
         for unit in units:
             if unit == "query_key":
                 pair, both = _pairs(scores, column, ranked, layer)
-                groups.append(_Group(layer, unit, pair, both, parts=heads, floor=floor))
+                turned = None
+                if rotary:
+                    turned = np.arange(hidden).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1, 2)
+                    pair, both = pair[turned].sum(axis=1), np.all(both[turned], axis=1)
+                groups.append(_Group(layer, unit, pair, both, parts=heads, neurons=turned, floor=floor))
             elif unit == "heads":
                 if head_score is None:
                     head, known = _heads_by_neurons(scores, column, ranked, layer, heads)
                 else:
                     head, known = _heads_by_clouds(scores, head_score, layer, heads)
-                groups.append(_Group(layer, unit, head, known, block=block, floor=floor))
+                whole = np.arange(hidden).reshape(heads, -1)
+                groups.append(_Group(layer, unit, head, known, neurons=whole, floor=floor))
             else:
                 rows = scores.rows(layer, unit)
                 parts = heads if unit == "value" else 1
@@ -358,13 +398,14 @@ def flops(architecture: Mapping[str, Any], widths: Mapping[int, Widths], length:
         Sum over layers of 2 T (h (2 q + v + i) + a v + o i) for the Linears, of which attention_output computes a
         rows and output o rows, and 2 T^2 (q + v) for the two attention products, plus 2 h^2 for a pooler, 2 T h e for a
         Linear between embeddings of e numbers and the layers, and in each layer 4 D h q + 2 T D q p for p products with
-        D embeddings of distances; a multiply-add counts as two.
+        D embeddings of distances; an intermediate neuron of two rows counts h i twice; a multiply-add counts as two.
     """
     hidden = int(architecture["hidden_size"])
     total = 2 * hidden * hidden if architecture["pooler"] else 0
     total += 2 * length * hidden * int(architecture.get("embedding_size", 0))
+    rows = int(architecture.get("intermediate_rows", 1))
     for one in widths.values():
-        total += 2 * length * hidden * (2 * one.query_key + one.value + one.intermediate)
+        total += 2 * length * hidden * (2 * one.query_key + one.value + rows * one.intermediate)
         total += 2 * length * (one.attention_output * one.value + one.output * one.intermediate)
         total += 2 * length * length * (one.query_key + one.value)
         distances = int(architecture.get("distances", 0))
@@ -391,16 +432,16 @@ def _less(widths: Widths, step: Widths, times: int = 1) -> Widths:
     return Widths(*(width - times * lost for width, lost in zip(widths, step, strict=True)))
 
 
-def _layer_parameters(hidden: int, widths: Widths) -> int:
+def _layer_parameters(shape: _Shape, layer: int, widths: Widths) -> int:
     """Parameters of a layer; its full-width biases hold the constants, and its LayerNorms stay whole."""
     q, v, i, a, o = widths
-    return (2 * q + v + i) * (hidden + 1) + a * v + o * i + 2 * hidden + 4 * hidden
+    return (2 * q + v) * shape.attention_row + i * shape.intermediate_rows + a * v + o * i + shape.rest[layer]
 
 
-def _size(architecture: Mapping[str, Any], widths: Mapping[int, Widths]) -> Size:
-    hidden = int(architecture["hidden_size"])
-    removed = int(architecture["num_hidden_layers"]) * _layer_parameters(hidden, _dense_widths(architecture))
-    removed -= sum(_layer_parameters(hidden, one) for one in widths.values())
+def _size(architecture: Mapping[str, Any], widths: Mapping[int, Widths], *, pruned: bool = True) -> Size:
+    shape, dense = _shape(architecture), _dense_widths(architecture)
+    removed = sum(_layer_parameters(shape, layer, dense) for layer in range(len(shape.rest)))
+    removed -= sum(_layer_parameters(shape, layer, one) + pruned * shape.added for layer, one in widths.items())
     return Size(
         parameters=int(architecture["parameters"]) - removed,
         encoder=int(architecture["encoder_parameters"]) - removed,
@@ -423,7 +464,7 @@ def _due_by_level(groups: list[_Group], levels: Mapping[int, float]) -> list[tup
 
 
 def _due_by_loss(
-    groups: list[_Group], curves: Curves, hidden: int, dense: Mapping[int, Widths]
+    groups: list[_Group], curves: Curves, shape: _Shape, dense: Mapping[int, Widths]
 ) -> list[tuple[float, int]]:
     """When the steps of each group are due, if each is taken where it costs least a parameter.
 
@@ -446,7 +487,7 @@ def _due_by_loss(
         while hull[-1] != points[-1]:
             at = points.index(hull[-1])
             hull.append(min(points[at + 1 :], key=lambda p: ((p[1] - hull[-1][1]) / (p[0] - hull[-1][0]), -p[0])))
-        cost = group.cost(hidden, dense[group.layer])
+        cost = group.cost(shape, dense[group.layer])
         for k in range(1, group.most + 1):
             at = next((i for i in range(1, len(hull)) if k <= hull[i][0]), len(hull) - 1)
             (left, below), (right, above) = hull[at - 1], hull[at]
@@ -465,11 +506,11 @@ def _fill_budget(
     Returns:
         Steps of each group, and parameters still in excess: more than 0 only when nothing is left to take.
     """
-    hidden = int(architecture["hidden_size"])
+    shape = _shape(architecture)
     steps = [0] * len(groups)
     dense = _dense_widths(architecture)
     widths = {group.layer: dense for group in groups}
-    smallest = min((group.cost(hidden, dense) for group in groups if group.most), default=0)
+    smallest = min((group.cost(shape, dense) for group in groups if group.most), default=0)
     passed: set[int] = set()
     for _, g in due:
         if excess <= 0:
@@ -477,7 +518,7 @@ def _fill_budget(
         group = groups[g]
         if g in passed:
             continue
-        cost = group.cost(hidden, widths[group.layer])
+        cost = group.cost(shape, widths[group.layer])
         if cost > max(excess, smallest):
             # what is left only shrinks, and what a step costs hardly does
             passed.add(g)
@@ -487,7 +528,7 @@ def _fill_budget(
             widths[group.layer] = _less(widths[group.layer], group.step)
     while excess > 0:
         # near the floor, when the small steps are used up and only whole-head steps are left
-        costs = [(group.cost(hidden, widths[group.layer]), g) for g, group in enumerate(groups)]
+        costs = [(group.cost(shape, widths[group.layer]), g) for g, group in enumerate(groups)]
         open_groups = [(cost, g) for cost, g in costs if cost and steps[g] < groups[g].most]
         if not open_groups:
             break
@@ -585,14 +626,14 @@ def plan(
             "units holds heads, but all layers of an MPNet share the position biases of its heads: cut other units, "
             "such as query_key and value"
         )
-    hidden = int(architecture["hidden_size"])
+    shape = _shape(architecture)
     dropped = _dropped(scores, column, ranked, drop_layers)
     layers = [layer for layer in scores.layers() if layer not in dropped]
     levels = _levels(scores, layers, preset)
     used = tuple(unit for unit in UNITS if unit in units)
     groups = _groups(scores, column, ranked, layers, units=used, head_score=head_score, floor=floor)
     dense = dict.fromkeys(range(int(architecture["num_hidden_layers"])), _dense_widths(architecture))
-    before = _size(architecture, dense)
+    before = _size(architecture, dense, pruned=False)
 
     if keep is None and preset is None:
         scale = 0.0
@@ -604,7 +645,7 @@ def plan(
         whole = before.parameters if of == "total" else before.encoder
         excess = whole - int(keep * whole)
         fewer = _size(architecture, _widths(architecture, layers, [], []))
-        due = _due_by_level(groups, levels) if sensitivity is None else _due_by_loss(groups, sensitivity, hidden, dense)
+        due = _due_by_level(groups, levels) if sensitivity is None else _due_by_loss(groups, sensitivity, shape, dense)
         steps, left = _fill_budget(architecture, groups, due, excess - (before.parameters - fewer.parameters))
         if left > 0:
             most = [group.most for group in groups]
@@ -615,7 +656,7 @@ def plan(
                 f"{least:.4f}: ask for more, or lower the floor"
             )
         # the scale that the budget gave the levels, for people; rounding makes it differ a little between sites
-        costs = [group.cost(hidden, dense[group.layer]) for group in groups]
+        costs = [group.cost(shape, dense[group.layer]) for group in groups]
         wanted = sum(levels[group.layer] * group.ranked * cost for group, cost in zip(groups, costs, strict=True))
         scale = sum(n * cost for n, cost in zip(steps, costs, strict=True)) / wanted if wanted else 0.0
         if sensitivity is not None:

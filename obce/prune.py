@@ -9,7 +9,9 @@ What replaces a removed neuron (the repair) is exact algebra:
 - `query` and `key` neurons go in pairs (same index of the same head). Attention takes the softmax over the
   keys j of s * sum_d q_id k_jd. A removed pair held at constants adds s * q_d k_d, the same number for every
   j, and the softmax does not change when all its arguments move alike. So constants and zeros give the same
-  model: `mean` and `none` do not differ there. The scale s stays that of the dense head size.
+  model: `mean` and `none` do not differ there. The scale s stays that of the dense head size. Where positions turn
+  query and key, neurons i and i + half of a head go together, and zeros stand for them whatever the repair: what two
+  constants add there depends on the distance.
 - A head that goes is all its value neurons replaced; its query and key then matter to no one.
 - Rows of `attention_output` and `output` write the residual stream, which no one can do without: the Linear keeps its
   other rows, and the constant stands in its bias.
@@ -28,13 +30,14 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from torch import nn
+from transformers.models.modernbert.modeling_modernbert import ModernBertRotaryEmbedding
 
 from obce import __version__, modeling_obce
 from obce.capture import capture
 from obce.corpus import Corpus, TokenBatches, tokenize
 from obce.modeling_obce import NarrowAttention, NarrowModel, ObceDebertaV2SelfAttention, ObceRows
 from obce.repair import RIDGE, Fit, least_squares
-from obce.sites import PER_HEAD, Site, base_model, find_sites, layers_of, model_hash, usable_max_length
+from obce.sites import PER_HEAD, Site, base_model, find_sites, layers_of, layout_of, model_hash, usable_max_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -204,14 +207,18 @@ def masked(
         for cut in cuts:
             if not len(cut.removed) or (repair == "least_squares" and cut.site.kind in _RESIDUAL):
                 continue  # the fitted Linears have their constants
-            gone = torch.zeros(cut.site.width, dtype=torch.bool)
-            gone[cut.removed] = True
-            fill = torch.zeros(cut.site.width, dtype=torch.float64)
-            fill[cut.removed] = cut.fill
-            if cut.site.reader is None:
+            name, width, places = cut.site.reader, cut.site.width, cut.removed
+            if name is None:
+                width = _linear(base, cut.site.writer).out_features
+                places = cut.site.rows(cut.removed)
+            gone = torch.zeros(width, dtype=torch.bool)
+            gone[places] = True
+            fill = torch.zeros(width, dtype=torch.float64)
+            fill[places] = cut.fill
+            if name is None:
                 handles.append(base.get_submodule(cut.site.writer).register_forward_hook(_OutputMask(gone, fill)))
             else:
-                handles.append(base.get_submodule(cut.site.reader).register_forward_pre_hook(_InputMask(gone, fill)))
+                handles.append(base.get_submodule(name).register_forward_pre_hook(_InputMask(gone, fill)))
         yield model
     finally:
         for handle in handles:
@@ -220,11 +227,12 @@ def masked(
 
 def _fitted_hooks(base: PreTrainedModel, small: PreTrainedModel, cuts: Sequence[_Cut]) -> Iterator[Any]:
     """Hooks that let the fitted Linears of the pruned model answer in the dense one."""
+    layout = layout_of(base)
     stay = sorted({cut.site.layer for cut in cuts})
-    modules = {_dense_name(name, stay): module for name, module in small.named_modules()}
+    modules = {_dense_name(name, layout.stack, stay): module for name, module in small.named_modules()}
     answer: type[_FittedQuery] | type[_FittedReader]
     for cut in cuts:
-        if cut.site.kind == "query" and len(cut.kept):
+        if cut.site.kind == "query" and len(cut.kept) and not layout.rotary:
             name, answer = cut.site.writer, _FittedQuery
         elif cut.site.reader is not None:
             name, answer = cut.site.reader, _FittedReader
@@ -319,6 +327,8 @@ def _cuts(model: PreTrainedModel, plan: Plan, repair: _Repair) -> list[_Cut]:
         )
     _check_layers(plan, sites)
     kept = _checked_indices(plan.kept, {k: site for k, site in sites.items() if site.layer not in plan.layers_dropped})
+    if layout_of(model).rotary:
+        _check_turned(kept, sites)
     removed = {name: np.setdiff1d(np.arange(sites[name].width), kept[name]) for name in kept}
     fills = {name: np.zeros(len(indices)) for name, indices in removed.items()}
     if repair.name == "mean":
@@ -393,6 +403,22 @@ def _checked_indices(plan_kept: Mapping[str, Sequence[int]], sites: Mapping[str,
                     "expected the same: a head goes with its query, key and value."
                 )
     return kept
+
+
+def _check_turned(kept: Mapping[str, np.ndarray], sites: Mapping[str, Site]) -> None:
+    for name, indices in kept.items():
+        site = sites[name]
+        if site.kind != "query":
+            continue
+        size = site.width // site.heads
+        partners = np.where(indices % size < size // 2, indices + size // 2, indices - size // 2)
+        alone = np.setdiff1d(indices, partners)
+        if len(alone):
+            partner = partners[np.searchsorted(indices, alone[0])]
+            raise ValueError(
+                f"plan.kept[{name!r}] keeps neuron {alone[0]} without {partner}, expected both or none: positions turn "
+                f"them together, as neurons i and i + {size // 2} of a head."
+            )
 
 
 def _counts(indices: np.ndarray, site: Site) -> np.ndarray:
@@ -484,7 +510,7 @@ def _narrow_config(
     values = [cut for cut in cuts if cut.site.kind == "value"]
     heads = {cut.site.layer: int(np.count_nonzero(_counts(cut.kept.numpy(), cut.site))) for cut in values}
     config_class: Any = narrow.config_class
-    settings[config_class.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(heads)
+    settings = config_class.of_layers(settings, list(heads))
     settings["per_layer_config"] = {
         place: {
             "kept_query_key_size": widths[f"{layer}.query"],
@@ -517,34 +543,42 @@ def _narrow_config(
 @torch.no_grad()
 def _fill(small: PreTrainedModel, model: PreTrainedModel, cuts: Sequence[_Cut]) -> None:
     """Gives the empty model its weights: sliced where neurons go, else cloned; tied where the dense are."""
+    base, layout = base_model(model), layout_of(model)
     sliced: dict[nn.Module, dict[str, torch.Tensor]] = {}
-    base = base_model(model)
+    rows: dict[nn.Linear, list[torch.Tensor]] = {}
     for cut in cuts:
         writer = _linear(base, cut.site.writer)
         kept = cut.kept.to(writer.weight.device)
-        parts = sliced.setdefault(writer, {"weight": writer.weight, "bias": writer.bias})
         if cut.site.kind not in _RESIDUAL:
-            parts["weight"] = parts["weight"].index_select(0, kept)
-            parts["bias"] = parts["bias"].index_select(0, kept)
-        elif len(cut.removed):
-            # last of the cuts of its Linear: what the columns left in the bias of a removed row is overwritten
-            parts["weight"] = parts["weight"].index_select(0, kept)
-            fill = cut.fill.to(writer.bias.dtype).to(kept.device)
-            parts["bias"] = parts["bias"].index_copy(0, cut.removed.to(kept.device), fill)
-            parts["kept"] = kept
+            rows.setdefault(writer, []).append(cut.site.rows(kept))
+        else:
+            parts = sliced.setdefault(writer, _with_bias(writer))
+            if len(cut.removed):
+                # last of the cuts of its Linear: what the columns left in the bias of a removed row is overwritten
+                parts["weight"] = parts["weight"].index_select(0, kept)
+                fill = cut.fill.to(parts["bias"].dtype).to(kept.device)
+                parts["bias"] = parts["bias"].index_copy(0, cut.removed.to(kept.device), fill)
+                parts["kept"] = kept
         if cut.site.reader is not None and len(cut.removed):
             reader = _linear(base, cut.site.reader)
-            parts = sliced.setdefault(reader, {"weight": reader.weight, "bias": reader.bias})
+            parts = sliced.setdefault(reader, _with_bias(reader))
             # Added in float64 on the host: some devices have no float64, and half precision would lose terms.
             lost = parts["weight"].cpu().double().index_select(1, cut.removed) @ cut.fill
-            parts["bias"] = (parts["bias"].cpu().double() + lost).to(reader.bias)
+            parts["bias"] = (parts["bias"].cpu().double() + lost).to(parts["bias"])
             parts["weight"] = parts["weight"].index_select(1, cut.kept.to(reader.weight.device))
+        if layout.rotary and cut.site.kind == "query" and (pairs := _pairs(cut.site, kept)) is not None:
+            sliced[base.get_submodule(cut.site.writer.rpartition(".")[0])] = {"pairs": pairs}
+    for writer, some in rows.items():
+        # of the sites that share the writer, in the order of their rows
+        own = {"weight": writer.weight} if writer.bias is None else {"weight": writer.weight, "bias": writer.bias}
+        sliced[writer] = {key: tensor.index_select(0, torch.cat(some)) for key, tensor in own.items()}
     modules = dict(model.named_modules(remove_duplicate=False))
     made: dict[int, nn.Parameter] = {}
     stay = sorted({cut.site.layer for cut in cuts})
     for name, module in small.named_modules(remove_duplicate=False):
-        dense = modules.get(_dense_name(name, stay))
-        if dense is None or not _matches(dense, module):
+        dense = modules.get(_dense_name(name, layout.stack, stay))
+        given = {} if dense is None else sliced.get(dense, {})
+        if dense is None or not _matches(dense, module, given):
             raise ValueError(
                 f"model has a {type(dense).__name__} at {name!r}, expected the {type(module).__name__} that "
                 f"transformers' {type(model).__name__} holds there; replaced heads cannot be pruned."
@@ -553,7 +587,7 @@ def _fill(small: PreTrainedModel, model: PreTrainedModel, cuts: Sequence[_Cut]) 
             if getattr(module, key) is None:
                 continue  # of no input features
             if id(old) not in made:
-                data = sliced.get(dense, {}).get(key, old)
+                data = given.get(key, old)
                 if data.shape != getattr(module, key).shape:
                     raise ValueError(
                         f"model has a {name}.{key} of shape {tuple(old.shape)}, expected "
@@ -563,9 +597,25 @@ def _fill(small: PreTrainedModel, model: PreTrainedModel, cuts: Sequence[_Cut]) 
                 made[id(old)] = nn.Parameter(data, requires_grad=old.requires_grad)
             setattr(module, key, made[id(old)])
         for key, buffer in dense.named_buffers(recurse=False):
-            setattr(module, key, buffer.detach().clone())
-        if isinstance(module, ObceRows) and module.kept is not None:
-            module.kept = sliced[dense]["kept"]
+            if hasattr(module, key):
+                setattr(module, key, buffer.detach().clone())
+        # what the dense one has not: a bias, or numbers of what is left
+        for key in given.keys() - dict(dense.named_parameters(recurse=False)).keys():
+            if getattr(module, key, None) is not None:
+                setattr(module, key, nn.Parameter(given[key]) if key == "bias" else given[key])
+
+
+def _with_bias(linear: nn.Linear) -> dict[str, torch.Tensor]:
+    """Weight and bias of a Linear that writes the residual stream; zeros where it has no bias."""
+    bias = linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
+    return {"weight": linear.weight, "bias": bias}
+
+
+def _pairs(site: Site, kept: torch.Tensor) -> torch.Tensor | None:
+    """int64 [heads, pairs], which of a dense head's rotary pairs are left in each head that is; None if all."""
+    size = site.width // site.heads
+    left = len(torch.unique(kept // size))
+    return None if len(kept) == left * size else (kept % size).view(left, 2, -1)[:, 0].contiguous()
 
 
 def _linear(base: PreTrainedModel, name: str) -> nn.Linear:
@@ -578,19 +628,20 @@ def _dropped_layers(model: PreTrainedModel, plan: Plan) -> list[nn.Module]:
     return [layers[layer] for layer in plan.layers_dropped]
 
 
-def _dense_name(name: str, stay: Sequence[int]) -> str:
+def _dense_name(name: str, stack: str, stay: Sequence[int]) -> str:
     """Name in the dense model of a module of the small one, whose layers are those of `stay`."""
-    return re.sub(r"(\b(?:encoder|transformer)\.layer\.)(\d+)", lambda at: f"{at[1]}{stay[int(at[2])]}", name, count=1)
+    return re.sub(rf"(\b{re.escape(stack)}\.)(\d+)", lambda at: f"{at[1]}{stay[int(at[2])]}", name, count=1)
 
 
-def _matches(dense: nn.Module, small: nn.Module) -> bool:
+def _matches(dense: nn.Module, small: nn.Module, given: Mapping[str, torch.Tensor]) -> bool:
     if isinstance(small, ObceRows):
         return isinstance(dense, nn.Linear)
-    if isinstance(small, nn.ModuleList) or (
+    # angles of the kinds of layers that are left
+    if isinstance(small, (nn.ModuleList, ModernBertRotaryEmbedding)) or (
         isinstance(small, (NarrowAttention, ObceDebertaV2SelfAttention)) and not small.num_attention_heads
     ):
         return _names(small) <= _names(dense)
-    return _names(small) == _names(dense)
+    return _names(small) == _names(dense) | given.keys()
 
 
 def _names(module: nn.Module) -> set[str]:

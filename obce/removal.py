@@ -92,20 +92,25 @@ class Pruned:
         }
         self._stay = sorted({self.sites[name].layer for name in self.kept})
         self._dense, self._small = layers_of(dense), layers_of(small)
-        self._writers = layout_of(dense).writers
+        layout = layout_of(dense)
+        self._writers, self._rotary = layout.writers, layout.rotary
         self._change: dict[str, torch.Tensor] = {}
         if facts.get("model_hash") != plan.model_hash or len(self._small) != len(self._stay) or not self._is_cut():
             raise ValueError("the pruned model is not what this plan cuts out of the scored model: prune again.")
 
     def _is_cut(self) -> bool:
-        for name, kept in self.kept.items():
-            site = self.sites[name]
-            if site.kind in ("key", "value", "intermediate") and len(kept):
+        writers: dict[str, list[str]] = {}
+        for name in self.kept:
+            writers.setdefault(self.sites[name].writer, []).append(name)
+        for names in writers.values():
+            site = self.sites[names[-1]]
+            rows = torch.cat([self.sites[name].rows(torch.from_numpy(self.kept[name])) for name in names])
+            if site.kind in ("key", "value", "intermediate") and len(rows):
                 old, new = self._linear(site, site.kind)
                 if old is None or new is None:
                     return False
-                rows = old.weight[torch.from_numpy(kept).to(old.weight.device)].to(new.weight)
-                if rows.shape != new.weight.shape or not torch.equal(rows, new.weight):
+                weight = old.weight[rows.to(old.weight.device)].to(new.weight)
+                if weight.shape != new.weight.shape or not torch.equal(weight, new.weight):
                     return False
         return True
 
@@ -158,6 +163,12 @@ class Pruned:
         return Replacement(self.repair, "Its column of the reader went, and nothing replaces it.", constant=0.0)
 
     def _of_a_pair(self, site: Site, index: int, correlations: NDArray[np.float64]) -> Replacement:
+        if self._rotary:
+            return Replacement(
+                self.repair,
+                "Query and key neurons go four at a time, as positions turn two of each together, by an angle of their "
+                "own; nothing replaces them, whatever the repair.",
+            )
         gone = (
             "Query and key neurons go in pairs. Held at constants, a pair adds the same number for every token that is "
             "looked at, which the softmax cancels"

@@ -5,7 +5,8 @@ fitted, each on inputs that the repaired layers before it give:
 
 - query: the keys that go are predicted linearly from the keys that stay, k_r = B k_s + c. Then q_r k_r = (B' q_r) k_s
   plus a number that is the same for every key of a text, which the softmax cancels: the kept query rows become
-  W_s + B' W_r. Moments are taken inside each text, since c may differ between texts;
+  W_s + B' W_r. Moments are taken inside each text, since c may differ between texts. Where positions turn query and
+  key, each pair by its own angle, no pair stands for another, and queries stay as they are;
 - attention_output, the reader of value: y = W' x_s + b' is fitted to what the dense model adds to the residual stream
   at this place, and to the difference that has built up in the stream before it;
 - output, the reader of intermediate: likewise.
@@ -19,12 +20,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from obce.capture import eval_mode, first_inputs, precise_products, run_to_stop, stopping_before
+from obce.capture import Given, eval_mode, first_inputs, precise_products, run_to_stop, stopping_before
 from obce.sites import Layout, base_model, layers_of, layout_of
 
 if TYPE_CHECKING:
@@ -32,10 +33,11 @@ if TYPE_CHECKING:
 
     from obce.corpus import Batch, TokenBatches
 
-Given: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
-
 RIDGE = 1e-3
 """Ridge as a share of the mean variance of a reader's inputs."""
+
+# Kinds that write the residual stream, in the order of `Layout.norms`.
+_NORMED = ("attention_output", "output")
 
 # A matrix of moments that does not factor is given a ridge ten times as large, so often.
 _ATTEMPTS = 8
@@ -230,16 +232,17 @@ class Passing:
     Attributes:
         batch: The texts.
         real: bool [b, T], which places are no padding.
-        given: Further arguments of the dense model's layers, by place and by name.
-        small_given: Those of the pruned one's; another mask where the dense one has a flash or flex kernel.
+        given: Number of each dense layer -> what it is given beside hidden states.
+        small_given: Number of a dense layer -> what the pruned one in its place is given; another mask where the dense
+            model has a flash or flex kernel.
         dense: [b, T, hidden], hidden states of the dense model.
         small: [b, T, hidden], those of the pruned one.
     """
 
     batch: Batch
     real: torch.Tensor
-    given: Given
-    small_given: Given
+    given: Mapping[int, Given]
+    small_given: Mapping[int, Given]
     dense: torch.Tensor
     small: torch.Tensor
 
@@ -263,25 +266,38 @@ def _walk(
                 yield from fit_layer(bodies[0], layer, small_of[layer], passing, kept[layer], ridge)
             else:
                 for at in passing:
-                    at.dense = through(block, at.dense, at.given)
+                    at.dense = through(block, at.dense, at.given[layer])
             progress(layer + 1, len(layers))
 
 
 def start(body: PreTrainedModel, batches: TokenBatches) -> list[Passing]:
-    """Every batch at the door of the first layer: embeddings are the same in both models."""
-    first = layers_of(body)[0]
-    shared = body.config._attn_implementation in ("eager", "sdpa")
+    """Every batch at the door of the first layer: embeddings are the same in both models.
+
+    Raises:
+        ValueError: The model has a flash or flex kernel and layers that may look at different places.
+    """
+    kernel = body.config._attn_implementation
+    shared = kernel in ("eager", "sdpa")
+    if not shared and layout_of(body).kinds_by is not None:
+        raise ValueError(
+            f"model is a {type(body).__name__} with attn_implementation={kernel!r}, expected 'sdpa' or 'eager' for "
+            "least squares: what its layers may look at differs; load it with one of these."
+        )
     passing = []
-    for batch, (hidden, args, kwargs) in first_inputs(body, first, batches):
+    for batch, hidden, given in first_inputs(body, batches):
         real = batch.inputs["attention_mask"].to(hidden.device).bool()
-        small_given = (args, kwargs)
+        small_given = given
         if not shared:
             # pruned models have sdpa where the dense one has neither: True is a place to look at
-            mask = real[:, None, None]
-            named = "attention_mask" in kwargs
-            small_given = (args, {**kwargs, "attention_mask": mask}) if named else ((mask, *args[1:]), kwargs)
-        passing.append(Passing(batch, real, (args, kwargs), small_given, hidden, hidden))
+            small_given = {layer: _with_mask(one, real[:, None, None]) for layer, one in given.items()}
+        passing.append(Passing(batch, real, given, small_given, hidden, hidden))
     return passing
+
+
+def _with_mask(given: Given, mask: torch.Tensor) -> Given:
+    args, kwargs = given
+    named = "attention_mask" in kwargs
+    return (args, {**kwargs, "attention_mask": mask}) if named else ((mask, *args[1:]), kwargs)
 
 
 def through(block: nn.Module, hidden: torch.Tensor, given: Given) -> torch.Tensor:
@@ -293,9 +309,13 @@ def through(block: nn.Module, hidden: torch.Tensor, given: Given) -> torch.Tenso
 
 def _context(block: nn.Module, layout: Layout, hidden: torch.Tensor, given: Given) -> torch.Tensor:
     """What the Linear of attention_output would take in: [b, T, value width]."""
+    return _taken_in(block.get_submodule(layout.writers["attention_output"]), block, hidden, given)
+
+
+def _taken_in(reader: nn.Module, block: nn.Module, hidden: torch.Tensor, given: Given = ((), {})) -> torch.Tensor:
+    """What a Linear would take in when the module that holds it is run: [b, T, width]."""
     held: list[torch.Tensor] = []
-    reader = block.get_submodule(layout.writers["attention_output"])
-    with stopping_before(reader, lambda context, _args, _kwargs: held.append(context)):
+    with stopping_before(reader, lambda taken, _args, _kwargs: held.append(taken)):
         run_to_stop(block, hidden, *given[0], **given[1])
     return held[0]
 
@@ -316,41 +336,51 @@ def fit_layer(
     layout, block = layout_of(body), layers_of(body)[layer]
     part, small_part = block.get_submodule, narrow.get_submodule
     names = layout.writers
-    if 0 < len(kept) < int(body.config.hidden_size):
+    if 0 < len(kept) < int(body.config.hidden_size) and not layout.rotary:
         keys = _KeyMoments(int(body.config.num_attention_heads))
         for at in passing:
             keys.add(part(names["key"])(at.small), at.real)
         _fit_queries(part(names["query"]), small_part(names["query"]), keys.predictors(kept, ridge))
 
+    def behind(of: Callable[[str], nn.Module], kind: str, summed: torch.Tensor) -> torch.Tensor:
+        """The stream behind attention_output or output."""
+        if layout.pre_norm:
+            return summed
+        normed: torch.Tensor = of(layout.norms[_NORMED.index(kind)])(summed)
+        return normed
+
     moments = _Moments()
     contexts = []
     reader = small_part(names["attention_output"])
     for at in passing:
-        added = part(names["attention_output"])(_context(block, layout, at.dense, at.given))
-        contexts.append(_context(narrow, layout, at.small, at.small_given))
+        added = part(names["attention_output"])(_context(block, layout, at.dense, at.given[layer]))
+        contexts.append(_context(narrow, layout, at.small, at.small_given[layer]))
         target = added + (at.dense - at.small)  # in this order, so that where nothing differs nothing is fitted
         moments.add(contexts[-1][at.real], (target - reader(contexts[-1]))[at.real], target[at.real])
-        at.dense = part(layout.norms[0])(added + at.dense)
+        at.dense = behind(part, "attention_output", added + at.dense)
     yield _apply(f"{layer}.value", reader, moments, ridge)
 
     def inner(of: Callable[[str], nn.Module], hidden: torch.Tensor) -> torch.Tensor:
+        """What output's Linear takes in."""
         for name in layout.between:
-            hidden = of(name)(hidden)
+            held = names["output"].startswith(f"{name}.")
+            hidden = _taken_in(of(names["output"]), of(name), hidden) if held else of(name)(hidden)
         return hidden
 
     moments = _Moments()
     reader = small_part(names["output"])
     for at, context in zip(passing, contexts, strict=True):
-        at.small = small_part(layout.norms[0])(small_part(names["attention_output"])(context) + at.small)
+        added = small_part(names["attention_output"])(context)
+        at.small = behind(small_part, "attention_output", added + at.small)
         taken = inner(small_part, at.small)
         added = part(names["output"])(inner(part, at.dense))
         target = added + (at.dense - at.small)
         moments.add(taken[at.real], (target - reader(taken))[at.real], target[at.real])
-        at.dense = part(layout.norms[1])(added + at.dense)
+        at.dense = behind(part, "output", added + at.dense)
     del contexts
     yield _apply(f"{layer}.intermediate", reader, moments, ridge)
     for at in passing:
-        at.small = small_part(layout.norms[1])(reader(inner(small_part, at.small)) + at.small)
+        at.small = behind(small_part, "output", reader(inner(small_part, at.small)) + at.small)
 
 
 def _fit_queries(dense: Any, narrow: Any, predictors: torch.Tensor) -> None:

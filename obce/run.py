@@ -72,6 +72,7 @@ from obce.sites import (
     find_sites,
     model_hash,
     quiet_transformers,
+    unknown_family,
     usable_max_length,
 )
 from obce.sketch import Sketch
@@ -144,10 +145,8 @@ def load_model(source: str | Path, *, pruned: bool = False) -> PreTrainedModel:
             f"model '{source}' was pruned by obce, but a dense one is needed here: name the checkpoint it was made from"
         )
     if not narrow and kind not in LAYOUTS:
-        raise ValueError(
-            f"model '{source}' has architecture '{kind}', but only {', '.join(LAYOUTS)} are supported: choose a "
-            "checkpoint of one of these"
-        )
+        named = [name for name in (config.architectures or []) if name.isidentifier()]
+        raise unknown_family(f"model '{source}' is a {(named or [type(config).__name__])[0][:80]}", kind)
     bare: Any = transformers.MODEL_MAPPING[type(config)]
     known, prefix = (modeling_obce if narrow else transformers), bare.__name__.removesuffix("Model")
     names = [name for name in (config.architectures or []) if name.startswith(prefix)]

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from obce.capture import eval_mode, precise_products
 from obce.corpus import TokenBatches
@@ -19,7 +18,7 @@ from obce.effects import read_hidden, reading_of
 from obce.plan import DEFAULT_UNITS, single_cuts
 from obce.prune import prune
 from obce.repair import RIDGE, Passing, fit_layer, start, through
-from obce.sites import base_model, layers_of
+from obce.sites import base_model, layers_of, layout_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,7 +74,7 @@ def sensitivity(
     curves: Curves = {}
     with eval_mode(base), precise_products(next(base.parameters()).device):
         fit, held = start(base, batches), start(base, held_out)
-        reference = list(_read(layers, held, read))
+        reference = list(_read(base, 0, held, read))
         whole = _variance(reference)
         for layer, block in enumerate(layers):
             for unit in units:
@@ -88,25 +87,28 @@ def sensitivity(
                     kept = torch.tensor(cut.kept.get(f"{layer}.query", range(base.config.hidden_size)))
                     for _ in fit_layer(base, layer, narrow, own, kept, ridge):
                         pass
-                    moved = [replace(at, dense=through(narrow, at.dense, at.small_given)) for at in held]
+                    moved = [replace(at, dense=through(narrow, at.dense, at.small_given[layer])) for at in held]
                     lost = 0.0
-                    for now, then in zip(_read(layers[layer + 1 :], moved, read), reference, strict=True):
+                    for now, then in zip(_read(base, layer + 1, moved, read), reference, strict=True):
                         lost += float((now - then).double().square().sum())
                     points.append((share, lost / whole if whole > 0 else 0.0))
                 curves[f"{layer}.{unit}"] = points
             for at in (*fit, *held):
-                at.dense = at.small = through(block, at.dense, at.given)
+                at.dense = at.small = through(block, at.dense, at.given[layer])
             if progress is not None:
                 progress(layer + 1, len(layers))
     return curves
 
 
-def _read(layers: Sequence[nn.Module], passing: Sequence[Passing], read: str) -> Iterator[torch.Tensor]:
-    """What is read of each batch after these layers."""
+def _read(body: PreTrainedModel, first: int, passing: Sequence[Passing], read: str) -> Iterator[torch.Tensor]:
+    """What is read of each batch after the layers from number `first` on."""
+    layers, last = layers_of(body), layout_of(body).last_norm
     for at in passing:
         hidden = at.dense
-        for layer in layers:
-            hidden = through(layer, hidden, at.given)
+        for layer in range(first, len(layers)):
+            hidden = through(layers[layer], hidden, at.given[layer])
+        if last is not None:
+            hidden = body.get_submodule(last)(hidden)
         found = read_hidden(hidden, at.real, read)
         yield found[at.real] if read == "tokens" else found
 

@@ -1,7 +1,7 @@
 """Where the neurons of a model are: its Linears, who writes a neuron and who reads it.
 
-A model is resolved by its structure (a stack of layers that each hold the six Linears of its family's layout, of the
-widths that its config states), so an encoder and every head on it give the same sites.
+A model is resolved by its structure (a stack of layers that each hold the Linears of its family's layout, of the widths
+that its config states), so an encoder and every head on it give the same sites.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -33,11 +33,21 @@ class Layout:
         writers: Kind -> its Linear, relative to the layer. That of attention_output reads value, that of output
             reads intermediate; query and key are read by the attention product, and the other two write the residual
             stream.
-        between: Modules that stand between the residual stream and what output's Linear takes in, in order.
-        norms: LayerNorms of the residual stream behind attention_output and behind output.
+        between: Modules that stand between the residual stream and what output's Linear takes in, in order; the last
+            may hold that Linear.
+        norms: LayerNorms of the residual stream behind attention_output and behind output; with `pre_norm` those
+            before attention and before the feed-forward part.
         inner: Field of the config that states the width of intermediate.
         activation: Field of the config that names the activation function.
         positions: Whether query and key are also computed of embeddings of distances, in the same forward pass.
+        blocks: Kind -> which blocks of its writer's rows are its neurons', each as long as the site is wide; (0,) for
+            kinds that are absent. A kind with two blocks is gated: a neuron is the product that its reader takes in.
+        biases: Whether every Linear has a bias. Where not, those that write the residual stream of a pruned model do.
+        rotary: Whether query and key are turned by their position: neurons i and i + half of a head go together.
+        pre_norm: Whether LayerNorms stand before what reads the residual stream, instead of behind what writes it.
+        kinds_by: Attribute of a layer by which what the model hands to it differs, besides the hidden states.
+        first_norm: LayerNorm of the embeddings, relative to the base model.
+        last_norm: LayerNorm behind the last layer, relative to the base model.
     """
 
     stack: str
@@ -47,10 +57,21 @@ class Layout:
     inner: str = "intermediate_size"
     activation: str = "hidden_act"
     positions: bool = False
+    blocks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    biases: bool = True
+    rotary: bool = False
+    pre_norm: bool = False
+    kinds_by: str | None = None
+    first_norm: str = "embeddings.LayerNorm"
+    last_norm: str | None = None
 
     def reader(self, kind: str) -> str | None:
         """The Linear that takes in a kind's outputs, relative to the layer."""
         return self.writers[READ_BY[kind]] if kind in READ_BY else None
+
+    def blocks_of(self, kind: str) -> tuple[int, ...]:
+        """Which blocks of its writer's rows are the kind's."""
+        return self.blocks.get(kind, (0,))
 
 
 READ_BY = {"value": "attention_output", "intermediate": "output"}
@@ -113,6 +134,21 @@ _DEBERTA = Layout(
     positions=True,
 )
 
+_MODERNBERT = Layout(
+    "layers",
+    _named("attn.Wqkv", "attn.Wqkv", "attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo"),
+    between=("mlp_norm", "mlp"),
+    norms=("attn_norm", "mlp_norm"),
+    activation="hidden_activation",
+    blocks={"key": (1,), "value": (2,), "intermediate": (0, 1)},
+    biases=False,
+    rotary=True,
+    pre_norm=True,
+    kinds_by="attention_type",
+    first_norm="embeddings.norm",
+    last_norm="final_norm",
+)
+
 LAYOUTS = {
     "bert": _BERT,
     "roberta": _BERT,
@@ -121,13 +157,14 @@ LAYOUTS = {
     "deberta-v2": _DEBERTA,
     "distilbert": _DISTILBERT,
     "mpnet": _MPNET,
+    "modernbert": _MODERNBERT,
 }
 """Family (`config.model_type`) -> its layout."""
 
 # Families that people will try, and why they are refused.
 _REFUSED = {
     "albert": "its layers are one and the same, so that no neuron can go from one of them alone",
-    "modernbert": "its query, key and value are one Linear, and its intermediate layer is gated",
+    "modernbert-decoder": "it is a decoder, whose first token sees no other",
     "vit": "it reads pictures, and obce scores texts",
     "gpt2": "it is a decoder, whose first token sees no other",
     "llama": "it is a decoder, whose first token sees no other",
@@ -146,12 +183,14 @@ class Site:
     Attributes:
         layer: Layer number, from 0.
         kind: One of `SITE_KINDS`.
-        writer: Name of the Linear whose rows are the neurons, relative to the base model.
+        writer: Name of the Linear that has the neurons' rows, relative to the base model.
         reader: Name of the Linear whose columns consume them, relative to the base model; None for query and
             key (read by the attention product) and for attention_output and output (they write the residual
             stream).
         width: Number of neurons.
         heads: Number of heads the width is split into, in order; 1 for kinds that have none.
+        starts: Rows of the writer that the neurons are counted from: (0,), unless several sites share a writer. Two of
+            them where a neuron has two rows.
     """
 
     layer: int
@@ -160,11 +199,26 @@ class Site:
     reader: str | None
     width: int
     heads: int
+    starts: tuple[int, ...] = (0,)
 
     @property
     def name(self) -> str:
         """`"5.intermediate"`; neuron 830 of it is `"5.intermediate.830"`."""
         return f"{self.layer}.{self.kind}"
+
+    @property
+    def gated(self) -> bool:
+        """Whether a neuron is a product of two rows' outputs: what the reader takes in, not what the writer gives."""
+        return len(self.starts) > 1
+
+    @property
+    def columns(self) -> slice:
+        """The site's part of what its writer gives; with `gated` that of the neurons' first rows."""
+        return slice(self.starts[0], self.starts[0] + self.width)
+
+    def rows(self, neurons: torch.Tensor) -> torch.Tensor:
+        """Rows of the writer that belong to some of the neurons, int64."""
+        return torch.cat([neurons + start for start in self.starts])
 
 
 def base_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -191,15 +245,20 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
     hidden, inner, heads = config.hidden_size, getattr(config, layout.inner), config.num_attention_heads
     widths = dict.fromkeys(SITE_KINDS, hidden) | {"intermediate": inner}
     inputs = dict.fromkeys(SITE_KINDS, hidden) | {"output": inner}
+    rows = dict.fromkeys(layout.writers.values(), 0)
+    for kind, name in layout.writers.items():
+        rows[name] += widths[kind] * len(layout.blocks_of(kind))
     sites = []
     for layer in range(len(base.get_submodule(stack))):  # type: ignore[arg-type]
         prefix = f"{stack}.{layer}."
         for kind in SITE_KINDS:
-            writer = prefix + layout.writers[kind]
-            _check_linear(base.get_submodule(writer), f"{type(model).__name__}: {writer}", inputs[kind], widths[kind])
+            name = layout.writers[kind]
+            writer, where = prefix + name, f"{type(model).__name__}: {prefix}{name}"
+            _check_linear(base.get_submodule(writer), where, inputs[kind], rows[name], layout.biases)
             read = layout.reader(kind)
             reader = None if read is None else prefix + read
-            sites.append(Site(layer, kind, writer, reader, widths[kind], heads if kind in PER_HEAD else 1))
+            starts = tuple(block * widths[kind] for block in layout.blocks_of(kind))
+            sites.append(Site(layer, kind, writer, reader, widths[kind], heads if kind in PER_HEAD else 1, starts))
     return sites
 
 
@@ -212,8 +271,18 @@ def layout_of(model: PreTrainedModel) -> Layout:
     family = getattr(getattr(model, "config", None), "model_type", None)
     found = LAYOUTS.get(str(family).removeprefix("obce_").replace("_", "-"))
     if found is None:
-        raise _unknown_family(type(model).__name__, family)
+        raise unknown_family(f"model is a {type(model).__name__}", family)
     return found
+
+
+def unknown_family(model: str, family: str | None) -> ValueError:
+    """The refusal of a model, told as "model is a AlbertModel", by its family, with the reason where it is known."""
+    known = ", ".join(map(repr, LAYOUTS))
+    why = "" if family not in _REFUSED else f" ({_REFUSED[family]})"
+    return ValueError(
+        f"{model} of the family {family!r}{why}, expected an encoder of a supported family ({known}): load a "
+        "checkpoint of one of these, for example with BertModel or RobertaForSequenceClassification."
+    )
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
@@ -222,8 +291,9 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def encoder_of(model: PreTrainedModel) -> nn.Module:
-    """The module that holds the layers: what budgets count as the encoder."""
-    return base_model(model).get_submodule(layout_of(model).stack.rpartition(".")[0])
+    """The module that holds the layers, below the base model: what budgets count as the encoder."""
+    stack = layout_of(model).stack
+    return base_model(model).get_submodule(stack.rpartition(".")[0] or stack)
 
 
 def usable_positions(model: PreTrainedModel) -> int:
@@ -286,7 +356,9 @@ def architecture(model: PreTrainedModel) -> dict[str, int | str]:
     Returns:
         `model_type`, `class`, `dtype` (of the encoder), the sizes that its config states, `pooler` (whether
         there is one), `parameters` (distinct ones, heads included), `encoder_parameters`, `weight_bytes` (of
-        the distinct parameters) and `encoder_element_bytes` (of one encoder weight).
+        the distinct parameters) and `encoder_element_bytes` (of one encoder weight). Of a family whose layers are not
+        made as BERT's, also `intermediate_rows` (rows of one neuron), `attention_bias` and `intermediate_bias` (1 or
+        0), `norms` and `first_norms` (parameters of a layer's LayerNorms, and of the first one's), `rotary`.
     """
     base = base_model(model)
     config, layout = base.config, layout_of(model)
@@ -320,7 +392,26 @@ def architecture(model: PreTrainedModel) -> dict[str, int | str]:
     facts["encoder_parameters"] = sum(p.numel() for p in encoder.parameters())
     facts["weight_bytes"] = sum(p.numel() * p.element_size() for p in model.parameters())
     facts["encoder_element_bytes"] = weight.element_size()
-    return facts
+    return facts if layout.biases else facts | _shape_of_layers(layers_of(model), layout)
+
+
+def _shape_of_layers(layers: nn.ModuleList, layout: Layout) -> dict[str, int | str]:
+    """What `obce.plan` needs to know of layers that are not made as BERT's."""
+
+    def norms(layer: nn.Module) -> int:
+        return sum(p.numel() for name in layout.norms for p in layer.get_submodule(name).parameters())
+
+    def bias(kind: str) -> int:
+        return int(layers[0].get_submodule(layout.writers[kind]).bias is not None)
+
+    return {
+        "intermediate_rows": len(layout.blocks_of("intermediate")),
+        "attention_bias": bias("attention_output"),
+        "intermediate_bias": bias("output"),
+        "norms": norms(layers[-1]),
+        "first_norms": norms(layers[0]),
+        "rotary": int(layout.rotary),
+    }
 
 
 @contextmanager
@@ -340,7 +431,7 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-_BODY = ("embeddings.", "embeddings_project.", "encoder.", "transformer.")
+_BODY = ("embeddings.", "embeddings_project.", "encoder.", "transformer.", "layers.", "final_norm.")
 
 
 def _body_parameters(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
@@ -359,7 +450,7 @@ def _refuse_unknown_family(model: PreTrainedModel) -> None:
             "pruned model again is not supported yet; start from the dense checkpoint."
         )
     if family not in LAYOUTS:
-        raise _unknown_family(cls, family)
+        raise unknown_family(f"model is a {cls}", family)
     if family == "deberta-v2":
         _refuse_deberta(cls, config)
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
@@ -382,17 +473,8 @@ def _refuse_deberta(cls: str, config: Any) -> None:
         )
 
 
-def _unknown_family(cls: str, family: str | None) -> ValueError:
-    known = ", ".join(map(repr, LAYOUTS))
-    why = "" if family not in _REFUSED else f" ({_REFUSED[family]})"
-    return ValueError(
-        f"model is a {cls} of the family {family!r}{why}, expected an encoder of a supported family "
-        f"({known}), for example BertModel or RobertaForSequenceClassification."
-    )
-
-
 def _layer_stack(base: PreTrainedModel, cls: str, layout: Layout) -> str:
-    """Name of the one ModuleList whose every member holds the six Linears."""
+    """Name of the one ModuleList whose every member holds the Linears."""
 
     def holds_writers(layer: nn.Module) -> bool:
         return {name for name, _ in layer.named_modules()}.issuperset(layout.writers.values())
@@ -404,17 +486,17 @@ def _layer_stack(base: PreTrainedModel, cls: str, layout: Layout) -> str:
     ]
     if len(found) != 1:
         raise ValueError(
-            f"model is a {cls} with {len(found)} stacks of layers that hold {', '.join(layout.writers.values())}, "
-            "expected exactly one."
+            f"model is a {cls} with {len(found)} stacks of layers that hold "
+            f"{', '.join(dict.fromkeys(layout.writers.values()))}, expected exactly one."
         )
     return found[0]
 
 
-def _check_linear(module: nn.Module, where: str, inputs: int, width: int) -> None:
-    if not isinstance(module, nn.Linear) or module.bias is None:
+def _check_linear(module: nn.Module, where: str, inputs: int, width: int, bias: bool) -> None:
+    if not isinstance(module, nn.Linear) or (bias and module.bias is None):
         raise ValueError(
-            f"model {where} is a {type(module).__name__}, expected a torch.nn.Linear with a bias; merge or "
-            "remove adapters first."
+            f"model {where} is a {type(module).__name__}, expected a torch.nn.Linear{' with a bias' if bias else ''}; "
+            "merge or remove adapters first."
         )
     # A quantized Linear is a subclass that keeps packed integers of another shape.
     if tuple(module.weight.shape) != (width, inputs) or not module.weight.is_floating_point():

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from obce.checkpoint_obce import MANIFEST, check_checkpoint, inside, read_json, write_manifest
+from obce.prune import prune
 from obce.run import load_model, load_tokenizer, read_plan
 from safetensors.torch import load_file, save_file
+
+from tiny import make_encoder, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -203,6 +206,17 @@ WEIGHT = "encoder.layer.0.intermediate.dense.weight"
 def test_tensors_that_do_not_fit(small: Path, name: str, change: Any, word: str) -> None:
     changed(small, name, change)
     refused(small, word)
+
+
+@pytest.mark.parametrize("change", [lambda x: x + 2, lambda x: x - 1, lambda x: x.flip(1), lambda x: x.float()])
+def test_rotary_pairs_that_do_not_fit(tmp_path: Path, change: Any) -> None:
+    model = make_encoder("modernbert")
+    kept = (0, 2, 4, 6, 9, 11, 13, 15, 16, 17, 20, 21, 24, 27, 28, 31)
+    prune(model, make_plan(model, {"1.query": kept, "1.key": kept}), repair="none").save_pretrained(tmp_path)
+    write_manifest(tmp_path)
+    check_checkpoint(tmp_path)
+    changed(tmp_path, "layers.1.attn.pairs", change)
+    refused(tmp_path, r"layers.1.attn.pairs' that do not fit its config, expected ascending int64 numbers below 4")
 
 
 @pytest.mark.parametrize(

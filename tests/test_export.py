@@ -16,7 +16,7 @@ from obce import export
 from obce.plan import Plan
 from obce.prune import prune
 from obce.run import Run, export_model, load_model, push
-from obce.sites import base_model, find_sites
+from obce.sites import base_model, find_sites, layout_of
 
 from tiny import BERT_HEADS, make_encoder, make_plan
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import BertModel, PreTrainedTokenizerBase
 
 # Other shapes of layer, config and attention.
-FAMILIES = ("roberta", "electra", "distilbert", "mpnet", "deberta-v2")
+FAMILIES = ("roberta", "electra", "distilbert", "mpnet", "deberta-v2", "modernbert")
 INPUTS = ("input_ids", "attention_mask")
 
 
@@ -34,13 +34,14 @@ def plan_of(model: Any, *, heads: Sequence[int] = (1, 3), rows: bool = True, dro
     """Two heads of four, unequal neurons in them, a layer without heads, rows of constants."""
     kept: dict[str, tuple[int, ...]] = {}
     last = model.config.num_hidden_layers - 1
+    pairs = (1, 3, 5, 7) if layout_of(model).rotary else (1, 3, 6)
     for site in find_sites(model):
         size = site.width // site.heads
         left = () if rows and site.layer == last else heads
         if site.layer in dropped:
             continue
         if site.kind in ("query", "key"):
-            kept[site.name] = tuple(h * size + i for h in left for i in (1, 3, 6))
+            kept[site.name] = tuple(h * size + i for h in left for i in pairs)
         elif site.kind == "value":
             kept[site.name] = tuple(h * size + i for h in left for i in (0, 2, 5, 7))
         elif site.kind == "intermediate":
@@ -204,6 +205,20 @@ def test_other_families_are_dense_again(family: str, planned: bool) -> None:
     filled = export.to_dense(small, plan_of(model, **how_of(family)) if planned else None)
     assert type(filled) is type(model)
     assert furthest(answers(small), answers(filled)) < export.TOLERANCE
+
+
+def test_a_modernbert_is_dense_again_with_biases_and_its_first_layer() -> None:
+    model = make_encoder("modernbert", "MaskedLM")
+    small = small_of(model, dropped=(1,))
+    filled: Any = export.to_dense(small)
+    assert filled.config.layer_types == ["full_attention", "sliding_attention", "full_attention"]
+    assert filled.config.attention_bias
+    assert filled.config.mlp_bias
+    assert not filled.model.layers[0].attn.Wqkv.bias.any()
+    assert filled.decoder.weight is filled.model.embeddings.tok_embeddings.weight
+    assert furthest(answers(small), answers(filled)) < export.TOLERANCE
+    with pytest.raises(ValueError, match=r"ObceModernBert whose first layer was dropped.*keep layer 0"):
+        export.to_dense(small_of(model, dropped=(0,)))
 
 
 def test_neurons_return_to_their_places(tiny_bert: BertModel) -> None:

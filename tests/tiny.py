@@ -21,6 +21,7 @@ PREFIXES = {
     "deberta-v2": "DebertaV2",
     "distilbert": "DistilBert",
     "mpnet": "MPNet",
+    "modernbert": "ModernBert",
 }
 """Family -> how the names of its classes begin."""
 
@@ -38,8 +39,17 @@ BERT_HEADS = {
 
 LAYERS, HEADS, HIDDEN, INNER = 2, 4, 32, 48
 
+DEPTH = dict.fromkeys(PREFIXES, LAYERS) | {"modernbert": 4}
+"""Family -> layers; the first and the last of a ModernBERT look at all tokens, those between at their neighbours."""
+
 _OF_FAMILY: dict[str, dict[str, Any]] = {
     "electra": {"embedding_size": 16},
+    "modernbert": {
+        "local_attention": 8,
+        "global_attn_every_n_layers": 3,
+        **dict.fromkeys(("bos_token_id", "cls_token_id"), 1),
+        **dict.fromkeys(("eos_token_id", "sep_token_id"), 2),
+    },
     "deberta-v2": {
         "relative_attention": True,
         "share_att_key": True,
@@ -60,9 +70,9 @@ def make_encoder(family: str, head: str = "", seed: int = 0, **config: Any) -> A
         seed: Of its weights.
         **config: Other fields of its config.
     """
-    sizes = {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    sizes = {"hidden_size": HIDDEN, "num_hidden_layers": DEPTH[family], "num_attention_heads": HEADS}
     if family == "distilbert":
-        sizes = {"dim": HIDDEN, "n_layers": LAYERS, "n_heads": HEADS}
+        sizes = {"dim": HIDDEN, "n_layers": DEPTH[family], "n_heads": HEADS}
     given = {"vocab_size": 256, "max_position_embeddings": 70, "initializer_range": 0.25, "pad_token_id": 0}
     given |= {LAYOUTS[family].inner: INNER, **sizes, **_OF_FAMILY.get(family, {}), **config}
     kind = PREFIXES[family]
