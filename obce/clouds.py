@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from obce.h0 import h0
+from obce.h0 import H0, h0
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
 CLOUD_KINDS = ("query", "key", "value", "context", "hidden")
@@ -156,7 +157,7 @@ def points_of(vectors: NDArray[np.float32], heads: int, head: int) -> NDArray[np
 
 
 def cloud_scores(
-    vectors: Mapping[tuple[int, str], tuple[NDArray[np.float32], NDArray[np.float32]]],
+    vectors: Mapping[tuple[int, str], tuple[NDArray[np.float32] | torch.Tensor, NDArray[np.float32] | torch.Tensor]],
     heads: int,
     *,
     threads: int | None = None,
@@ -165,37 +166,80 @@ def cloud_scores(
 
     Args:
         vectors: (layer, kind of `CLOUD_KINDS`) -> vectors of the texts of each half, float32 [n_a, width] and
-            [n_b, width], at least 2 each. Every kind but `hidden` is cut into `heads` equal parts.
+            [n_b, width], at least 2 each. Every kind but `hidden` is cut into `heads` equal parts. Tensors are scored
+            where they lie, all clouds of a shape at a time.
         heads: Heads a layer.
         threads: Default as `obce.h0`.
     """
     order = sorted(vectors, key=lambda at: (at[0], CLOUD_KINDS.index(at[1])))
+    tensors = any(not isinstance(part, np.ndarray) for pair in vectors.values() for part in pair)
+    answers = _by_shape(vectors, order, heads) if tensors else {}
     rows: dict[str, list[NDArray[Any]]] = {}
     n = 0
     for layer, kind in order:
         a, b = vectors[layer, kind]
         parts = 1 if kind == "hidden" else heads
         n = len(a) + len(b)
-        # [parts, n, width / parts]
-        clouds = np.ascontiguousarray(np.concatenate([a, b]).reshape(n, parts, -1).transpose(1, 0, 2))
-        constant = np.ptp(clouds, axis=1).max(axis=1) <= _CONSTANT_TOLERANCE * np.abs(clouds).max(axis=(1, 2))
-        found: dict[str, NDArray[Any]] = {
+        constant, found = answers[layer, kind] if tensors else _of_arrays(a, b, parts, threads)  # type: ignore[arg-type]
+        facts: dict[str, NDArray[Any]] = {
             "layer": np.full(parts, layer, np.int16),
             "kind": np.full(parts, CLOUD_KINDS.index(kind), np.int8),
             "head": np.full(1, -1, np.int16) if kind == "hidden" else np.arange(parts, dtype=np.int16),
-            "d": np.full(parts, clouds.shape[2], np.int32),
+            "d": np.full(parts, a.shape[1] // parts, np.int32),
             "constant": constant,
         }
-        for suffix, some in (("", clouds), ("_a", clouds[:, : len(a)]), ("_b", clouds[:, len(a) :])):
-            answer = h0(some, threads=threads)
+        for suffix, answer in zip(("", "_a", "_b"), found, strict=True):
             for name, column in (
                 ("rf", answer.r_f),
                 ("total_persistence", answer.total_persistence()),
                 ("entropy", answer.entropy()),
             ):
-                found[name + suffix] = np.where(constant, np.nan, np.asarray(column, np.float64))
-        for name, column in found.items():
+                facts[name + suffix] = np.where(constant, np.nan, np.asarray(column, np.float64))
+        for name, column in facts.items():
             rows.setdefault(name, []).append(column)
     joined = {name: np.concatenate(columns) for name, columns in rows.items()}
     fixed = [joined.pop(name) for name in ("layer", "kind", "head", "d", "constant")]
     return Clouds(fixed[0], fixed[1], fixed[2], n, fixed[3], fixed[4], joined)
+
+
+_Answers = tuple["NDArray[np.bool_]", list[H0]]  # [parts] constant; of all texts and of each half
+
+
+def _of_arrays(a: NDArray[np.float32], b: NDArray[np.float32], parts: int, threads: int | None) -> _Answers:
+    # [parts, n, width / parts]
+    clouds = np.ascontiguousarray(np.concatenate([a, b]).reshape(len(a) + len(b), parts, -1).transpose(1, 0, 2))
+    constant = np.ptp(clouds, axis=1).max(axis=1) <= _CONSTANT_TOLERANCE * np.abs(clouds).max(axis=(1, 2))
+    return constant, [h0(some, threads=threads) for some in (clouds, clouds[:, : len(a)], clouds[:, len(a) :])]
+
+
+def _by_shape(
+    vectors: Mapping[tuple[int, str], tuple[Any, Any]], order: Sequence[tuple[int, str]], heads: int
+) -> dict[tuple[int, str], _Answers]:
+    """All clouds of heads in one call, all layers in another; fetched when both are done."""
+    import torch
+
+    device = next(part.device for pair in vectors.values() for part in pair if isinstance(part, torch.Tensor))
+    under_way = []
+    for alone in (False, True):
+        some = [at for at in order if (at[1] == "hidden") == alone]
+        if not some:
+            continue
+        parts = 1 if alone else heads
+        halves = [[torch.as_tensor(vectors[at][half]).to(device) for at in some] for half in (0, 1)]
+        whole = torch.stack([torch.cat(pair) for pair in zip(*halves, strict=True)])  # [sites, n, width]
+        clouds = whole.view(*whole.shape[:2], parts, -1).transpose(1, 2).flatten(0, 1).contiguous()
+        spread = (clouds.amax(1) - clouds.amin(1)).amax(1)
+        constant = spread <= _CONSTANT_TOLERANCE * clouds.abs().amax((1, 2))
+        n_a = len(halves[0][0])
+        deaths = [h0(part, check=False).deaths for part in (clouds, clouds[:, :n_a], clouds[:, n_a:])]
+        under_way.append((some, parts, constant, deaths))
+    found: dict[tuple[int, str], _Answers] = {}
+    for some, parts, constant, tensors in under_way:
+        flags, arrays = constant.cpu().numpy(), [np.asarray(deaths.cpu()) for deaths in tensors]  # type: ignore[union-attr]
+        for i, at in enumerate(some):
+            here = slice(i * parts, (i + 1) * parts)
+            of_site = [
+                H0(deaths[here], None, np.full(parts, deaths.shape[1] + 1), "device", "auto") for deaths in arrays
+            ]
+            found[at] = flags[here], of_site
+    return found

@@ -718,6 +718,22 @@ class Batch:
     inputs: dict[str, torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Pack:
+    """Texts one after another, without padding.
+
+    Attributes:
+        indices: int64 [b], positions of the texts.
+        lengths: int64 [b], tokens of each.
+        inputs: int64 [1, T] each: `input_ids`, `position_ids` (from 0 in every text) and, where the tokenizer makes
+            them, `token_type_ids`.
+    """
+
+    indices: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    inputs: dict[str, torch.Tensor]
+
+
 class TokenBatches:
     """Tokenised texts in batches of similar length; every iteration builds the same batches anew.
 
@@ -729,6 +745,7 @@ class TokenBatches:
         n_tokens: Number of tokens over all texts, special tokens included, padding not.
         truncated: Number of texts that were longer than `max_length` and lost their end.
         max_length: Most tokens a text may have, special tokens included.
+        batch_tokens: Most places a batch, padding included, if that was asked for.
     """
 
     def __init__(
@@ -756,6 +773,7 @@ class TokenBatches:
         self.n_tokens = len(ids)
         self.truncated = truncated
         self.max_length = max_length
+        self.batch_tokens = batch_tokens
         self._bounds = [0]
         while (first := self._bounds[-1]) < self.n_texts:
             longest = int(lengths[self._order[first]])
@@ -787,6 +805,24 @@ class TokenBatches:
                 padded["token_type_ids"] = np.full(real.shape, self._pad_type, dtype=np.int64)
                 padded["token_type_ids"][real] = self._types[places]
             yield Batch(indices, {name: torch.from_numpy(array) for name, array in padded.items()})
+
+    def packs(self, tokens: int) -> Iterator[Pack]:
+        """The same texts in the same order without padding, in packs of nearly equal size and about so many tokens."""
+        import torch
+
+        ends = np.cumsum(self._lengths[self._order])
+        parts = max(1, -(-self.n_tokens // tokens))
+        cuts = np.searchsorted(ends, self.n_tokens / parts * np.arange(1, parts)) + 1
+        for first, end in pairwise(np.unique([0, *cuts, self.n_texts]).tolist()):
+            indices = self._order[first:end].copy()
+            lengths = self._lengths[indices]
+            starts = np.cumsum(lengths) - lengths
+            position = np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
+            places = np.repeat(self._starts[indices], lengths) + position
+            arrays = {"input_ids": self._ids[places].astype(np.int64), "position_ids": position}
+            if self._types is not None:
+                arrays["token_type_ids"] = self._types[places].astype(np.int64)
+            yield Pack(indices, lengths, {name: torch.from_numpy(array[None]) for name, array in arrays.items()})
 
 
 def tokenize(

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from obce.capture import eval_mode, precise_products
+from obce.device import resident, to_host, upload
 from obce.h0 import r_f
 from obce.sites import Site, base_model, layers_of, layout_of
 
@@ -77,13 +78,50 @@ def effect_clouds(
         ValueError: `read` is unknown or the model has nothing of that kind, labels are given to a model without a
             head that takes them or are none of its classes, or an effect is not finite.
     """
+    found = _effects(model, batches, sites, means, read, labels, seed, progress)
+    return {name: np.ascontiguousarray(to_host(values).T) for name, values in found.items()}
+
+
+def resident_effects(
+    model: PreTrainedModel,
+    batches: TokenBatches,
+    sites: Sequence[Site],
+    means: Mapping[str, NDArray[np.float64]],
+    *,
+    read: str = "auto",
+    labels: NDArray[Any] | None = None,
+    seed: int = 0,
+    progress: Callable[[float, float], None] | None = None,
+) -> torch.Tensor:
+    """float32 [n_texts, neurons], where the model is: what `effect_clouds` gives, the sites side by side."""
+    found = _effects(model, batches, sites, means, read, labels, seed, progress)
+    return torch.cat([torch.as_tensor(found[site.name]) for site in sites], 1)
+
+
+def _effects(
+    model: PreTrainedModel,
+    batches: TokenBatches,
+    sites: Sequence[Site],
+    means: Mapping[str, NDArray[np.float64]],
+    read: str,
+    labels: NDArray[Any] | None,
+    seed: int,
+    progress: Callable[[float, float], None] | None,
+) -> dict[str, NDArray[np.float32] | torch.Tensor]:
+    """Site name -> float32 [n_texts, width], on the device where scoring stays there."""
     given = None if labels is None else torch.from_numpy(checked_labels(model, labels, batches.n_texts))
     read = reading_of(model) if read == "auto" else read
     if read not in READS:
         raise ValueError(f"read is {read!r}, expected 'auto' or one of {', '.join(map(repr, READS))}.")
     body = base_model(model)
     device = next(body.parameters()).device
-    found = {site.name: np.zeros((batches.n_texts, site.width), np.float32) for site in sites}
+    stays = resident(device)
+    found: dict[str, Any] = {
+        site.name: torch.zeros((batches.n_texts, site.width), device=device)
+        if stays
+        else np.zeros((batches.n_texts, site.width), np.float32)
+        for site in sites
+    }
     done = 0
     with (
         eval_mode(model),
@@ -93,8 +131,8 @@ def effect_clouds(
         _Watch(body, sites, means, found) as watch,
     ):
         for batch in batches:
-            inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-            watch.rows = batch.indices
+            inputs = {name: upload(tensor, device) for name, tensor in batch.inputs.items()}
+            watch.rows = upload(batch.indices, device) if stays else batch.indices
             if given is not None:
                 aim = _loss(model, inputs, given[torch.from_numpy(batch.indices)].to(device))
             else:
@@ -103,14 +141,18 @@ def effect_clouds(
             done += len(batch.indices)
             if progress is not None:
                 progress(done, batches.n_texts)
+    if stays:  # a sum in float64 is finite if its terms are
+        sums = to_host(torch.stack([values.sum(dtype=torch.float64) for values in found.values()]))
+        spoilt = [name for name, total in zip(found, sums, strict=True) if not np.isfinite(total)]
+        found |= {name: to_host(found[name]) for name in spoilt}
     for name, values in found.items():
-        if not np.isfinite(values).all():
+        if isinstance(values, np.ndarray) and not np.isfinite(values).all():
             text, neuron = (int(i) for i in np.argwhere(~np.isfinite(values))[0])
             raise ValueError(
                 f"model gives neuron {name}.{neuron} the effect {values[text, neuron]} on text {text}, but every "
                 "effect must be finite: check the model's weights for NaN or overflow"
             )
-    return {name: np.ascontiguousarray(values.T) for name, values in found.items()}
+    return found
 
 
 def reading_of(model: PreTrainedModel) -> str:
@@ -196,14 +238,21 @@ def bagged_rf(
     All rows share the groups.
     """
     width, n = values.shape
-    if n < size:
+    rows = bag_rows(n, bags=bags, size=size, seed=seed)
+    if rows is None:
         return np.full(width, np.nan)
-    rng = np.random.default_rng(seed)
     total = np.zeros(width)
-    for _ in range(bags):
-        group = values[:, rng.permutation(n)[:size]]
-        total += r_f(np.ascontiguousarray(group), threads=threads, check=False)
+    for row in rows:
+        total += r_f(np.ascontiguousarray(values[:, row]), threads=threads, check=False)
     return total / bags
+
+
+def bag_rows(n: int, *, bags: int = BAGS, size: int = BAG_TEXTS, seed: int = 0) -> NDArray[np.int64] | None:
+    """int64 [bags, size], the random groups of n texts; None where there are fewer texts than `size`."""
+    if n < size:
+        return None
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.permutation(n)[:size] for _ in range(bags)])
 
 
 def weight_scores(
@@ -221,34 +270,50 @@ def weight_scores(
         column that reads it), and, with `spreads`, `spread`, the standard deviation times the norm of that column;
         for query and key, which no Linear reads, times the partner's standard deviation; for the others times 1.
     """
+    return weight_scores_each(model, sites, [spreads])[0]
+
+
+def weight_scores_each(
+    model: PreTrainedModel, sites: Sequence[Site], spreads: Sequence[Mapping[str, NDArray[np.float64]] | None]
+) -> list[dict[str, dict[str, NDArray[np.float64]]]]:
+    """`weight_scores` for each of some spreads (of all texts, of half of them), the weights being read once."""
     body = base_model(model)
     partner = {"query": "key", "key": "query"}
-    found: dict[str, dict[str, NDArray[np.float64]]] = {}
+    # one transfer for all sites
+    squares: list[torch.Tensor] = []
+    pieces = []  # of each site's writer
     for site in sites:
         writer: Any = body.get_submodule(site.writer)
-        squares = np.zeros(site.width)
+        before = len(squares)
         for start in site.starts:
             rows = slice(start, start + site.width)
-            squares = squares + _squares(writer.weight[rows], 1)
+            squares.append(_squares(writer.weight[rows], 1))
             if writer.bias is not None:
-                squares = squares + _squares(writer.bias[rows, None], 1)
-        column = None
+                squares.append(_squares(writer.bias[rows, None], 1))
+        pieces.append(len(squares) - before)
         if site.reader is not None:
             reader: Any = body.get_submodule(site.reader)
-            column = _squares(reader.weight, 0)
-            squares = squares + column
-        found[site.name] = {"magnitude": np.sqrt(squares)}
-        if spreads is not None:
-            factor = 1.0 if column is None else np.sqrt(column)
-            if site.kind in partner:
-                factor = spreads[f"{site.layer}.{partner[site.kind]}"]
-            found[site.name]["spread"] = spreads[site.name] * factor
+            squares.append(_squares(reader.weight, 0))
+    parts = iter(np.split(to_host(torch.cat(squares)), np.cumsum([len(part) for part in squares])[:-1]))
+    found: list[dict[str, dict[str, NDArray[np.float64]]]] = [{} for _ in spreads]
+    for site, count in zip(sites, pieces, strict=True):
+        total = sum((next(parts) for _ in range(count)), np.zeros(site.width))
+        column = None
+        if site.reader is not None:
+            column = next(parts)
+            total = total + column
+        for each, given in zip(found, spreads, strict=True):
+            each[site.name] = {"magnitude": np.sqrt(total)}
+            if given is not None:
+                factor = 1.0 if column is None else np.sqrt(column)
+                if site.kind in partner:
+                    factor = given[f"{site.layer}.{partner[site.kind]}"]
+                each[site.name]["spread"] = given[site.name] * factor
     return found
 
 
-def _squares(weight: torch.Tensor, dim: int) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = weight.detach().double().square().sum(dim).cpu().numpy()
-    return found
+def _squares(weight: torch.Tensor, dim: int) -> torch.Tensor:
+    return weight.detach().double().square().sum(dim)
 
 
 class _Watch:
@@ -259,7 +324,7 @@ class _Watch:
         body: PreTrainedModel,
         sites: Sequence[Site],
         means: Mapping[str, NDArray[np.float64]],
-        found: Mapping[str, NDArray[np.float32]],
+        found: Mapping[str, Any],
     ) -> None:
         self.body = body
         self.sites = sites
@@ -267,7 +332,7 @@ class _Watch:
         weight = next(body.parameters())
         self.wide = torch.promote_types(weight.dtype, torch.float32)
         self.means = {s.name: torch.from_numpy(means[s.name]).to(self.wide).to(weight.device) for s in sites}
-        self.rows: NDArray[np.int64] = np.empty(0, np.int64)
+        self.rows: Any = np.empty(0, np.int64)
         # what entered the layer, where query and key are called for embeddings of distances as well
         self.entering: torch.Tensor | None = None
         self.handles: list[Any] = []
@@ -311,7 +376,11 @@ class _Watch:
             # padding has no gradient: no real token looks at it
             own = gradient[..., columns].to(self.wide)
             effects = (own * (held.to(self.wide) - self.means[site.name])).sum(1)
-            self.found[site.name][rows] += effects.cpu().numpy()
+            into = self.found[site.name]
+            if isinstance(into, torch.Tensor):
+                into.index_add_(0, rows, effects.to(torch.float32))
+            else:
+                into[rows] += effects.cpu().numpy()
 
         activation.register_hook(take)  # type: ignore[no-untyped-call]
 
@@ -343,7 +412,7 @@ def _projection(
             directions[row, : lengths[row]] = drawn / np.float32(lengths[row]) ** 0.5
         else:
             directions[row] = rng.standard_normal(vectors.shape[1], np.float32)
-    return (vectors * torch.from_numpy(directions).to(vectors.device)).sum()
+    return (vectors * upload(directions, vectors.device)).sum()
 
 
 def _read(model: PreTrainedModel, inputs: dict[str, torch.Tensor], read: str) -> torch.Tensor:

@@ -10,20 +10,49 @@ from __future__ import annotations
 import platform
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
 
 from obce import __version__
-from obce.capture import Memory, Precision, capture
+from obce.capture import Memory, Precision, Resident, capture, capture_resident
 from obce.clouds import CLOUD_KINDS, cloud_scores
-from obce.corpus import Corpus, Shard, TokenBatches, joined_hash, read_corpus, tokenize
-from obce.effects import READS, bagged_rf, checked_labels, effect_clouds, head_linear, reading_of, weight_scores
+from obce.corpus import GROUP, Corpus, Shard, TokenBatches, joined_hash, read_corpus, tokenize
+from obce.device import (
+    ColumnSums,
+    DeviceCells,
+    DeviceSketch,
+    Fetch,
+    ShardSums,
+    add_sums,
+    bags,
+    column_sums,
+    gap_ends,
+    gaps_of,
+    groups_of,
+    resident,
+    to_host,
+    upload,
+)
+from obce.effects import (
+    READS,
+    bag_rows,
+    bagged_rf,
+    checked_labels,
+    effect_clouds,
+    head_linear,
+    reading_of,
+    resident_effects,
+    weight_scores_each,
+)
 from obce.h0 import r_f
 from obce.scores import TEXT_COLUMNS, Scores, rank_correlation
 from obce.sites import (
@@ -33,7 +62,7 @@ from obce.sites import (
     base_model,
     find_sites,
     layout_of,
-    model_hash,
+    model_hash_later,
     usable_max_length,
 )
 from obce.sketch import GapCells, Gaps, Moments, Sketch, TokenMoments
@@ -51,12 +80,15 @@ EFFECT_TEXTS = 400
 EXACT_BYTES = 2 << 30
 """Every value is kept, and r_f exact for every neuron, while all of them take at most so many bytes."""
 
+STORE_SECONDS = 20.0
+"""Sketches on a device are stored so often and at the end: a gigabyte takes longer to write than its texts to score."""
+
 # Places a forward pass, padding included: enough for the products to run at full speed.
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 _AGREEMENT_TEXTS = 200
 
 # Bytes that a batch's activations may take while they wait for the backward pass.
-_GRADIENT_BYTES = 1 << 30
+_GRADIENT_BYTES = {"cpu": 1 << 30, "cuda": 4 << 30}
 
 # A constant output still varies by rounding where the batch's shape changes the order in which its K fp32 products
 # are summed: by about eps sqrt(K), 2e-6 for K = 1,024, relative to the neuron's own magnitude or, for a neuron near
@@ -103,35 +135,59 @@ def site_columns(
     both_cells.merge(b.cells, threads)
     both.merge(b.moments)
     middle = int(a.moments.count[0])
+    gaps = [cells.gaps(threads) for cells in (both_cells, a.cells, b.cells)]
+    if values is not None:
+        for some, part in zip(gaps, (slice(None), slice(None, middle), slice(middle, None)), strict=True):
+            _settle_gaps(some, values[:, part], None if texts is None else texts[part], threads)
+    tokens = a.tokens.copy()
+    tokens.merge(b.tokens)
+    return _columns(gaps, [both, a.moments, b.moments], [tokens, a.tokens, b.tokens], [slice(None)], values is not None)
+
+
+_PARTS = ("", "_a", "_b")  # all texts, and each half
+
+
+def _columns(
+    gaps: Sequence[Gaps],
+    moments: Sequence[Moments],
+    tokens: Sequence[TokenMoments],
+    sites: Sequence[slice],
+    exact: bool,
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.int64]], NDArray[np.bool_]]:
+    """Columns from what is known of all texts and of each half.
+
+    Args:
+        gaps, moments, tokens: Of all texts, of the first half, of the second; N neurons.
+        sites: The neurons of each site.
+        exact: Whether r_f is exact for every neuron.
+
+    Returns:
+        As `site_columns`.
+    """
     columns: dict[str, NDArray[np.float64]] = {}
-    found = both_cells.gaps(threads)
-    for suffix, cells, moments, part in (
-        ("", both_cells, both, slice(None)),
-        ("_a", a.cells, a.moments, slice(None, middle)),
-        ("_b", b.cells, b.moments, slice(middle, None)),
-    ):
-        gaps = cells.gaps(threads) if suffix else found
-        if values is not None:
-            _settle_gaps(gaps, values[:, part], None if texts is None else texts[part], threads)
-        columns["rf" + suffix] = gaps.low.astype(np.float64)
-        columns["rf_bagged" + suffix] = moments.rf_bagged()
-        columns["std" + suffix] = moments.std()
-        columns["range" + suffix] = _spread(gaps.least, gaps.greatest)
-        columns["mean" + suffix] = moments.mean()
-        columns["mean_abs" + suffix] = moments.mean_abs()
-    constant = columns["range"] <= CONSTANT_TOLERANCE * rounding_scale(found.least, found.greatest)
-    if values is None:
+    for suffix, some, sums in zip(_PARTS, gaps, moments, strict=True):
+        columns["rf" + suffix] = some.low.astype(np.float64)
+        columns["rf_bagged" + suffix] = sums.rf_bagged()
+        columns["std" + suffix] = sums.std()
+        columns["range" + suffix] = _spread(some.least, some.greatest)
+        columns["mean" + suffix] = sums.mean()
+        columns["mean_abs" + suffix] = sums.mean_abs()
+    found = gaps[0]
+    constant = np.zeros(len(found.low), bool)
+    for here in sites:
+        scale = rounding_scale(found.least[here], found.greatest[here])
+        constant[here] = columns["range"][here] <= CONSTANT_TOLERANCE * scale
+    if not exact:
         columns["rf_high"] = found.high.astype(np.float64)
     for name, column in columns.items():
         if name.removesuffix("_a").removesuffix("_b") in (*_UNDEFINED_WHEN_CONSTANT, "rf_high"):
             column[constant] = np.nan
-    tokens = a.tokens.copy()
-    tokens.merge(b.tokens)
-    if tokens.count.any():
-        columns["token_mean"], columns["token_std"] = tokens.mean(), tokens.std()
-        for suffix, half in (("_a", a.tokens), ("_b", b.tokens)):
+    every = tokens[0]
+    if every.count.any():
+        columns["token_mean"], columns["token_std"] = every.mean(), every.std()
+        for suffix, half in zip(_PARTS[1:], tokens[1:], strict=True):
             columns["token_std" + suffix] = half.std()
-        columns["token_min"], columns["token_max"] = (e.astype(np.float64) for e in (tokens.least, tokens.greatest))
+        columns["token_min"], columns["token_max"] = (e.astype(np.float64) for e in (every.least, every.greatest))
     found.texts[constant] = -1
     return columns, dict(zip(TEXT_COLUMNS, np.ascontiguousarray(found.texts.T), strict=True)), constant
 
@@ -179,8 +235,11 @@ class Store(Protocol):
         """Forgets a piece."""
 
 
+_SKETCH = "sketch"  # in the place of a sketch's arrays
+
+
 class MemoryStore:
-    """Pieces in this process's memory: as much of a crash as it survives."""
+    """Pieces in this process's memory, or its device's: as much of a crash as it survives."""
 
     def __init__(self) -> None:
         self._pieces: dict[str, tuple[dict[str, NDArray[Any]], dict[str, Any]]] = {}
@@ -193,13 +252,23 @@ class MemoryStore:
         """Keeps a piece."""
         self._pieces[name] = dict(arrays), dict(facts)
 
+    def sketch(self, name: str) -> DeviceSketch | None:
+        """The sketch of a piece, where it lies on a device."""
+        found = self._pieces[name][0].get(_SKETCH)
+        return found if isinstance(found, DeviceSketch) else None
+
+    def lying(self, name: str, array: str) -> NDArray[Any] | torch.Tensor:
+        """One array of a piece, where it lies."""
+        found: NDArray[Any] | torch.Tensor = self._pieces[name][0][array]
+        return found
+
     def facts(self, name: str) -> dict[str, Any]:
         """Facts of a piece."""
         return self._pieces[name][1]
 
     def read(self, name: str, array: str) -> NDArray[Any]:
         """One array of a piece."""
-        return self._pieces[name][0][array]
+        return to_host(self._pieces[name][0][array])
 
     def remove(self, name: str) -> None:
         """Forgets a piece."""
@@ -228,7 +297,18 @@ class ShardProgress:
 class _Work:
     """Shards of one scoring, done and to do, in a store and over the ranks of a world."""
 
-    def __init__(self, shards: list[Shard], neurons: int, exact: bool, store: Store, world: World) -> None:
+    def __init__(
+        self,
+        shards: list[Shard],
+        neurons: int,
+        exact: bool,
+        store: Store,
+        world: World,
+        device: torch.device | None = None,
+    ) -> None:
+        self.device = device  # where what is kept stays, if not on the host
+        self.waiting: dict[int, list[tuple[Shard, dict[str, Any], dict[str, Any]]]] = {0: [], 1: []}
+        self.stored = time.monotonic()
         self.shards = shards
         self.neurons = neurons
         self.exact = exact
@@ -268,43 +348,70 @@ class _Work:
             if s.number in self.piece and self.owner[s.number] == self.world.rank and half in (None, s.half)
         ]
 
-    def _gathered(self, half: int) -> Sketch | None:
+    def _gathered(self, half: int) -> AnySketch | None:
         """This rank's pieces of a half as one sketch."""
-        whole: Sketch | None = None
+        whole: Any = None
         for name in sorted({self.piece[s.number] for s in self.mine(half)}):
-            part = _read_sketch(self.store, name)
+            part = _read_sketch(self.store, name, self.device)
             if whole is None:
                 whole = part
             else:
                 whole.merge(part)
-        return whole
+        return cast("AnySketch | None", whole)
 
-    def finish(
-        self, shard: Shard, arrays: dict[str, NDArray[Any]], facts: dict[str, Any], sketch: Sketch | None
-    ) -> None:
-        """Keeps a shard."""
+    def finish(self, shard: Shard, arrays: dict[str, Any], facts: dict[str, Any], sketch: AnySketch | None) -> None:
+        """Keeps a shard; a sketch that lies on a device may wait for `flush` before it is stored."""
+        if not isinstance(self.store, MemoryStore):
+            arrays = {name: to_host(array) for name, array in arrays.items()}
         if sketch is None:
             name = f"{shard.number:06d}"
             self.store.save(name, arrays, {**facts, "shards": [shard.number]})
             self.piece[shard.number] = name
             return
-        whole = self.sketches[shard.half]
-        older = sorted({self.piece[s.number] for s in self.mine(shard.half)})
+        whole: Any = self.sketches[shard.half]
         if whole is None:
-            self.sketches[shard.half] = whole = sketch
+            self.sketches[shard.half] = sketch
         else:
             whole.merge(sketch)
-        covered = sorted([s.number for s in self.mine(shard.half)] + [shard.number])
-        counts = ("n_texts", "n_tokens", "truncated")
-        total = {key: facts[key] + sum(self.store.facts(name)[key] for name in older) for key in counts}
-        kept = {key: self.store.read(name, key) for name in older for key in self.store.facts(name)["clouds"]}
-        clouds = {**kept, **arrays}
-        name = f"{'ab'[shard.half]}-{covered[0]:06d}-{len(covered):06d}"
-        self.store.save(name, {**whole.arrays(), **clouds}, {**total, "shards": covered, "clouds": sorted(clouds)})
+        self.waiting[shard.half].append((shard, arrays, facts))
+        costly = self.device is not None and not isinstance(self.store, MemoryStore)
+        if not costly or time.monotonic() - self.stored >= STORE_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Stores what waits for it."""
+        for half, waiting in self.waiting.items():
+            if waiting:
+                self._store_half(half, waiting)
+                waiting.clear()
+        self.stored = time.monotonic()
+
+    def _store_half(self, half: int, waiting: list[tuple[Shard, dict[str, Any], dict[str, Any]]]) -> None:
+        older = sorted({self.piece[s.number] for s in self.mine(half)})
+        covered = sorted([s.number for s in self.mine(half)] + [shard.number for shard, _, _ in waiting])
+        total = {
+            key: sum(facts[key] for _, _, facts in waiting) + sum(self.store.facts(name)[key] for name in older)
+            for key in ("n_texts", "n_tokens", "truncated")
+        }
+        clouds = {key: self.read(name, key) for name in older for key in self.store.facts(name)["clouds"]}
+        for _, arrays, _ in waiting:
+            clouds |= arrays
+        whole: Any = self.sketches[half]
+        state: dict[str, Any]
+        if isinstance(whole, DeviceSketch):
+            state = {_SKETCH: whole} if isinstance(self.store, MemoryStore) else whole.host().arrays()
+        else:
+            state = whole.arrays()
+        name = f"{'ab'[half]}-{covered[0]:06d}-{len(covered):06d}"
+        self.store.save(name, {**state, **clouds}, {**total, "shards": covered, "clouds": sorted(clouds)})
         for old in older:
             self.store.remove(old)
         for number in covered:
             self.piece[number] = name
+
+    def read(self, name: str, array: str) -> Any:
+        """One array of a piece, on the device if it lies there."""
+        return self.store.lying(name, array) if isinstance(self.store, MemoryStore) else self.store.read(name, array)
 
     def total(self, fact: str) -> int:
         """Sum of a fact over all shards of all ranks."""
@@ -312,9 +419,16 @@ class _Work:
         return sum(self.world.tell(sum(self.store.facts(name)[fact] for name in names)))
 
 
-def _read_sketch(store: Store, name: str) -> Sketch:
-    arrays = Sketch.empty(0).arrays()
-    return Sketch.from_arrays({key: store.read(name, key) for key in arrays})
+AnySketch = Sketch | DeviceSketch
+
+
+def _read_sketch(store: Store, name: str, device: torch.device | None) -> AnySketch:
+    found = store.sketch(name) if isinstance(store, MemoryStore) else None
+    if found is None:
+        arrays = Sketch.empty(0).arrays()
+        sketch = Sketch.from_arrays({key: store.read(name, key) for key in arrays})
+        return sketch if device is None else DeviceSketch.from_host(sketch, device)
+    return found.host() if device is None else found
 
 
 def _columns_first(rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -348,6 +462,12 @@ class _Job:
     threads: int | None
 
     @property
+    def device(self) -> torch.device | None:
+        """Where scoring stays, if not on the host."""
+        device = next(base_model(self.model).parameters()).device
+        return device if resident(device) else None
+
+    @property
     def rows(self) -> dict[int, slice]:
         """Layer -> its neurons."""
         found: dict[int, slice] = {}
@@ -365,10 +485,9 @@ class _Job:
         )
 
     def shard(
-        self, shard: Shard, chosen: int, exact: bool, progress: Callable[[float, float], None]
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, Any], Sketch | None]:
+        self, shard: Shard, batches: TokenBatches, chosen: int, exact: bool, progress: Callable[[float, float], None]
+    ) -> ShardDone:
         """Arrays, facts and (unless every value is kept) the sketch of a shard."""
-        batches = self.batches(shard.texts)
         marked = np.arange(len(shard.texts)) < chosen
         rows = self.rows
         neurons = sum(site.width for site in self.sites)
@@ -376,11 +495,6 @@ class _Job:
         token_moments = TokenMoments.empty(neurons) if sketch is None else sketch.tokens
         arrays: dict[str, NDArray[Any]] = {}
         clouds: list[str] = []
-        passed = batches.tokens_of_first()
-
-        def note(done: float, _of: float) -> None:
-            progress(done, float(np.interp(done, np.arange(len(passed)), passed)))
-
         for layer in capture(
             self.model,
             batches,
@@ -389,7 +503,7 @@ class _Job:
             tokens=self.tokens,
             chosen=marked,
             precision=self.precision,
-            progress=note,
+            progress=_noting_tokens(batches, progress),
         ):
             start = rows[layer.layer].start
             for kind, columns in layer.columns.items():
@@ -410,11 +524,78 @@ class _Job:
         counts = {"n_texts": len(shard.texts), "n_tokens": batches.n_tokens, "truncated": batches.truncated}
         return arrays, {**counts, "clouds": clouds}, sketch
 
+    def resident_shard(
+        self, shard: Shard, batches: TokenBatches, chosen: int, exact: bool, progress: Callable[[float, float], None]
+    ) -> Callable[[], ShardDone]:
+        """Begins a shard on a device; the call waits for it and gives what `shard` gives, with arrays on the device."""
+        device = self.device
+        if device is None:
+            raise RuntimeError("the model is not where scoring stays")
+        n, neurons = len(shard.texts), sum(site.width for site in self.sites)
+        cells = None if exact else DeviceCells.empty(neurons, device)
+        # whatever many bytes are kept, they are kept on the host
+        stays = 4 * neurons * len(self.corpus) <= EXACT_BYTES
+        arrays: dict[str, Any] = {}
+        clouds: list[str] = []
+        parts: list[tuple[Resident, Fetch]] = []
+        for taken in capture_resident(
+            self.model,
+            batches,
+            self.sites,
+            memory=self.memory,
+            tokens=self.tokens,
+            chosen=np.arange(n) < chosen,
+            precision=self.precision,
+            progress=_noting_tokens(batches, progress),
+        ):
+            fetch, sums = Fetch(), column_sums(taken.values)
+            start = self.rows[next(iter(taken.rows))].start
+            fetch.ask(sums.bad, *(taken.tokens.total() if taken.tokens is not None else ()))
+            if cells is not None:
+                here = slice(start, start + taken.values.shape[1])
+                ids = upload(shard.texts[taken.texts].astype(np.int64), device)
+                cells.rows(here).fill(taken.values, ids, sums.least, sums.greatest)
+                fetch.ask(*_moment_parts(taken.values, sums, taken.places))
+            else:
+                for layer, columns in taken.rows.items():
+                    values = taken.values[:, columns].index_select(0, taken.places)
+                    arrays[f"values.{layer}"] = values if stays else to_host(values)
+            for (layer, kind), vectors in taken.clouds.items():
+                name = f"clouds.{shard.number}.{layer}.{kind}"
+                clouds.append(name)
+                arrays[name] = vectors
+            # what its checks need is small; the values are free for the next shard when the device is done with them
+            parts.append((replace(taken, values=torch.empty(0), tokens=None, clouds={}), fetch))
+        counts = {"n_texts": n, "n_tokens": batches.n_tokens, "truncated": batches.truncated}
+
+        def done() -> ShardDone:
+            found: list[list[NDArray[Any]]] = []
+            for taken, fetch in parts:
+                bad, *rest = fetch.wait()
+                taken.check_values(self.sites, bad)
+                if self.tokens:
+                    taken.check_tokens(self.sites, rest[0], rest[1])
+                found.append(rest)
+            joined = [np.concatenate(each) for each in zip(*found, strict=True)]
+            token_parts, moment_parts = (joined[:4], joined[4:]) if self.tokens else ([], joined)
+            sums = ShardSums(n, moment_parts, batches.n_tokens if self.tokens else 0, token_parts)
+            if cells is not None:
+                return arrays, {**counts, "clouds": clouds}, DeviceSketch(cells, [sums])
+            if self.tokens:
+                state = TokenMoments.empty(neurons)
+                add_sums(Moments.empty(0), state, [replace(sums, parts=[np.empty(0)] * 4)], self.threads)
+                arrays.update({f"tokens.{name}": array for name, array in state.arrays().items()})
+            return arrays, {**counts, "clouds": clouds}, None
+
+        return done
+
     def agreement(self, seed: int) -> dict[str, float]:
         """Rank correlation of scores in this precision with those in float32, on the first texts of the order."""
         texts = self.corpus.order(seed)[:_AGREEMENT_TEXTS]
         found: dict[str, list[tuple[float, int]]] = {}
         batches = self.batches(texts)
+        if self.device is not None:
+            return self._resident_agreement(batches)
         exact, asked = (
             capture(self.model, batches, self.sites, memory="layer", tokens=False, precision=precision)
             for precision in ("float32", self.precision)
@@ -439,6 +620,83 @@ class _Job:
             rhos, weights = np.array(pairs).T
             means[name] = float(np.average(rhos, weights=weights))
         return means
+
+    def _resident_agreement(self, batches: TokenBatches) -> dict[str, float]:
+        found: list[dict[str, torch.Tensor]] = []
+        precisions: tuple[Precision, ...] = ("float32", self.precision)
+        for precision in precisions:
+            taken = capture_resident(self.model, batches, self.sites, memory="layer", tokens=False, precision=precision)
+            layers = [_resident_scores(layer) for layer in taken]
+            found.append({name: torch.cat([layer[name] for layer in layers]) for name in layers[0]})
+        pairs: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        for width in {site.width for site in self.sites}:
+            rows = [here for here, site in _site_rows(self.sites) if site.width == width]
+            one, other = (
+                {name: torch.stack([column[here] for here in rows]) for name, column in columns.items()}
+                for columns in found
+            )
+            least, greatest = one.pop("least"), one.pop("greatest")
+            own = torch.maximum(greatest, -least).double()
+            middle = own.sort(1).values[:, [(width - 1) // 2, width // 2]].mean(1, keepdim=True)
+            live = greatest.double() - least > CONSTANT_TOLERANCE * torch.maximum(own, middle)
+            for name in one:
+                pairs.setdefault(name, []).append((_rank_correlations(one[name], other[name], live), live.sum(1)))
+        means = {}
+        for name, parts in pairs.items():
+            rhos, weights = (np.concatenate([to_host(part[k]) for part in parts]) for k in (0, 1))
+            some = np.isfinite(rhos) & (weights > 0)
+            if some.any():
+                means[name] = float(np.average(rhos[some], weights=weights[some]))
+        return means
+
+
+ShardDone = tuple[dict[str, Any], dict[str, Any], AnySketch | None]
+
+
+def _noting_tokens(batches: TokenBatches, progress: Callable[[float, float], None]) -> Callable[[float, float], None]:
+    """Progress in texts as progress in (texts, tokens)."""
+    passed = batches.tokens_of_first()
+    return lambda done, _of: progress(done, float(np.interp(done, np.arange(len(passed)), passed)))
+
+
+def _moment_parts(
+    values: torch.Tensor, sums: ColumnSums, places: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """float64 [N] each, as in `ShardSums.parts`, of values [n, N] whose text i lies in row places[i] (default: i)."""
+    groups = groups_of(len(values), values.device, places)
+    gaps = bags(values, groups) if len(groups) else torch.zeros_like(sums.squares)
+    return sums.positive, sums.negative, sums.squares, gaps
+
+
+def _resident_scores(taken: Resident) -> dict[str, torch.Tensor]:
+    """[neurons] r_f, standard deviation, bagged r_f where there is a group, and extremes."""
+    values, n = taken.values, len(taken.values)
+    sums = column_sums(values)
+    mean = (sums.positive - sums.negative) / n
+    found = {
+        "rf": torch.as_tensor(r_f(values.t(), check=False)).double(),
+        "std": (sums.squares / n - mean.square()).clamp(min=0).sqrt(),
+        "least": sums.least,
+        "greatest": sums.greatest,
+    }
+    if n >= GROUP:
+        found["rf_bagged"] = bags(values, groups_of(n, values.device, taken.places)) / (n // GROUP)
+    return found
+
+
+def _rank_correlations(x: torch.Tensor, y: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
+    """[sites] Spearman's over the live ones of [sites, width]; NaN where one side does not vary."""
+    ranks = []
+    for values in (x, y):
+        # the others come last, and so change no rank
+        some = torch.where(live, values, torch.inf).contiguous()
+        ordered = some.sort(1).values
+        both = torch.searchsorted(ordered, some) + torch.searchsorted(ordered, some, right=True)
+        ranks.append(torch.where(live, both.double(), 0))
+    weights = live.double()
+    count = weights.sum(1, keepdim=True)
+    a, b = ((rank - rank.sum(1, keepdim=True) / count) * weights for rank in ranks)
+    return (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()
 
 
 def _plain_scores(values: NDArray[np.float32], threads: int | None) -> dict[str, NDArray[np.float64]]:
@@ -534,10 +792,8 @@ class _Table:
         )
 
 
-def _bring_clouds(
-    work: _Work, job: _Job, chosen: Mapping[int, int]
-) -> dict[tuple[int, str], tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Vectors of the chosen texts of each half, on rank 0."""
+def _bring_clouds(work: _Work, job: _Job, chosen: Mapping[int, int]) -> dict[tuple[int, str], tuple[Any, Any]]:
+    """Vectors of the chosen texts of each half, on rank 0; on the device where they lie there."""
     found: dict[tuple[int, str], tuple[list[Any], list[Any]]] = {}
     width = int(base_model(job.model).config.hidden_size)
     for shard in work.shards:
@@ -547,20 +803,32 @@ def _bring_clouds(
             for kind in CLOUD_KINDS:
                 owner = work.owner[shard.number]
                 name = f"clouds.{shard.number}.{layer}.{kind}"
-                mine = work.store.read(work.piece[shard.number], name) if owner == work.world.rank else None
+                mine = work.read(work.piece[shard.number], name) if owner == work.world.rank else None
+                if owner != 0 and mine is not None:
+                    mine = to_host(mine)
                 part = work.world.bring(mine, owner, (chosen[shard.number], width), np.float32)
                 found.setdefault((layer, kind), ([], []))[shard.half].append(part)
     if work.world.rank != 0:
         return {}
-    return {at: (np.concatenate(a), np.concatenate(b)) for at, (a, b) in found.items()}
+    return {at: (_joined(a), _joined(b)) for at, (a, b) in found.items()}
+
+
+def _joined(parts: Sequence[NDArray[Any] | torch.Tensor]) -> NDArray[Any] | torch.Tensor:
+    """Parts one below the other: a tensor if one of them is."""
+    tensor = next((part for part in parts if isinstance(part, torch.Tensor)), None)
+    if tensor is None:
+        return np.concatenate(parts)
+    return torch.cat([part if isinstance(part, torch.Tensor) else upload(part, tensor.device) for part in parts])
 
 
 def _finish(work: _Work, job: _Job, halves_wanted: bool) -> tuple[_Table, tuple[Sketch, Sketch] | None]:
     """The table on rank 0 (empty elsewhere), and the sketches of the halves if they were asked for or there."""
     world = work.world
     table = _Table(work.neurons)
+    if work.device is not None and not work.exact:
+        return table, _finish_resident(table, work, job, halves_wanted)
     if not work.exact:
-        a, b = (work.sketches[half] or Sketch.empty(work.neurons) for half in (0, 1))
+        a, b = (cast("Sketch | None", work.sketches[half]) or Sketch.empty(work.neurons) for half in (0, 1))
         for sketch in (a, b):
             _reduce_sketch(sketch, world)
         if world.rank == 0:
@@ -586,12 +854,21 @@ def _finish(work: _Work, job: _Job, halves_wanted: bool) -> tuple[_Table, tuple[
             owner = work.owner[shard.number]
             mine = None
             if owner == world.rank:
-                mine = work.store.read(work.piece[shard.number], f"values.{layer}")
+                mine = work.read(work.piece[shard.number], f"values.{layer}")
+                mine = mine if owner == 0 else to_host(mine)
             parts.append(world.bring(mine, owner, (len(shard.texts), width), np.float32))
         if world.rank != 0:
             continue
-        values = np.concatenate([part for part in parts if part is not None])
+        values = _joined([part for part in parts if part is not None])
         del parts
+        if work.device is not None:
+            on_device = torch.as_tensor(values).to(work.device)
+            sketch_of = _put_resident(table, job, layer, on_device, middle, order, tokens)
+            if kept is not None:
+                for half in (0, 1):
+                    kept[half].rows(rows).merge(sketch_of(half))
+            continue
+        values = to_host(values)
         for here, site in _site_rows(job.sites):
             if site.layer != layer:
                 continue
@@ -606,6 +883,119 @@ def _finish(work: _Work, job: _Job, halves_wanted: bool) -> tuple[_Table, tuple[
                 halves.append(sketch)
             table.put(here, site_columns((halves[0], halves[1]), block, texts=order, threads=job.threads))
     return table, kept
+
+
+def _gathered_columns(
+    cells: Sequence[DeviceCells],
+    sums: Sequence[tuple[Moments, TokenMoments]],
+    fetch: Fetch,
+    sites: Sequence[slice],
+    settle: Callable[[Sequence[Gaps]], None] | None = None,
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.int64]], NDArray[np.bool_]]:
+    """Columns of neurons whose cells lie on a device.
+
+    Args:
+        cells: Of each half; on their way, `fetch` brings the gaps of both together and of each.
+        sums: Of each half.
+        fetch: What `_ask_gaps` gave.
+        sites: The neurons of each site.
+        settle: Makes gaps exact, in place.
+    """
+    (a, a_tokens), (b, b_tokens) = sums
+    # digits may be added without passing on the carries, which `mean` and `std` do
+    both = Moments(**{name: array + b.arrays()[name] for name, array in a.arrays().items()})
+    tokens = a_tokens
+    if a_tokens.count.any() or b_tokens.count.any():
+        joined = {
+            name: {"sum": np.add, "min": np.minimum, "max": np.maximum}[TokenMoments.MERGES[name]](
+                array, b_tokens.arrays()[name]
+            )
+            for name, array in a_tokens.arrays().items()
+        }
+        tokens = TokenMoments(**joined)
+    parts = fetch.wait()
+    gaps = [gaps_of(parts[at : at + 5]) for at in (0, 5, 10)]
+    if settle is not None:
+        settle(gaps)
+    return _columns(gaps, [both, a, b], [tokens, a_tokens, b_tokens], sites, settle is not None)
+
+
+def _ask_gaps(cells: Sequence[DeviceCells]) -> Fetch:
+    """Begins to fetch the gaps of two halves together and of each."""
+    both = cells[0].copy()
+    both.merge(cells[1])
+    fetch = Fetch()
+    for some in (both, *cells):
+        some.ask_gaps(fetch)
+    return fetch
+
+
+def _finish_resident(table: _Table, work: _Work, job: _Job, halves_wanted: bool) -> tuple[Sketch, Sketch] | None:
+    """Fills the table on rank 0 from sketches on the device; the sketches of the halves if they were asked for."""
+    world, device = work.world, cast("torch.device", work.device)
+    halves: list[DeviceSketch] = []
+    for half in (0, 1):
+        whole = cast("DeviceSketch | None", work.sketches[half])
+        if whole is None:
+            whole = DeviceSketch(DeviceCells.empty(work.neurons, device), [])
+        if world.size > 1:
+            on_host = whole.host()
+            _reduce_sketch(on_host, world)
+            whole = DeviceSketch.from_host(on_host, device)
+        halves.append(whole)
+    if world.rank == 0:
+        cells = [half.cells for half in halves]
+        fetch = _ask_gaps(cells)
+        sums = [half.sums(job.threads) for half in halves]
+        sites = [here for here, _ in _site_rows(job.sites)]
+        table.put(slice(0, work.neurons), _gathered_columns(cells, sums, fetch, sites))
+    return (halves[0].host(), halves[1].host()) if halves_wanted else None
+
+
+def _put_resident(
+    table: _Table,
+    job: _Job,
+    layer: int,
+    values: torch.Tensor,
+    middle: int,
+    order: NDArray[np.int64],
+    tokens: Sequence[TokenMoments],
+) -> Callable[[int], Sketch]:
+    """Fills the table for a layer from every value [n, neurons] on the device; gives the sketches of the halves."""
+    rows = job.rows[layer]
+    halves = values[:middle], values[middle:]
+    ids = upload(order.astype(np.int64), values.device)
+    parts, cells = [], []
+    for some, texts in zip(halves, (ids[:middle], ids[middle:]), strict=True):
+        sums = column_sums(some)
+        one = DeviceCells.empty(values.shape[1], values.device)
+        one.fill(some, texts, sums.least, sums.greatest)
+        cells.append(one)
+        fetch = Fetch()
+        fetch.ask(*_moment_parts(some, sums))
+        parts.append(fetch)
+    fetch = _ask_gaps(cells)
+    exact = Fetch()
+    exact.ask(*(torch.as_tensor(r_f(some.t(), check=False)) for some in (values, *halves)))
+    moments = []
+    for half, brought in enumerate(parts):
+        state = Moments.empty(values.shape[1])
+        add_sums(state, TokenMoments.empty(0), [ShardSums(len(halves[half]), brought.wait())], job.threads)
+        moments.append((state, tokens[half].rows(rows)))
+
+    def settle(gaps: Sequence[Gaps]) -> None:
+        for some, found in zip(gaps, exact.wait(), strict=True):
+            loose = np.flatnonzero(~some.certified)
+            some.low[loose] = some.high[loose] = found[loose]
+            if some is gaps[0] and loose.size:
+                picked = values.index_select(1, upload(loose, values.device))
+                some.texts[loose, :2] = to_host(gap_ends(picked, ids))
+
+    here = [
+        slice(at.start - rows.start, at.stop - rows.start) for at, site in _site_rows(job.sites) if site.layer == layer
+    ]
+    table.put(rows, _gathered_columns(cells, moments, fetch, here, settle))
+    return lambda half: Sketch(cells[half].host(), *moments[half])
 
 
 def _site_rows(sites: Sequence[Site]) -> Iterator[tuple[slice, Site]]:
@@ -651,8 +1041,9 @@ def score(
         max_length: Tokens a text is cut to (default: 128, or the most the model takes); `meta["truncated"]` says how
             many texts were.
         batch_tokens: Places a forward pass, padding included (default: 2,048 on the CPU, 16,384 on CUDA). Texts of a
-            pass have similar lengths.
-        shard_texts: Most texts a shard, a multiple of 20. A shard is what a crash can cost.
+            pass have similar lengths. A BERT on CUDA takes texts without padding, up to four times as many places.
+        shard_texts: Most texts a shard, a multiple of 20. A shard is what a crash can cost; on CUDA, two
+            of them and what was sketched since a sketch was last stored (`STORE_SECONDS`).
         memory: Activations of a shard held at once, see `obce.capture.capture`.
         exact: Keep every value (4 bytes x neurons x texts in the store), so that r_f is exact for every neuron; or
             keep a sketch of 10 KB a neuron, however many the texts, in which r_f is exact or lies in an interval.
@@ -708,13 +1099,15 @@ def score(
     if not min(sum(chosen[s.number] for s in shards if s.half == half) for half in (0, 1)) >= 2:
         chosen = dict.fromkeys(chosen, 0)
     world = World()
-    work = _Work(shards, neurons, exact, MemoryStore() if store is None else store, world)
+    work = _Work(shards, neurons, exact, MemoryStore() if store is None else store, world, job.device)
+    hashed = model_hash_later(model) if world.rank == 0 else str
 
     begun = time.monotonic()
     here = sum(len(shard.texts) for shard in work.todo)
     share = (len(corpus) - work.resumed) / here if here else 0.0  # what the other ranks do, too
     done_texts, done_tokens = 0, 0
-    for shard in work.todo:
+    under_way: deque[tuple[Shard, Callable[[], ShardDone]]] = deque()
+    for shard, tokenised in _ahead(work.todo, lambda shard: job.batches(shard.texts), job.device is not None):
 
         def note(
             passed: float, passed_tokens: float, before: int = done_texts, tokens_before: int = done_tokens
@@ -730,10 +1123,21 @@ def score(
                     )
                 )
 
-        arrays, facts, sketch = job.shard(shard, chosen[shard.number], exact, note)
-        work.finish(shard, arrays, facts, sketch)
+        batches = tokenised()
+        given_shard = shard, batches, chosen[shard.number], exact, note
+        if job.device is None:
+            work.finish(shard, *job.shard(*given_shard))
+        else:
+            # the device works on this shard while the host ends the last one and tokenises the next
+            under_way.append((shard, job.resident_shard(*given_shard)))
+            if len(under_way) > 1:
+                ending, done = under_way.popleft()
+                work.finish(ending, *done())
         done_texts += len(shard.texts)
-        done_tokens += facts["n_tokens"]
+        done_tokens += batches.n_tokens
+    for ending, done in under_way:
+        work.finish(ending, *done())
+    work.flush()
     n_tokens, truncated = work.total("n_tokens"), work.total("truncated")
     agreement = job.agreement(seed) if precision != "float32" else None
     table, halves = _finish(work, job, on_kept is not None)
@@ -742,7 +1146,7 @@ def score(
         return world.from_first(None)  # type: ignore[no-any-return]
     meta: dict[str, Any] = {
         "model_name": str(model.config.name_or_path or type(model).__name__),
-        "model_hash": model_hash(model),
+        "model_hash": hashed(),
         "architecture": architecture(model),
         "corpus_source": corpus.source,
         "corpus_hash": corpus.hash,
@@ -774,6 +1178,8 @@ def score(
     scores = table.scores(triples, seed, meta)
     if vectors:
         scores = replace(scores, clouds=cloud_scores(vectors, meta["heads"], threads=threads))
+        if on_kept is not None:
+            vectors = {at: (to_host(a), to_host(b)) for at, (a, b) in vectors.items()}
     columns = _weight_columns(job, scores)
     if tokens and effect_texts:
         columns |= _effect_columns(job, scores, effect_texts, read, given, seed, effect_progress)
@@ -782,6 +1188,21 @@ def score(
     if on_kept is not None and halves is not None:
         on_kept(Kept(halves, vectors, corpus.digests(), {**meta, "sites": triples}))
     return world.from_first(scores)  # type: ignore[no-any-return]
+
+
+def _ahead(
+    shards: Sequence[Shard], prepare: Callable[[Shard], TokenBatches], beside: bool
+) -> Iterator[tuple[Shard, Callable[[], TokenBatches]]]:
+    """Each shard with a call for its batches; `beside`, a thread makes those of the next one meanwhile."""
+    if not beside:
+        for shard in shards:
+            yield shard, partial(prepare, shard)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        coming: deque[Future[TokenBatches]] = deque(pool.submit(prepare, shard) for shard in shards[:1])
+        for i, shard in enumerate(shards):
+            coming.extend(pool.submit(prepare, later) for later in shards[i + 1 : i + 2])
+            yield shard, coming.popleft().result
 
 
 def _checked_effects(
@@ -805,10 +1226,11 @@ def _checked_effects(
 
 def _gradient_tokens(model: PreTrainedModel, max_length: int, batch_tokens: int) -> int:
     """Places a forward and backward pass whose activations take `_GRADIENT_BYTES`, as a rough count has them."""
+    device = next(base_model(model).parameters()).device.type
     config: Any = base_model(model).config
     inner: int = getattr(config, layout_of(model).inner)
     each: int = 16 * config.hidden_size + 4 * inner + 2 * config.num_attention_heads * max_length
-    fit = _GRADIENT_BYTES // (4 * int(config.num_hidden_layers) * each)
+    fit = _GRADIENT_BYTES.get(device, _GRADIENT_BYTES["cpu"]) // (4 * int(config.num_hidden_layers) * each)
     return max(max_length, min(batch_tokens, fit))
 
 
@@ -844,17 +1266,46 @@ def _effect_columns(
     def note(at: int) -> Callable[[float, float], None] | None:
         return None if progress is None else lambda done, total: progress(at * total + done, passes * total)
 
-    clouds = effect_clouds(job.model, batches, job.sites, means, read=read, seed=seed, progress=note(0))
-    for site, cloud in clouds.items():
-        for suffix, part in parts.items():
-            put("effect" + suffix, rows[site], bagged_rf(cloud[:, part], seed=seed, threads=job.threads))
-            put("effect_abs" + suffix, rows[site], np.abs(cloud[:, part]).mean(1, dtype=np.float64))
-    del clouds
+    given: list[tuple[str, dict[str, Any]]] = [("effect", {"read": read, "seed": seed, "progress": note(0)})]
     if labels is not None:
-        clouds = effect_clouds(job.model, batches, job.sites, means, labels=labels[texts], progress=note(1))
+        given.append(("taylor", {"labels": labels[texts], "progress": note(1)}))
+    if job.device is not None:
+        for name, settings in given:
+            found = resident_effects(job.model, batches, job.sites, means, **settings)
+            for suffix, part in parts.items():
+                for column, values in _resident_effect_scores(found[part], name, seed).items():
+                    put(column + suffix, slice(None), values)
+        return _whole_halves(columns)
+    for name, settings in given:
+        clouds = effect_clouds(job.model, batches, job.sites, means, **settings)
         for site, cloud in clouds.items():
             for suffix, part in parts.items():
-                put("taylor" + suffix, rows[site], np.abs(cloud[:, part]).mean(1, dtype=np.float64))
+                magnitude = np.abs(cloud[:, part]).mean(1, dtype=np.float64)
+                if name == "effect":
+                    put("effect" + suffix, rows[site], bagged_rf(cloud[:, part], seed=seed, threads=job.threads))
+                    put("effect_abs" + suffix, rows[site], magnitude)
+                else:
+                    put("taylor" + suffix, rows[site], magnitude)
+        del clouds
+    return _whole_halves(columns)
+
+
+def _resident_effect_scores(values: torch.Tensor, name: str, seed: int) -> dict[str, NDArray[np.float64]]:
+    """Columns of effects [n, neurons] that lie on a device."""
+    fetch = Fetch()
+    fetch.ask(values.abs().mean(0, dtype=torch.float64))
+    if name == "taylor":
+        return {"taylor": fetch.wait()[0]}
+    drawn = bag_rows(len(values), seed=seed)
+    if drawn is None:
+        return {"effect": np.full(values.shape[1], np.nan), "effect_abs": fetch.wait()[0]}
+    fetch.ask(bags(values, upload(drawn, values.device)) / len(drawn))
+    magnitude, gaps = fetch.wait()
+    return {"effect": gaps, "effect_abs": magnitude}
+
+
+def _whole_halves(columns: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+    """The columns without those of too few texts."""
     if np.isnan(columns["effect_b"]).any():  # a half of fewer texts than a bag; the first has no fewer
         for name in ("effect_a", "effect_b"):
             del columns[name]
@@ -865,11 +1316,12 @@ def _effect_columns(
 
 def _weight_columns(job: _Job, scores: Scores) -> dict[str, NDArray[np.float64]]:
     columns: dict[str, NDArray[np.float64]] = {}
-    for suffix in ("", "_a", "_b") if "token_std" in scores.columns else ("",):
-        spreads = scores.columns.get("token_std" + suffix)
-        rows = {site.name: here for here, site in _site_rows(job.sites)}
-        given = None if spreads is None else {name: spreads[here] for name, here in rows.items()}
-        for site, found in weight_scores(job.model, job.sites, given).items():
+    rows = {site.name: here for here, site in _site_rows(job.sites)}
+    suffixes = _PARTS if "token_std" in scores.columns else ("",)
+    stds = [scores.columns.get("token_std" + suffix) for suffix in suffixes]
+    spreads = [None if std is None else {name: std[here] for name, here in rows.items()} for std in stds]
+    for suffix, of_sites in zip(suffixes, weight_scores_each(job.model, job.sites, spreads), strict=True):
+        for site, found in of_sites.items():
             for name, values in found.items():
                 if name == "spread" or not suffix:
                     columns.setdefault(name + suffix, np.full(len(scores), np.nan))[rows[site]] = values

@@ -7,7 +7,9 @@ that its config states), so an encoder and every head on it give the same sites.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -332,8 +334,11 @@ def model_hash(model: PreTrainedModel) -> str:
     Raises:
         ValueError: The model has no embeddings and encoder, or some of its weights are not in memory.
     """
-    digest = hashlib.blake2b(digest_size=32)
-    parameters = sorted(_body_parameters(model))
+    return _digest(_tensors_to_hash(model))
+
+
+def _tensors_to_hash(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
+    parameters = sorted(_body_parameters(model), key=lambda named: named[0])
     if not parameters:
         raise ValueError(
             f"model is a {type(model).__name__} without modules 'embeddings' and 'encoder', expected a BERT encoder."
@@ -344,10 +349,60 @@ def model_hash(model: PreTrainedModel) -> str:
                 f"model holds no data for '{name}' (meta device), expected all weights in memory; "
                 "load the model without offloading."
             )
-        wide = torch.promote_types(parameter.dtype, torch.float32)
-        digest.update(f"{name}\0{wide}\0{tuple(parameter.shape)}\0".encode())
-        digest.update(parameter.detach().to("cpu", wide).contiguous().reshape(-1).numpy().data)
+    return [(name, parameter.detach()) for name, parameter in parameters]
+
+
+def _digest(tensors: list[tuple[str, torch.Tensor]]) -> str:
+    digest = hashlib.blake2b(digest_size=32)
+    for name, tensor in tensors:
+        wide = torch.promote_types(tensor.dtype, torch.float32)
+        digest.update(f"{name}\0{wide}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.to("cpu", wide).contiguous().reshape(-1).numpy().data)
     return digest.hexdigest()
+
+
+_HASHED: weakref.WeakKeyDictionary[nn.Module, tuple[list[int], str]] = weakref.WeakKeyDictionary()
+
+
+def model_hash_later(model: PreTrainedModel) -> Callable[[], str]:
+    """Begins `model_hash` of the weights as they are now, beside other work; the call waits for it.
+
+    On a CUDA device the hash of a gigabyte takes longer on the host than scoring thousands of texts does, so a thread
+    makes it, and a later call for the same model is answered from the first if 64-bit sums of all weights, taken on the
+    device, are still the same.
+    """
+    tensors = _tensors_to_hash(model)
+    if not all(tensor.is_cuda for _, tensor in tensors):
+        return lambda: _digest(tensors)
+    sums = torch.stack([_checksum(tensor) for _, tensor in tensors])
+    answer: list[str] = []
+    stream = torch.cuda.Stream(sums.device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(sums.device))
+
+    def work() -> None:
+        with torch.cuda.stream(stream):
+            now = sums.tolist()
+            before = _HASHED.get(model)
+            if before is None or before[0] != now:
+                before = _HASHED[model] = now, _digest(tensors)
+            answer.append(before[1])
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+
+    def wait() -> str:
+        thread.join()
+        return answer[0] if answer else _digest(tensors)  # which raises again what ended the thread
+
+    return wait
+
+
+def _checksum(tensor: torch.Tensor) -> torch.Tensor:
+    """int64: sum of the bits of each weight times an odd number of its place, modulo 2^64."""
+    bits = tensor.contiguous().view(-1)
+    words = bits.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[bits.element_size()]).to(torch.int64)
+    places = torch.arange(len(words), device=words.device) * 0x9E3779B97F4A7C1 + 1
+    return (words * (places | 1)).sum()
 
 
 def architecture(model: PreTrainedModel) -> dict[str, int | str]:

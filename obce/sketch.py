@@ -663,6 +663,21 @@ class TokenSums:
             threads or default_threads(),
         )
 
+    def take(
+        self,
+        count: int,
+        sums: NDArray[np.float64],
+        squares: NDArray[np.float64],
+        least: NDArray[np.float32],
+        greatest: NDArray[np.float32],
+    ) -> None:
+        """Adds sums of so many tokens, each [width]."""
+        self.count += count
+        self.sums += sums
+        self.squares += squares
+        np.minimum(self.least, least, out=self.least)
+        np.maximum(self.greatest, greatest, out=self.greatest)
+
     def settle(self) -> TokenSums:
         """Fetches what was summed on an accelerator; the sums themselves."""
         if self._on_device:

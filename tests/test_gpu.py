@@ -16,12 +16,15 @@ import numpy as np
 import obce
 import pytest
 import torch
+from obce import device, packing
 from obce.backends import BACKENDS
 from obce.corpus import tokenize
 from obce.plan import plan
 from obce.prune import prune
 from obce.scoring import score
 from obce.sensitivity import sensitivity
+
+import test_device
 
 if TYPE_CHECKING:
     from transformers import BertModel
@@ -79,6 +82,30 @@ def test_scores_on_the_device_are_those_of_the_cpu(tiny_bert: BertModel, tiny_to
     assert (on_gpu.constant == on_cpu.constant).all()
     np.testing.assert_allclose(on_gpu.columns["std"], on_cpu.columns["std"], rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(on_gpu.columns["effect_abs"], on_cpu.columns["effect_abs"], rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("path", ["kernels", "torch"])
+@pytest.mark.parametrize("check", test_device.CHECKS, ids=lambda check: check.__name__)
+def test_what_scoring_keeps(check: Any, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if path == "torch":
+        monkeypatch.setattr(device, "_kernels", lambda: None)
+    check("cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [32, 64])
+def test_attention_without_padding(dtype: torch.dtype, size: int) -> None:
+    assert packing._works(torch.device("cuda"), dtype, size)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_scores_again_are_the_same_bits(
+    exact: bool, precision: Any, tiny_bert: BertModel, tiny_tokenizer: Any, texts: list[str]
+) -> None:
+    settings: dict[str, Any] = {"exact": exact, "precision": precision, "shard_texts": 40, "effect_texts": 0}
+    once, again = (score(tiny_bert.cuda(), tiny_tokenizer, texts, **settings) for _ in range(2))
+    test_device.same_scores(once, again)
 
 
 @pytest.mark.parametrize("units", [("query_key", "value", "intermediate"), ("heads", "output")])

@@ -19,6 +19,8 @@ FLOW = (
     ("transformer", "dropins"),
     ("sites", "corpus"),
     ("sketch", "clouds", "world", "splits"),
+    ("device",),
+    ("packing",),
     ("capture", "scores"),
     ("effects", "repair"),
     ("scoring", "plan"),
