@@ -27,7 +27,7 @@ import triton.language as tl
 PROGRAMS = 1024  # about as many as fill a large device; columns are split until there are so many
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "width", "n_rows"])
 def nearest_foreign_kernel(
     p_x,
     p_component,
@@ -100,19 +100,68 @@ def nearest_foreign_kernel(
 
 
 @triton.jit
+def _halves(x, V: tl.constexpr):
+    """The two halves, [P, V // 2] each or [P] each where V is 2, of x [P, V]."""
+    if V == 2:
+        low, high = tl.split(x)
+    else:
+        low, high = tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, V // 2)), (0, 2, 1)))
+    return low, high
+
+
+@triton.jit
+def _fma2(a, b, w):
+    """w + the squares of a - b [P, 2], the first coordinate first."""
+    a0, a1 = _halves(a, 2)
+    b0, b1 = _halves(b, 2)
+    diff = a0 - b0
+    w = tl.fma(diff, diff, w)
+    diff = a1 - b1
+    return tl.fma(diff, diff, w)
+
+
+@triton.jit
+def _fma4(a, b, w):
+    """As _fma2 for [P, 4]."""
+    a0, a1 = _halves(a, 4)
+    b0, b1 = _halves(b, 4)
+    return _fma2(a1, b1, _fma2(a0, b0, w))
+
+
+@triton.jit
+def _fma8(a, b, w):
+    """As _fma2 for [P, 8]."""
+    a0, a1 = _halves(a, 8)
+    b0, b1 = _halves(b, 8)
+    return _fma4(a1, b1, _fma4(a0, b0, w))
+
+
+@triton.jit
+def chain(p_a, p_b, m_pair, d, P: tl.constexpr):
+    """[P] weights of the pairs of rows at p_a and p_b; eight coordinates of a row are loaded at once."""
+    w = tl.zeros((P,), p_a.dtype.element_ty)
+    i_k = tl.arange(0, 8)[None, :]
+    for k in range(0, d - 7, 8):
+        o_k = k + i_k
+        a = tl.load(p_a[:, None] + o_k, mask=m_pair[:, None], other=0.0)
+        b = tl.load(p_b[:, None] + o_k, mask=m_pair[:, None], other=0.0)
+        w = _fma8(a, b, w)
+    k = d // 8 * 8
+    while k < d:
+        diff = tl.load(p_a + k, mask=m_pair, other=0.0) - tl.load(p_b + k, mask=m_pair, other=0.0)
+        w = tl.fma(diff, diff, w)
+        k += 1
+    return w
+
+
+@triton.jit(do_not_specialize=["n_pairs"])
 def pair_weights_kernel(p_x, p_row, p_column, p_weight, n_pairs, d, BP: tl.constexpr):
     """weight[pair] = w(row, column), d >= 2; row and column [n_pairs] int64 are points of the flat X [B n, d]."""
     i_pair = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP)
     m_pair = i_pair < n_pairs
     p_a = p_x + tl.load(p_row + i_pair, mask=m_pair, other=0) * d
     p_b = p_x + tl.load(p_column + i_pair, mask=m_pair, other=0) * d
-    w = tl.zeros((BP,), p_x.dtype.element_ty)
-    k = 0
-    while k < d:
-        diff = tl.load(p_a + k, mask=m_pair, other=0.0) - tl.load(p_b + k, mask=m_pair, other=0.0)
-        w = tl.fma(diff, diff, w)
-        k += 1
-    tl.store(p_weight + i_pair, w, mask=m_pair)
+    tl.store(p_weight + i_pair, chain(p_a, p_b, m_pair, d, BP), mask=m_pair)
 
 
 @dataclass(frozen=True)
@@ -131,7 +180,12 @@ class RowTiles:
 
     def splits(self, blocks: int) -> int:
         """Parts into which `blocks` column blocks are cut so that tiles times parts fill a device, at most 32."""
-        return max(1, min(PROGRAMS // max(1, len(self.cloud)), blocks, 32))
+        return parts(len(self.cloud), blocks)
+
+
+def parts(tiles: int, blocks: int) -> int:
+    """As RowTiles.splits, of that many tiles."""
+    return max(1, min(PROGRAMS // max(1, tiles), blocks, 32))
 
 
 def row_tiles(rows: torch.Tensor, B: int, n: int, BM: int) -> RowTiles:
@@ -146,6 +200,9 @@ def row_tiles(rows: torch.Tensor, B: int, n: int, BM: int) -> RowTiles:
     Returns:
         The tiles, clouds ascending.
     """
+    if B == 1:  # nothing to count, and no wait for the device
+        first = torch.arange(0, len(rows), BM, device=rows.device)
+        return RowTiles(torch.zeros_like(first), first, torch.full_like(first, len(rows)))
     count = torch.bincount(torch.div(rows, n, rounding_mode="floor"), minlength=B)
     tiles = (count + (BM - 1)) // BM
     cloud = torch.repeat_interleave(torch.arange(B, device=rows.device), tiles)
