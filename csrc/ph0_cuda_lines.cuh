@@ -164,16 +164,18 @@ __device__ inline uint32_t last_bit(uint32_t bits) {
   return 32u - static_cast<uint32_t>(__clz(static_cast<int>(bits)));  // as first_bit
 }
 
-// Calls see(bits, base, before) in every lane for each of the warp's looks: buckets base + 1 to
-// base + 32, and the nearest occupied one before them in the warp's part, 0 if there is none.
+// Calls see(bits, base, before) in every lane for each of the warp's looks, but for those that
+// empty(look) tells to hold nothing: buckets base + 1 to base + 32, and the nearest occupied one
+// before them in the warp's part, 0 if there is none.
 // First and last occupied bucket of the part, 0 if none, in every lane.
-template <class See>
+template <class Empty, class See>
 __device__ inline Apart look(const unsigned char* flags, int looks, int from, int to,
-                             const See& see) {
+                             const Empty& empty, const See& see) {
   const int lane = static_cast<int>(threadIdx.x % kWarp);
   Apart ends{0, 0};
 #pragma unroll 1
   for (int at = from; at < to && at < looks; ++at) {
+    if (empty(at)) continue;
     const uint32_t base = static_cast<uint32_t>(at * 32 * static_cast<int>(kWarp) + lane * 32);
     const uint32_t bits = flag_bits(flags + base);
     const uint32_t occupied = __ballot_sync(kAllLanes, bits != 0);
@@ -189,6 +191,10 @@ __device__ inline Apart look(const unsigned char* flags, int looks, int from, in
   }
   return ends;
 }
+
+struct Never {
+  __device__ bool operator()(int) const { return false; }
+};
 
 // The longest run of zeros between ones.
 __device__ inline uint32_t longest_run(uint32_t bits) {
@@ -264,7 +270,7 @@ __global__ __launch_bounds__(THREADS, kFlagThreads<ITEMS> / THREADS) void gap_by
     const int from = static_cast<int>(warp) * each, to = from + each;
     uint32_t widest = 0;
     const Apart ends =
-        look(memory, looks, from, to, [&](uint32_t bits, uint32_t base, uint32_t before) {
+        look(memory, looks, from, to, Never{}, [&](uint32_t bits, uint32_t base, uint32_t before) {
           const uint32_t apart = bits != 0 && before != 0 ? base + first_bit(bits) - before : 0;
           widest = apart > widest ? apart : widest;
         });
@@ -287,7 +293,7 @@ __global__ __launch_bounds__(THREADS, kFlagThreads<ITEMS> / THREADS) void gap_by
     uint32_t distance = warp_max(between > within ? between : within);
     if (distance < 34) {  // two buckets of one lane may be as far apart
       uint32_t inner = 0;
-      look(memory, looks, from, to, [&](uint32_t bits, uint32_t, uint32_t) {
+      look(memory, looks, from, to, Never{}, [&](uint32_t bits, uint32_t, uint32_t) {
         const uint32_t apart = longest_run(bits) + 1;
         inner = apart > inner ? apart : inner;
       });
@@ -306,7 +312,7 @@ __global__ __launch_bounds__(THREADS, kFlagThreads<ITEMS> / THREADS) void gap_by
       };
       if (warp == 0 && between + 2 >= distance) add(before, own.lower);
       if (widest + 2 >= distance) {
-        look(memory, looks, from, to, [&](uint32_t bits, uint32_t base, uint32_t lower) {
+        look(memory, looks, from, to, Never{}, [&](uint32_t bits, uint32_t base, uint32_t lower) {
           // From one occupied bucket to the next.
           for (; bits != 0; bits &= bits - 1) {
             const uint32_t upper = base + first_bit(bits);
@@ -481,7 +487,8 @@ struct Short {
 
 constexpr int kRankThreads = 512;
 constexpr int kRankBytes = 1 << 16;
-constexpr int kRankLoads = 8;  // under way at the same time
+constexpr int kRankLoads = 8;                            // under way at the same time
+constexpr int kRankLook = 32 * static_cast<int>(kWarp);  // ranks of a warp's look
 
 // Any n; a block goes from line to line and leaves the flags as it found them, empty. Numbers whose
 // flags a lane looks at, 32 of them, have one exponent, so that their gaps are as wide as their
@@ -495,13 +502,19 @@ __global__ __launch_bounds__(kRankThreads, 3) void gap_by_ranks(const uint16_t* 
   using Number = Short<BFLOAT>;
   PH0_DYNAMIC_SHARED(flags);
   constexpr int kWarps = kRankThreads / static_cast<int>(kWarp);
-  constexpr int kLooks = kRankBytes / 32 / static_cast<int>(kWarp), kEach = kLooks / kWarps;
+  constexpr int kLooks = kRankBytes / kRankLook, kEach = kLooks / kWarps;
+  __shared__ unsigned char occupied[kLooks];  // looks with a flag that is set: few of them
   __shared__ Apart part[kWarp];
   __shared__ float part_gap[kWarp];
   const int tid = static_cast<int>(threadIdx.x), lane = tid % static_cast<int>(kWarp),
             warp = tid / static_cast<int>(kWarp);
   uint4* const clear = reinterpret_cast<uint4*>(flags);
   for (int i = tid; i < kRankBytes / 16; i += kRankThreads) clear[i] = uint4{0, 0, 0, 0};
+  if (tid < kLooks) occupied[tid] = 0;
+  const auto raise = [&](uint32_t rank) {
+    flags[rank] = 1;
+    occupied[rank / kRankLook] = 1;
+  };
   for (int64_t b = blockIdx.x; b < B; b += gridDim.x) {
     const int64_t m = length_of(lengths, b, n);
     const uint16_t* const row = values + b * row_stride;
@@ -520,16 +533,17 @@ __global__ __launch_bounds__(kRankThreads, 3) void gap_by_ranks(const uint16_t* 
       for (int k = 0; k < kRankLoads; ++k) {
         if (tid + k * kRankThreads >= left) continue;
         const uint32_t ranks = Number::ranks(held[k]);
-        flags[ranks & 0xffffu] = 1;
-        flags[ranks >> 16] = 1;
+        raise(ranks & 0xffffu);
+        raise(ranks >> 16);
       }
     }
     for (int64_t i = 2 * pairs + tid; i < m; i += kRankThreads)
-      flags[Number::ranks(row[i]) & 0xffffu] = 1;
+      raise(Number::ranks(row[i]) & 0xffffu);
     __syncthreads();
 
     float best = 0;
-    const Apart ends = look(flags, kLooks, warp * kEach, warp * kEach + kEach,
+    const auto is_empty = [&](int at) { return occupied[at] == 0; };
+    const Apart ends = look(flags, kLooks, warp * kEach, warp * kEach + kEach, is_empty,
                             [&](uint32_t bits, uint32_t base, uint32_t before) {
                               if (bits == 0) return;
                               uint4* const seen = reinterpret_cast<uint4*>(flags + base);
@@ -544,6 +558,7 @@ __global__ __launch_bounds__(kRankThreads, 3) void gap_by_ranks(const uint16_t* 
                             });
     for (unsigned by = kWarp / 2; by > 0; by >>= 1)
       best = fmaxf(best, __shfl_down_sync(kAllLanes, best, by));
+    if (lane < kEach) occupied[warp * kEach + lane] = 0;  // every lane has read them
     if (lane == 0) {
       part[warp] = ends;
       part_gap[warp] = best;
