@@ -44,8 +44,10 @@ dev: $(VENV)/install.stamp
 demo: dev
 	$(BIN)/obce demo --out demo-run
 
+# Files side by side: most of a test runs on one core.
+WORKERS ?= 2
 test: dev
-	$(BIN)/python -P -m pytest
+	$(BIN)/python -P -m pytest -n $(WORKERS) --dist loadfile
 
 NATIVE := $(wildcard csrc/*.* tests/csrc/*.cpp tests/csrc/emulator/*)
 
