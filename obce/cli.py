@@ -350,6 +350,10 @@ TrainPrecision = Annotated[
     Literal["float32", "bfloat16"], typer.Option(help="Of forward passes in training; weights stay float32.")
 ]
 Floor = Annotated[float, typer.Option(help="Least share of every site that stays.")]
+Multiple = Annotated[
+    int,
+    typer.Option(min=1, help="What is left of a cut site, or of each head in it, is a multiple of this: 8 for GPUs."),
+]
 RandomSeed = Annotated[int | None, typer.Option("--random-seed", help="With --score random: draw anew with this seed.")]
 Repair = Annotated[
     Literal["least_squares", "mean", "none"],
@@ -592,6 +596,7 @@ def plan_command(
     units: UnitsOption = None,
     head_score: HeadScore = None,
     drop_layers: DropLayers = 0,
+    multiple: Multiple = 1,
     shares: Shares = "uniform",
     corpus: CorpusOption = None,
     device: Device = "auto",
@@ -617,6 +622,7 @@ def plan_command(
         "units": tuple(units or DEFAULT_UNITS),
         "head_score": head_score,
         "drop_layers": drop_layers,
+        "multiple": multiple,
     }
     made = plan(scores, **wanted)
     if shares == "measured":
@@ -958,6 +964,7 @@ def run_command(
     score: ScoreOption = "effect",
     repair: Repair = "least_squares",
     floor: Floor = 1 / 16,
+    multiple: Multiple = 1,
     shares: Shares = "uniform",
     column: Column = None,
     split: Split = "train",
@@ -981,7 +988,14 @@ def run_command(
 
     if keep is None and not preset:
         preset = "obce-2023"
-    wanted: dict[str, Any] = {"keep": keep, "of": of, "preset": preset or None, "score": score, "floor": floor}
+    wanted: dict[str, Any] = {
+        "keep": keep,
+        "of": of,
+        "preset": preset or None,
+        "score": score,
+        "floor": floor,
+        "multiple": multiple,
+    }
     check_request(**wanted)  # before the forward passes, not after
     if shares == "measured" and (keep is None or preset):
         raise ValueError("--shares measured spends the budget --keep by itself: give --keep, and no --preset")

@@ -227,6 +227,7 @@ class _Group:
         parts: int = 1,
         neurons: NDArray[np.int64] | None = None,
         floor: float,
+        multiple: int = 1,
     ) -> None:
         # [members, neurons of one]
         self.neurons = np.arange(len(scores))[:, None] if neurons is None else neurons
@@ -252,7 +253,20 @@ class _Group:
         # a model can do without any head of a layer; whoever gives a floor wants some of every site
         least = max(0 if unit == "heads" and floor == 0 else 1, math.ceil(floor * per_part))
         self.ranked = candidates
-        self.most = max(0, min(candidates, per_part - least))
+        self.per_part = per_part
+        # members of a part that stay come in multiples of this
+        self.multiple = 1 if unit == "heads" else max(1, multiple // self.neurons.shape[1])
+        self.most = self.reached(max(0, min(candidates, per_part - least)))
+
+    def reached(self, steps: int) -> int:
+        """The most steps, up to these, that leave a width which is allowed; none leave the dense width."""
+        stay = math.ceil((self.per_part - steps) / self.multiple) * self.multiple
+        return max(0, self.per_part - stay)
+
+    def ahead(self, steps: int) -> int:
+        """Steps from here to the next width that is allowed; 0 where there is none."""
+        stay = (self.per_part - steps - 1) // self.multiple * self.multiple
+        return self.per_part - stay - steps if self.per_part - stay <= self.most else 0
 
     def cost(self, shape: _Shape, now: Widths) -> int:
         """Parameters that the next step removes from a layer of these widths; 0 where no weight is left to go."""
@@ -283,6 +297,7 @@ def _groups(
     units: Sequence[str],
     head_score: str | None,
     floor: float,
+    multiple: int = 1,
 ) -> list[_Group]:
     heads = int(scores.meta["architecture"]["num_attention_heads"])
     hidden = int(scores.meta["architecture"]["hidden_size"])
@@ -296,7 +311,9 @@ def _groups(
                 if rotary:
                     turned = np.arange(hidden).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1, 2)
                     pair, both = pair[turned].sum(axis=1), np.all(both[turned], axis=1)
-                groups.append(_Group(layer, unit, pair, both, parts=heads, neurons=turned, floor=floor))
+                groups.append(
+                    _Group(layer, unit, pair, both, parts=heads, neurons=turned, floor=floor, multiple=multiple)
+                )
             elif unit == "heads":
                 if head_score is None:
                     head, known = _heads_by_neurons(scores, column, ranked, layer, heads)
@@ -307,7 +324,9 @@ def _groups(
             else:
                 rows = scores.rows(layer, unit)
                 parts = heads if unit == "value" else 1
-                groups.append(_Group(layer, unit, column[rows], ranked[rows], parts=parts, floor=floor))
+                groups.append(
+                    _Group(layer, unit, column[rows], ranked[rows], parts=parts, floor=floor, multiple=multiple)
+                )
     return groups
 
 
@@ -500,42 +519,46 @@ def _fill_budget(
 ) -> tuple[list[int], int]:
     """Steps of each group until `excess` parameters are gone, in the order they are due.
 
-    A step too big for what is left is passed over, so that single neurons fill the rest. A step that removes no
-    parameter (rows of attention_output in a layer without heads) is never taken.
+    Where widths come in multiples, the steps to the next one are taken together when the middle one of them is due. A
+    step too big for what is left is passed over, so that single neurons fill the rest. A step that removes no parameter
+    (rows of attention_output in a layer without heads) is never taken.
 
     Returns:
         Steps of each group, and parameters still in excess: more than 0 only when nothing is left to take.
     """
     shape = _shape(architecture)
-    steps = [0] * len(groups)
+    steps, seen = [0] * len(groups), [0] * len(groups)
     dense = _dense_widths(architecture)
     widths = {group.layer: dense for group in groups}
-    smallest = min((group.cost(shape, dense) for group in groups if group.most), default=0)
+    smallest = min((group.ahead(0) * group.cost(shape, dense) for group in groups if group.most), default=0)
     passed: set[int] = set()
     for _, g in due:
         if excess <= 0:
             break
         group = groups[g]
-        if g in passed:
+        seen[g] += 1
+        count = group.ahead(steps[g])
+        if g in passed or not count or seen[g] < steps[g] + (count + 1) // 2:
             continue
-        cost = group.cost(shape, widths[group.layer])
+        cost = count * group.cost(shape, widths[group.layer])
         if cost > max(excess, smallest):
             # what is left only shrinks, and what a step costs hardly does
             passed.add(g)
         elif cost:
-            steps[g] += 1
+            steps[g] += count
             excess -= cost
-            widths[group.layer] = _less(widths[group.layer], group.step)
+            widths[group.layer] = _less(widths[group.layer], group.step, count)
     while excess > 0:
         # near the floor, when the small steps are used up and only whole-head steps are left
-        costs = [(group.cost(shape, widths[group.layer]), g) for g, group in enumerate(groups)]
-        open_groups = [(cost, g) for cost, g in costs if cost and steps[g] < groups[g].most]
+        counts = [group.ahead(n) for group, n in zip(groups, steps, strict=True)]
+        costs = [n * group.cost(shape, widths[group.layer]) for group, n in zip(groups, counts, strict=True)]
+        open_groups = [(cost, g) for g, cost in enumerate(costs) if cost]
         if not open_groups:
             break
         cost, g = min(open_groups)
-        steps[g] += 1
+        steps[g] += counts[g]
         excess -= cost
-        widths[groups[g].layer] = _less(widths[groups[g].layer], groups[g].step)
+        widths[groups[g].layer] = _less(widths[groups[g].layer], groups[g].step, counts[g])
     return steps, excess
 
 
@@ -553,6 +576,7 @@ def plan(
     units: Sequence[str] = DEFAULT_UNITS,
     head_score: str | None = None,
     drop_layers: int = 0,
+    multiple: int = 1,
     sensitivity: Curves | None = None,
 ) -> Plan:
     """Chooses the neurons, heads and layers that stay.
@@ -584,7 +608,8 @@ def plan(
             among the layer's heads; clouds that are constant are left out.
         drop_layers: Layers to remove whole before anything else: those with the lowest sum of scores over all their
             neurons, constant and undefined ones counting 0. With neither `keep` nor `preset` nothing else is cut.
-
+        multiple: What is left of a site that is cut (for query/key and value: of each head) is a multiple of this many
+            neurons. The matrix units of GPUs want 8; the budget is then met to within so many.
         sensitivity: What every layer and unit can spare (`obce.sensitivity`): with `keep`, each step is taken where
             it costs least a parameter, instead of the same share everywhere.
 
@@ -592,7 +617,7 @@ def plan(
         ValueError: An argument is out of range, the model is another one, none of `keep`, `preset` and `drop_layers`
             is given, `sensitivity` lacks a part or comes without `keep` or with `preset`, the scores have no clouds for
             `head_score`, or the budget cannot be met above the floor (the message names the smallest share that can).
-        TypeError: `keep` or `floor` is not a number, or `drop_layers` not an integer.
+        TypeError: `keep` or `floor` is not a number, or `drop_layers` or `multiple` not an integer.
     """
     check_request(
         keep=keep,
@@ -603,6 +628,7 @@ def plan(
         units=units,
         head_score=head_score,
         drop_layers=drop_layers,
+        multiple=multiple,
     )
     keep, floor = None if keep is None else float(keep), float(floor)
     if sensitivity is not None and (keep is None or preset is not None):
@@ -631,7 +657,7 @@ def plan(
     layers = [layer for layer in scores.layers() if layer not in dropped]
     levels = _levels(scores, layers, preset)
     used = tuple(unit for unit in UNITS if unit in units)
-    groups = _groups(scores, column, ranked, layers, units=used, head_score=head_score, floor=floor)
+    groups = _groups(scores, column, ranked, layers, units=used, head_score=head_score, floor=floor, multiple=multiple)
     dense = dict.fromkeys(range(int(architecture["num_hidden_layers"])), _dense_widths(architecture))
     before = _size(architecture, dense, pruned=False)
 
@@ -640,7 +666,7 @@ def plan(
         steps = [0] * len(groups)
     elif keep is None:
         scale = 1.0
-        steps = [min(group.most, int(levels[group.layer] * group.ranked)) for group in groups]
+        steps = [group.reached(min(group.most, int(levels[group.layer] * group.ranked))) for group in groups]
     else:
         whole = before.parameters if of == "total" else before.encoder
         excess = whole - int(keep * whole)
@@ -742,12 +768,13 @@ def check_request(
     units: Sequence[str] = DEFAULT_UNITS,
     head_score: str | None = None,
     drop_layers: int = 0,
+    multiple: int = 1,
 ) -> None:
     """Refuses what no scores could make valid; the arguments are those of `plan`, `score` None for one's own.
 
     Raises:
         ValueError: An argument is out of range or unknown, or none of `keep`, `preset` and `drop_layers` is given.
-        TypeError: `keep` or `floor` is not a number, or `drop_layers` not an integer.
+        TypeError: `keep` or `floor` is not a number, or `drop_layers` or `multiple` not an integer.
     """
     if of not in ("total", "encoder"):
         raise ValueError(f"of is {of!r}, but must be 'total' or 'encoder'")
@@ -755,6 +782,10 @@ def check_request(
         raise TypeError(f"drop_layers is {drop_layers!r}, but must be a number of layers, 0 or more")
     if drop_layers < 0:
         raise ValueError(f"drop_layers is {drop_layers}, but must be 0 or more")
+    if isinstance(multiple, bool) or not isinstance(multiple, (int, np.integer)):
+        raise TypeError(f"multiple is {multiple!r}, but must be a number of neurons, 1 or more")
+    if multiple < 1:
+        raise ValueError(f"multiple is {multiple}, but must be 1 or more")
     if keep is None and preset is None and not drop_layers:
         raise ValueError("keep and preset are both missing: give the share to keep, a preset, or both")
     if preset is not None and preset not in PRESETS:

@@ -200,6 +200,30 @@ def test_a_budget_is_met_to_one_unit(
     assert len(made.layers_dropped) == drop
 
 
+@pytest.mark.parametrize("preset", [None, "obce-2023"])
+@pytest.mark.parametrize("keep", [0.3, 0.465, 0.8])
+def test_widths_come_in_multiples(keep: float, preset: str | None) -> None:
+    scores = make_scores(**BASE)
+    free = plan(scores, keep=keep, of="encoder", preset=preset)
+    made = plan(scores, keep=keep, of="encoder", preset=preset, multiple=8)
+    for name, kept in made.kept.items():
+        heads = 1 if name.endswith("intermediate") else BASE["heads"]
+        size = BASE["inner"] if heads == 1 else BASE["hidden"]
+        each = np.bincount(np.array(kept) // (size // heads), minlength=heads)
+        assert (each == each[0]).all() and each[0] % 8 == 0, name
+    # eight neurons of every head of a value or query/key site are the most that one step takes
+    most = 8 * BASE["heads"] * 2 * (BASE["hidden"] + 1)
+    assert 0 <= free.after.encoder - made.after.encoder <= most
+    assert made.after.encoder <= keep * made.before.encoder
+    assert plan(scores, keep=keep, of="encoder", preset=preset, multiple=1) == free
+
+
+def test_levels_taken_as_they_are_leave_multiples_too(tiny: Scores) -> None:
+    made, free = (plan(tiny, preset="obce-2023", multiple=multiple) for multiple in (4, 1))
+    for name, kept in made.kept.items():
+        assert len(kept) % 4 == 0 and len(kept) >= len(free.kept[name]), name
+
+
 def test_whole_model_is_kept(tiny: Scores) -> None:
     made = plan(tiny, keep=1.0)
     assert made.kept == {}
@@ -464,6 +488,7 @@ def test_a_damaged_plan_is_refused(tiny: Scores, change: dict[str, Any], sentenc
         ({"keep": 0.5, "head_score": "rf"}, "head_score is 'rf', but units has no heads to rank"),
         ({"keep": 0.5, "units": ["heads"], "head_score": "rf"}, "head_score is 'rf', but the scores have no clouds"),
         ({"keep": 0.5, "drop_layers": -1}, "drop_layers is -1, but must be 0 or more"),
+        ({"keep": 0.5, "multiple": 0}, "multiple is 0, but must be 1 or more"),
     ],
 )
 def test_wrong_arguments(tiny: Scores, arguments: dict[str, Any], sentence: str) -> None:
@@ -478,9 +503,10 @@ def test_keep_must_be_a_number(tiny: Scores, keep: Any) -> None:
 
 
 @pytest.mark.parametrize("count", [1.0, True, "1"])
-def test_drop_layers_must_be_an_integer(tiny: Scores, count: Any) -> None:
-    with pytest.raises(TypeError, match="drop_layers is"):
-        plan(tiny, keep=0.5, drop_layers=count)
+@pytest.mark.parametrize("name", ["drop_layers", "multiple"])
+def test_counts_must_be_integers(tiny: Scores, name: str, count: Any) -> None:
+    with pytest.raises(TypeError, match=f"{name} is"):
+        plan(tiny, keep=0.5, **{name: count})
 
 
 def test_another_model_is_refused(tiny: Scores, make_bert: Callable[..., BertModel]) -> None:
