@@ -459,8 +459,8 @@ weights of the real dimensions):
 
 {latency_table}
 
-In bfloat16 the cut model is slower on a GPU: its matrix units want widths that are multiples of 8, and these plans leave
-any. `obce plan --multiple 8` makes such widths; its times there are not measured yet.
+In bfloat16 the cut model is slower on a GPU: its matrix units want widths that are multiples of 8, and these plans
+leave any. `obce plan --multiple 8` makes such widths; its times there are not measured yet.
 
 ## Not measured here
 BERT Base and Large, whose weights were not to be had, and quality on a GPU. Ready to run where they are:
