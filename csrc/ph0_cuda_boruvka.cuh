@@ -600,7 +600,8 @@ __device__ inline void list_entries(const int32_t* component, int32_t own, int64
 // The same for matrices, a warp a row. Found is exact whatever is known of the component.
 // grid (width / rows of a block, B)
 template <class T>
-__global__ __launch_bounds__(kScanThreads) void round_scan_matrix(const Rounds<T> in, int round) {
+__global__ __launch_bounds__(kScanThreads, 5) void round_scan_matrix(const Rounds<T> in,
+                                                                     int round) {
   using Word = typename Ordered<T>::Word;
   constexpr int64_t kStep = static_cast<int64_t>(kWarp) * Held<T>::kCount;
   if (in.over(round)) return;

@@ -81,10 +81,11 @@ def __getattr__(name: str) -> Any:
         try:
             module = import_module(_PUBLIC[name])
         except ModuleNotFoundError as error:
-            if error.name is None or error.name.split(".")[0] == "obce":
+            package = (error.name or "").split(".")[0]
+            if package in ("", "obce"):
                 raise
             raise ModuleNotFoundError(
-                f"obce.{name} needs the package {error.name}, which is not installed; install obce with its "
+                f"obce.{name} needs the package {package}, which is not installed; install obce with its "
                 "requirements.",
                 name=error.name,
             ) from error
