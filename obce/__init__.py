@@ -85,8 +85,7 @@ def __getattr__(name: str) -> Any:
             if package in ("", "obce"):
                 raise
             raise ModuleNotFoundError(
-                f"obce.{name} needs the package {package}, which is not installed; install obce with its "
-                "requirements.",
+                f"obce.{name} needs the package {package}, which is not installed; install obce with its requirements.",
                 name=error.name,
             ) from error
         value = getattr(module, name)

@@ -95,14 +95,7 @@ class Explained:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Explained:
-        """What `to_dict` gave, with the page's own files as they are now; its data is made harmless anew.
-
-        Raises:
-            ValueError: A part is missing.
-        """
-        missing = [name for name in (*_STORED, "data") if name not in plain]
-        if missing:
-            raise ValueError(f"the pages lack {', '.join(missing)}")
+        """What `to_dict` gave, with the page's own files as they are now; its data is made harmless anew."""
         return cls(**{name: plain[name] for name in _STORED}, data=_json(plain["data"]), **_own_files())
 
 

@@ -589,8 +589,12 @@ def _checked_plan(plan: Plan, plain: Any) -> Plan:
     return plan
 
 
+def _hash_of(plain: Any) -> str:
+    return blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
 def _plan_hash(plan: Plan) -> str:
-    return blake2b(json.dumps(plan.to_dict(), sort_keys=True).encode(), digest_size=16).hexdigest()
+    return _hash_of(plan.to_dict())
 
 
 # ---- exports --------------------------------------------------------------------------------------------------
@@ -1269,7 +1273,8 @@ class Run:
             self.check_writable()
             write_text(self.report_path, html)
             if findings is not None and pages is not None:
-                kept = {"of": self._explained_of(), "pages": pages.to_dict()}
+                plain = pages.to_dict()
+                kept = {"of": self._explained_of(), "hash": _hash_of(plain), "pages": plain}
                 write_text(self.explained_path, json.dumps(kept, ensure_ascii=False) + "\n")
         return self.report_path
 
@@ -1282,18 +1287,14 @@ class Run:
         if not self.explained_path.is_file():
             return None
         kept = _read_json(self.explained_path, "pages")
-        if not isinstance(kept, dict) or not isinstance(kept.get("pages"), dict):
-            raise ValueError(f"'{self.explained_path}' holds no pages: remove it, or explain again")
-        if kept.get("of") != self._explained_of():
-            return None
-        try:
-            return Explained.from_dict(kept["pages"])
-        except ValueError as error:
-            raise ValueError(f"'{self.explained_path}': {error}: remove it, or explain again") from None
+        if not isinstance(kept, dict) or kept.get("hash") != _hash_of(kept.get("pages")):
+            raise ValueError(f"'{self.explained_path}' is not as it was written: remove it, or explain again")
+        return Explained.from_dict(kept["pages"]) if kept.get("of") == self._explained_of() else None
 
     def _explained_of(self) -> dict[str, Any]:
-        """What pages are of: hashes of the scores and the plan, and how the model was pruned."""
+        """What pages are of: this release, hashes of the scores and the plan, and how the model was pruned."""
         made = self.plan() if self.plan_path.is_file() else None
         scores = blake2b(self.scores_path.read_bytes(), digest_size=16).hexdigest()
         pruned = self.state.get("prune") if self.model_path.is_dir() else None
-        return {"scores": scores, "plan": None if made is None else _plan_hash(made), "pruned": pruned}
+        plan_hash = None if made is None else _plan_hash(made)
+        return {"obce": __version__, "scores": scores, "plan": plan_hash, "pruned": pruned}

@@ -25,7 +25,7 @@ from obce.scoring import Kept, MemoryStore, ShardProgress, _rank_correlations, s
 from obce.sites import find_sites
 from obce.sketch import GapCells, Moments, TokenMoments, TokenSums
 
-from tiny import make_encoder
+from tiny import equal_scores, make_encoder
 
 if TYPE_CHECKING:
     from transformers import BertModel
@@ -330,18 +330,6 @@ def check_scores(mine: Scores, theirs: Scores) -> None:
     }
 
 
-def same_scores(a: Scores, b: Scores) -> None:
-    assert list(a.columns) == list(b.columns)
-    for name, column in a.columns.items():
-        np.testing.assert_array_equal(column, b.columns[name], err_msg=name)
-    for name, ids in a.texts.items():
-        np.testing.assert_array_equal(ids, b.texts[name], err_msg=name)
-    assert a.clouds is not None
-    assert b.clouds is not None
-    for name, column in a.clouds.columns.items():
-        np.testing.assert_array_equal(column, b.clouds.columns[name], err_msg=name)
-
-
 SETTINGS: dict[str, Any] = {
     "shard_texts": 40,
     "cloud_texts": 50,
@@ -385,7 +373,7 @@ def test_a_resident_scoring_that_stops_and_goes_on(
     given = {**SETTINGS, "exact": exact, "effect_texts": 0}
     monkeypatch.setattr(scoring, "STORE_SECONDS", 0)
     whole = score(tiny_bert, tiny_tokenizer, texts, **given)
-    same_scores(score(tiny_bert, tiny_tokenizer, texts, **given, memory="layer"), whole)
+    equal_scores(score(tiny_bert, tiny_tokenizer, texts, **given, memory="layer"), whole)
     for store in (MemoryStore(), _Files(tmp_path)):
 
         def stop(done: ShardProgress) -> None:
@@ -398,7 +386,7 @@ def test_a_resident_scoring_that_stops_and_goes_on(
         seen: list[ShardProgress] = []
         again = score(tiny_bert, tiny_tokenizer, texts, store=store, progress=seen.append, on_kept=kept.append, **given)
         assert seen[0].resumed >= 40
-        same_scores(again, whole)
+        equal_scores(again, whole)
         assert len(kept[0].halves[0]) == len(whole)
         assert all(isinstance(part, np.ndarray) for pair in kept[0].vectors.values() for part in pair)
 

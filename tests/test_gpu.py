@@ -25,6 +25,7 @@ from obce.scoring import score
 from obce.sensitivity import sensitivity
 
 import test_device
+from tiny import equal_scores
 
 if TYPE_CHECKING:
     from transformers import BertModel
@@ -105,7 +106,7 @@ def test_scores_again_are_the_same_bits(
 ) -> None:
     settings: dict[str, Any] = {"exact": exact, "precision": precision, "shard_texts": 40, "effect_texts": 0}
     once, again = (score(tiny_bert.cuda(), tiny_tokenizer, texts, **settings) for _ in range(2))
-    test_device.same_scores(once, again)
+    equal_scores(once, again)
 
 
 @pytest.mark.parametrize("units", [("query_key", "value", "intermediate"), ("heads", "output")])

@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 from obce.corpus import read_corpus
 from obce.run import Run
+
+from tiny import equal_scores
 
 if TYPE_CHECKING:
     pass
@@ -37,15 +38,7 @@ def torchrun(*arguments: object) -> list[str]:
 
 
 def same_scores(a: Path, b: Path) -> None:
-    mine, theirs = Run(a).scores(), Run(b).scores()
-    assert list(mine.columns) == list(theirs.columns)
-    for name, column in mine.columns.items():
-        np.testing.assert_array_equal(column, theirs.columns[name], err_msg=name)
-    for name, ids in mine.texts.items():
-        np.testing.assert_array_equal(ids, theirs.texts[name], err_msg=name)
-    assert mine.clouds is not None
-    assert theirs.clouds is not None
-    assert mine.clouds.to_dict() == theirs.clouds.to_dict()
+    equal_scores(Run(a).scores(), Run(b).scores())
 
 
 Scoring = tuple[list[object], Path, float]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import transformers
 from obce.plan import Plan, Size
 from obce.sites import LAYOUTS, architecture, model_hash
 
 if TYPE_CHECKING:
+    from obce.scores import Scores
     from transformers import PreTrainedModel
 
 PREFIXES = {
@@ -114,3 +116,16 @@ def make_plan(
         "layers_dropped": dropped,
     }
     return Plan(**{**facts, **fields})
+
+
+def equal_scores(a: Scores, b: Scores) -> None:
+    """Bit for bit: columns, texts and clouds."""
+    assert list(a.columns) == list(b.columns)
+    for name, column in a.columns.items():
+        np.testing.assert_array_equal(column, b.columns[name], err_msg=name)
+    for name, ids in a.texts.items():
+        np.testing.assert_array_equal(ids, b.texts[name], err_msg=name)
+    assert a.clouds is not None
+    assert b.clouds is not None
+    for name, column in a.clouds.columns.items():
+        np.testing.assert_array_equal(column, b.clouds.columns[name], err_msg=name)
