@@ -474,8 +474,9 @@ void sums_deviations(const int64_t* sums, const int64_t* squares, const int64_t*
 
 void token_sums(const float* tokens, int64_t text_stride, int64_t token_stride,
                 const int64_t* lengths, int64_t B, int64_t width, double* sums, double* squares,
-                float* least, float* greatest, int threads, Watch& watch) {
-  constexpr int64_t kColumns = 512;  // 12 KB of running values a task
+                float* least, float* greatest, int threads, Team team, Watch& watch) {
+  // 12 KB of running values a task at most, and as many tasks for each thread
+  constexpr int64_t kMostColumns = 512, kLeastColumns = 64;
   const Kernels<float>& kernels = float_kernels();
   std::vector<const float*> rows;
   for (int64_t b = 0; b < B; ++b) {
@@ -483,11 +484,15 @@ void token_sums(const float* tokens, int64_t text_stride, int64_t token_stride,
       rows.push_back(tokens + b * text_stride + t * token_stride);
     }
   }
-  const int64_t tasks = (width + kColumns - 1) / kColumns;
+  const int64_t workers = std::max(threads, 1);
+  const int64_t parts = workers * std::max<int64_t>(1, (width + kMostColumns * workers - 1) /
+                                                           (kMostColumns * workers));
+  const int64_t share = std::max(kLeastColumns, ((width + parts - 1) / parts + 15) / 16 * 16);
+  const int64_t tasks = (width + share - 1) / share;
   watch.begin(tasks);
-  for_tasks(tasks, threads, 1, watch, [&](int64_t task, int) {
+  for_short_tasks(team, tasks, threads, watch, [&](int64_t task) noexcept {
     constexpr int64_t kRows = 256;
-    const int64_t from = task * kColumns, columns = std::min(kColumns, width - from);
+    const int64_t from = task * share, columns = std::min(share, width - from);
     const float* here[kRows];
     for (int64_t i = 0; i < static_cast<int64_t>(rows.size()); i += kRows) {
       const int64_t count = std::min(kRows, static_cast<int64_t>(rows.size()) - i);

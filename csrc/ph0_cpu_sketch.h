@@ -4,21 +4,20 @@
 // Every part of a summary is a function of the set of values alone, whatever order or grouping they
 // came in:
 //   grid   cells [c 2^e, (c + 1) 2^e) for `cells` consecutive c from base on; e is the least
-//   integer that is
-//          not below the exponent of the last bit of the largest magnitude and for which all values
-//          lie in `cells` cells; base is the cell of the least value. Both follow from the least
-//          and the greatest value, and e only grows as they move apart, so finer cells are always
-//          unions into coarser ones.
-//   low, high [cells]   least and greatest value of each cell with its text, as one integer: the
-//   float's
-//          bits in an order that integers have, then the text (in `high` its complement, so that
-//          the smaller text wins a tie in both). Merging cells is MIN and MAX.
+//          integer that is not below the exponent of the last bit of the largest magnitude and
+//          for which all values lie in `cells` cells; base is the cell of the least value. Both
+//          follow from the least and the greatest value, and e only grows as they move apart, so
+//          finer cells are always unions into coarser ones.
+//   low, high [cells]   least and greatest value of each cell with its text, as one integer:
+//          the float's bits in an order that integers have, then the text (in `high` its
+//          complement, so that the smaller text wins a tie in both). Merging cells is MIN and MAX.
 //   sums   integers in base 2^32, digit k of a sum counting 2^(32 (first + k) - 320); exact.
 // Values are finite; -0 counts as +0. Texts are numbered 0 .. 2^32 - 1.
 #pragma once
 
 #include <cstdint>
 
+#include "ph0_cpu_threads.h"
 #include "ph0_cpu_watch.h"
 
 namespace ph0 {
@@ -89,9 +88,10 @@ void sums_deviations(const int64_t* sums, const int64_t* squares, const int64_t*
                      int64_t rows, double* out, int threads, Watch& watch);
 
 // Over the first lengths[b] tokens of each text of tokens [B, T, width]: what is in sums, squares,
-// least and greatest [width] goes on. Added text by text, token by token.
+// least and greatest [width] goes on. Added text by text, token by token, on the threads of `team`
+// (null: its own).
 void token_sums(const float* tokens, int64_t text_stride, int64_t token_stride,
                 const int64_t* lengths, int64_t B, int64_t width, double* sums, double* squares,
-                float* least, float* greatest, int threads, Watch& watch);
+                float* least, float* greatest, int threads, Team team, Watch& watch);
 
 }  // namespace ph0

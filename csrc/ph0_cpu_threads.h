@@ -88,6 +88,37 @@ void for_tasks(int64_t tasks, int threads, int64_t grain, Watch& watch, const Wo
   if (failure) std::rethrow_exception(failure);
 }
 
+// Runs body(data) on up to so many threads of a pool, the calling one among them, and returns when
+// all have: the signature of GOMP_parallel.
+using Team = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+// work(task) for every task in [0, tasks), on `team`'s threads; without a team as for_tasks. For
+// calls of a few milliseconds between those of another library: threads of our own would share
+// their cores with that library's, which spin for a while after each call. Nobody listens
+// meanwhile, and work must not throw.
+template <class Work>
+void for_short_tasks(Team team, int64_t tasks, int threads, Watch& watch, const Work& work) {
+  static_assert(noexcept(work(int64_t{0})), "an exception cannot leave another library's thread");
+  if (team == nullptr || threads <= 1 || tasks <= 1) {
+    for_tasks(tasks, threads, 1, watch, [&](int64_t task, int) { work(task); });
+    return;
+  }
+  struct Turn {
+    const Work* work;
+    int64_t tasks;
+    std::atomic<int64_t> next{0};
+    std::atomic<int> left{0};  // the pool's own barrier is not seen by sanitizers
+  };
+  Turn turn{&work, tasks};
+  const auto body = [](void* data) {
+    Turn& shared = *static_cast<Turn*>(data);
+    for (int64_t task; (task = shared.next.fetch_add(1)) < shared.tasks;) (*shared.work)(task);
+    shared.left.fetch_add(1);
+  };
+  team(body, &turn, static_cast<unsigned>(std::min<int64_t>(threads, tasks)), 0);
+  turn.left.load();
+}
+
 // Enough work per turn that the shared counter costs nothing.
 inline int64_t grain_for(int64_t cost_per_task) {
   return std::max<int64_t>(1, 50000 / (cost_per_task + 1));

@@ -145,5 +145,6 @@ def token_sums(
     least: int,
     greatest: int,
     threads: int,
+    team: int,
     /,
 ) -> None: ...

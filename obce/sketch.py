@@ -14,6 +14,8 @@ or after a crash in the middle.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -53,6 +55,15 @@ def _compiled() -> Any | None:
     from obce import _cpu
 
     return _cpu
+
+
+@functools.cache
+def _team() -> int:
+    """Address of GOMP_parallel, on whose threads torch runs, once torch is imported; 0 where there is none."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value or 0
+    except (AttributeError, OSError, TypeError):
+        return 0
 
 
 def _address(array: NDArray[Any]) -> int:
@@ -661,6 +672,7 @@ class TokenSums:
             _address(self.least),
             _address(self.greatest),
             threads or default_threads(),
+            _team(),
         )
 
     def take(

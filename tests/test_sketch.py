@@ -8,6 +8,7 @@ import obce.sketch
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from obce import sketch
 from obce.corpus import GROUP
 from obce.sketch import GapCells, Moments, Sketch, TokenMoments, TokenSums, _deviations, _means, add_exactly
 
@@ -270,6 +271,23 @@ def test_tokens(compiled: bool, plain: Any) -> None:
         assert (state.least == real.min(axis=0)).all()
         assert (state.greatest == real.max(axis=0)).all()
         assert (state.count == 38).all()
+
+
+@pytest.mark.parametrize("width", [1, 63, 200, 1100])
+def test_sums_over_tokens_are_the_same_on_any_threads(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On torch's threads, on threads of their own, on one: which columns go together decides nothing."""
+    import torch
+
+    tokens = torch.randn(5, 60, width, generator=torch.Generator().manual_seed(width))
+    lengths = np.array([60, 1, 17, 59, 33])
+    found = []
+    for team in (sketch._team(), 0):
+        monkeypatch.setattr(sketch, "_team", lambda team=team: team)
+        for threads in (1, 2, 3, 7):
+            sums = TokenSums(width)
+            sums.add(tokens, lengths, threads)
+            found.append(np.concatenate([sums.sums, sums.squares, sums.least, sums.greatest]).tobytes())
+    assert len(set(found)) == 1
 
 
 def test_rows_are_views_and_arrays_come_back() -> None:
