@@ -7,6 +7,7 @@ JSON or parquet null); one function, `_gather`, strips, drops and counts.
 
 from __future__ import annotations
 
+import copy
 import csv
 import gzip
 import json
@@ -774,6 +775,7 @@ class TokenBatches:
         self.truncated = truncated
         self.max_length = max_length
         self.batch_tokens = batch_tokens
+        self._mine = slice(None)  # of the batches
         self._bounds = [0]
         while (first := self._bounds[-1]) < self.n_texts:
             longest = int(lengths[self._order[first]])
@@ -781,7 +783,13 @@ class TokenBatches:
             self._bounds.append(min(self.n_texts, first + size))
 
     def __len__(self) -> int:
-        return len(self._bounds) - 1
+        return len(range(len(self._bounds) - 1)[self._mine])
+
+    def share(self, rank: int, of: int) -> TokenBatches:
+        """The same batches, of which every `of`-th is given, beginning with number `rank`; `n_texts` counts all."""
+        some = copy.copy(self)
+        some._mine = slice(rank, None, of)
+        return some
 
     def tokens_of_first(self) -> NDArray[np.int64]:
         """int64 [n_texts + 1], tokens in the first texts that batches bring, from none to all."""
@@ -790,7 +798,7 @@ class TokenBatches:
     def __iter__(self) -> Iterator[Batch]:
         import torch
 
-        for first, end in pairwise(self._bounds):
+        for first, end in list(pairwise(self._bounds))[self._mine]:
             indices = self._order[first:end].copy()
             lengths = self._lengths[indices]
             columns = np.arange(lengths[0])  # the first text is the longest

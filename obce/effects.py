@@ -39,6 +39,9 @@ READS = ("head", "cls", "mean", "tokens", "logits")
 
 BAGS, BAG_TEXTS = 100, 20
 
+PARTNER = {"query": "key", "key": "query"}
+"""Kind -> the kind whose neurons its own are multiplied with."""
+
 _ONE_CLASS = "single_label_classification"
 
 
@@ -278,7 +281,6 @@ def weight_scores_each(
 ) -> list[dict[str, dict[str, NDArray[np.float64]]]]:
     """`weight_scores` for each of some spreads (of all texts, of half of them), the weights being read once."""
     body = base_model(model)
-    partner = {"query": "key", "key": "query"}
     # one transfer for all sites
     squares: list[torch.Tensor] = []
     pieces = []  # of each site's writer
@@ -306,8 +308,8 @@ def weight_scores_each(
             each[site.name] = {"magnitude": np.sqrt(total)}
             if given is not None:
                 factor = 1.0 if column is None else np.sqrt(column)
-                if site.kind in partner:
-                    factor = given[f"{site.layer}.{partner[site.kind]}"]
+                if site.kind in PARTNER:
+                    factor = given[f"{site.layer}.{PARTNER[site.kind]}"]
                 each[site.name]["spread"] = given[site.name] * factor
     return found
 

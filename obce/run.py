@@ -382,6 +382,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
 def write_kept(path: Path, kept: Kept) -> None:
     """Writes what is left of a scoring when its texts are gone."""
     arrays: dict[str, NDArray[Any]] = {"digests": kept.digests}
+    arrays |= {f"columns.{name}": column for name, column in kept.columns.items()}
     for half, sketch in zip("ab", kept.halves, strict=True):
         arrays |= {f"{half}.{name}": array for name, array in sketch.arrays().items()}
     for (layer, kind), pair in kept.vectors.items():
@@ -410,7 +411,8 @@ def read_kept(path: Path) -> Kept:
         for layer in layers
         for kind in CLOUD_KINDS
     }
-    return Kept((a, b), vectors, arrays["digests"], meta)
+    columns = {name[8:]: array for name, array in arrays.items() if name.startswith("columns.")}
+    return Kept((a, b), vectors, arrays["digests"], columns, meta)
 
 
 def merge_runs(runs: Sequence[Run], out: Run) -> Scores:

@@ -43,6 +43,7 @@ from obce.device import (
     upload,
 )
 from obce.effects import (
+    PARTNER,
     READS,
     bag_rows,
     bagged_rf,
@@ -719,12 +720,15 @@ class Kept:
         halves: Sketches of all neurons on the two disjoint halves of the texts; texts are positions in the corpus.
         vectors: (layer, kind) -> vectors of some texts of each half, for the clouds of heads and layers.
         digests: uint64 [n], one a text in the order of the corpus, to see whether two corpora share one.
+        columns: float64 [neurons] each: `magnitude` and `reading` (what a neuron's `spread` is, were every standard
+            deviation 1), and the columns of its effects, where they were made.
         meta: As in `Scores`; with `sites` as (layer, kind, width) triples, and `heads`.
     """
 
     halves: tuple[Sketch, Sketch]
     vectors: dict[tuple[int, str], tuple[NDArray[np.float32], NDArray[np.float32]]]
     digests: NDArray[np.uint64]
+    columns: dict[str, NDArray[np.float64]]
     meta: dict[str, Any]
 
 
@@ -1142,6 +1146,10 @@ def score(
     agreement = job.agreement(seed) if precision != "float32" else None
     table, halves = _finish(work, job, on_kept is not None)
     vectors = _bring_clouds(work, job, chosen)
+    effects: dict[str, NDArray[np.float64]] = {}
+    if tokens and effect_texts:
+        means = world.from_first(table.columns.get("token_mean"))
+        effects = _effect_columns(job, world, means, effect_texts, read, given, seed, effect_progress)
     if world.rank != 0:
         return world.from_first(None)  # type: ignore[no-any-return]
     meta: dict[str, Any] = {
@@ -1181,12 +1189,13 @@ def score(
         if on_kept is not None:
             vectors = {at: (to_host(a), to_host(b)) for at, (a, b) in vectors.items()}
     columns = _weight_columns(job, scores)
-    if tokens and effect_texts:
-        columns |= _effect_columns(job, scores, effect_texts, read, given, seed, effect_progress)
+    reading = columns.pop("reading")
+    if effects:
         meta |= {"effect_texts": min(effect_texts, len(corpus)), "read": reading_of(model) if read == "auto" else read}
-    scores = replace(scores, columns={**scores.columns, **columns})
+    scores = replace(scores, columns={**scores.columns, **columns, **effects})
     if on_kept is not None and halves is not None:
-        on_kept(Kept(halves, vectors, corpus.digests(), {**meta, "sites": triples}))
+        plain = {"magnitude": columns["magnitude"], "reading": reading, **effects}
+        on_kept(Kept(halves, vectors, corpus.digests(), plain, {**meta, "sites": triples}))
     return world.from_first(scores)  # type: ignore[no-any-return]
 
 
@@ -1236,35 +1245,39 @@ def _gradient_tokens(model: PreTrainedModel, max_length: int, batch_tokens: int)
 
 def _effect_columns(
     job: _Job,
-    scores: Scores,
+    world: World,
+    token_mean: NDArray[np.float64],
     effect_texts: int,
     read: str,
     labels: NDArray[Any] | None,
     seed: int,
     progress: Callable[[float, float], None] | None,
 ) -> dict[str, NDArray[np.float64]]:
+    """Columns of effects on rank 0, none elsewhere; every rank takes some of the batches."""
     order = job.corpus.order(seed)
     middle = (len(order) + 1) // 2
     first = order[:middle][: (effect_texts + 1) // 2]
     texts = np.concatenate([first, order[middle:][: effect_texts // 2]])
     rows = {site.name: here for here, site in _site_rows(job.sites)}
-    means = {name: scores.columns["token_mean"][here] for name, here in rows.items()}
+    means = {name: token_mean[here] for name, here in rows.items()}
     batches = tokenize(
         job.corpus.entries(texts),
         job.tokenizer,
         max_length=job.max_length,
         batch_tokens=_gradient_tokens(job.model, job.max_length, job.batch_tokens),
-    )
+    ).share(world.rank, world.size)
     parts = {"": slice(None), "_a": slice(None, len(first)), "_b": slice(len(first), None)}
     columns: dict[str, NDArray[np.float64]] = {}
 
     def put(name: str, here: slice, values: NDArray[np.float64]) -> None:
-        columns.setdefault(name, np.full(len(scores), np.nan))[here] = values
+        columns.setdefault(name, np.full(len(token_mean), np.nan))[here] = values
 
     passes = 1 if labels is None else 2
 
     def note(at: int) -> Callable[[float, float], None] | None:
-        return None if progress is None else lambda done, total: progress(at * total + done, passes * total)
+        if progress is None:
+            return None
+        return lambda done, total: progress(at * total + min(total, done * world.size), passes * total)
 
     given: list[tuple[str, dict[str, Any]]] = [("effect", {"read": read, "seed": seed, "progress": note(0)})]
     if labels is not None:
@@ -1272,14 +1285,19 @@ def _effect_columns(
     if job.device is not None:
         for name, settings in given:
             found = resident_effects(job.model, batches, job.sites, means, **settings)
-            for suffix, part in parts.items():
+            if world.size > 1:
+                on_host = to_host(found)
+                world.reduce(on_host, "sum")  # the effects of another rank's texts are 0 here
+                found = upload(on_host, found.device)
+            for suffix, part in parts.items() if world.rank == 0 else ():
                 for column, values in _resident_effect_scores(found[part], name, seed).items():
                     put(column + suffix, slice(None), values)
         return _whole_halves(columns)
     for name, settings in given:
         clouds = effect_clouds(job.model, batches, job.sites, means, **settings)
         for site, cloud in clouds.items():
-            for suffix, part in parts.items():
+            world.reduce(cloud, "sum")
+            for suffix, part in parts.items() if world.rank == 0 else ():
                 magnitude = np.abs(cloud[:, part]).mean(1, dtype=np.float64)
                 if name == "effect":
                     put("effect" + suffix, rows[site], bagged_rf(cloud[:, part], seed=seed, threads=job.threads))
@@ -1306,6 +1324,8 @@ def _resident_effect_scores(values: torch.Tensor, name: str, seed: int) -> dict[
 
 def _whole_halves(columns: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
     """The columns without those of too few texts."""
+    if not columns:
+        return columns
     if np.isnan(columns["effect_b"]).any():  # a half of fewer texts than a bag; the first has no fewer
         for name in ("effect_a", "effect_b"):
             del columns[name]
@@ -1315,16 +1335,19 @@ def _whole_halves(columns: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[
 
 
 def _weight_columns(job: _Job, scores: Scores) -> dict[str, NDArray[np.float64]]:
+    """`magnitude`, `spread` with its halves, and `reading`, as in `Kept.columns`."""
     columns: dict[str, NDArray[np.float64]] = {}
     rows = {site.name: here for here, site in _site_rows(job.sites)}
-    suffixes = _PARTS if "token_std" in scores.columns else ("",)
-    stds = [scores.columns.get("token_std" + suffix) for suffix in suffixes]
-    spreads = [None if std is None else {name: std[here] for name, here in rows.items()} for std in stds]
-    for suffix, of_sites in zip(suffixes, weight_scores_each(job.model, job.sites, spreads), strict=True):
+    stds = {
+        f"spread{suffix}": scores.columns[f"token_std{suffix}"]
+        for suffix in _PARTS
+        if f"token_std{suffix}" in scores.columns
+    } | {"reading": np.ones(len(scores))}
+    each = [{name: std[here] for name, here in rows.items()} for std in stds.values()]
+    for column, of_sites in zip(stds, weight_scores_each(job.model, job.sites, each), strict=True):
         for site, found in of_sites.items():
-            for name, values in found.items():
-                if name == "spread" or not suffix:
-                    columns.setdefault(name + suffix, np.full(len(scores), np.nan))[rows[site]] = values
+            for name, values in (("magnitude", found["magnitude"]), (column, found["spread"])):
+                columns.setdefault(name, np.full(len(scores), np.nan))[rows[site]] = values
     return columns
 
 
@@ -1341,7 +1364,9 @@ def kept_exactly(neurons: int, n_texts: int) -> bool:
 def merge(kept: Sequence[Kept], *, threads: int | None = None) -> Scores:
     """Joins scorings of one model on different texts, as if all texts had been scored in one.
 
-    r_f of a neuron is exact or lies in an interval (`rf_high`), as in a sketch of all texts.
+    r_f of a neuron is exact or lies in an interval (`rf_high`), as in a sketch of all texts. Effects are means over the
+    groups, or over the texts, of all scorings, each about its own means of the tokens; where one has none, or they read
+    different things of the model, there are none.
 
     Args:
         kept: What `score` gave to `on_kept`, at least two. The first half of the joined texts are the first halves of
@@ -1390,6 +1415,12 @@ def merge(kept: Sequence[Kept], *, threads: int | None = None) -> Scores:
         "corpus_hash": joined_hash(one.meta["corpus_hash"] for one in kept),
         "merged": [{name: one.meta[name] for name in ("corpus_source", "corpus_hash", "n_texts")} for one in kept],
     }
+    effects = _joined_effects(kept)
+    if effects:
+        meta["effect_texts"] = sum(one.meta["effect_texts"] for one in kept)
+    else:
+        meta = {name: value for name, value in meta.items() if name not in ("effect_texts", "read")}
+    table.columns |= effects | _joined_weights(first["sites"], kept[0], table.columns)
     scores = table.scores(sites, first["seed"], meta)
     if all(one.vectors for one in kept):
         vectors = {
@@ -1401,6 +1432,44 @@ def merge(kept: Sequence[Kept], *, threads: int | None = None) -> Scores:
         }
         scores = replace(scores, clouds=cloud_scores(vectors, first["heads"], threads=threads))
     return scores
+
+
+def _joined_effects(kept: Sequence[Kept]) -> dict[str, NDArray[np.float64]]:
+    """Columns of effects that all have, as means over their texts in any order."""
+    if len({one.meta.get("read") for one in kept}) > 1:
+        return {}
+    shared = set.intersection(*(set(one.columns) for one in kept)) - {"magnitude", "reading"}
+    found = {}
+    for name in sorted(shared):
+        texts = [one.meta["effect_texts"] for one in kept]
+        if name.endswith(("_a", "_b")):
+            texts = [(n + 1) // 2 if name.endswith("_a") else n // 2 for n in texts]
+        weighted = np.stack([n * one.columns[name] for n, one in zip(texts, kept, strict=True)])
+        found[name] = np.sort(weighted, axis=0).sum(axis=0) / sum(texts)
+    return found
+
+
+def _joined_weights(
+    sites: Sequence[tuple[int, str, int]], kept: Kept, columns: Mapping[str, NDArray[np.float64]]
+) -> dict[str, NDArray[np.float64]]:
+    """`magnitude`, and `spread` of the joined standard deviations `token_std`."""
+    if not {"magnitude", "reading"} <= kept.columns.keys():
+        return {}
+    ends = np.cumsum([width for _, _, width in sites])
+    rows = {
+        (layer, kind): slice(end - width, end) for (layer, kind, width), end in zip(sites, ends.tolist(), strict=True)
+    }
+    found = {"magnitude": kept.columns["magnitude"]}
+    for suffix in _PARTS:
+        std = columns.get(f"token_std{suffix}")
+        if std is None:
+            continue
+        factor = kept.columns["reading"].copy()
+        for (layer, kind), here in rows.items():
+            if kind in PARTNER:
+                factor[here] = std[rows[layer, PARTNER[kind]]]
+        found[f"spread{suffix}"] = std * factor
+    return found
 
 
 def _short(value: object) -> str:

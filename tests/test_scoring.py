@@ -18,7 +18,7 @@ from obce.corpus import Corpus, read_corpus, tokenize
 from obce.effects import bagged_rf, effect_clouds
 from obce.h0 import h0
 from obce.run import Run, _Files, merge_runs, read_kept
-from obce.scores import Scores
+from obce.scores import Scores, rank_correlation
 from obce.scoring import Kept, MemoryStore, ShardProgress, merge, score
 from obce.sites import find_sites
 
@@ -455,6 +455,30 @@ def test_merged_scorings_are_one_scoring_of_all_texts(
     assert other.meta["corpus_hash"] == found.meta["corpus_hash"]
 
 
+def test_merged_scorings_have_effects_and_weights(model: BertModel, tiny_tokenizer: Any, texts: list[str]) -> None:
+    parts = [texts[:120], texts[120:]]
+    kept = [kept_of(model, tiny_tokenizer, part) for part in parts]
+    found, whole = merge(kept), score(model, tiny_tokenizer, texts, **SHARDS)
+    assert set(found.columns) == set(whole.columns) | {"rf_high"}
+    np.testing.assert_array_equal(found.columns["magnitude"], whole.columns["magnitude"])
+    np.testing.assert_allclose(found.columns["spread"], whole.columns["spread"], rtol=1e-9)
+    for suffix in ("_a", "_b"):  # other halves
+        np.testing.assert_allclose(found.columns["spread" + suffix], whole.columns["spread"], rtol=0.5)
+    for name in ("effect", "effect_abs", "effect_a", "effect_abs_b"):
+        mean = sum(len(part) * one.columns[name] for part, one in zip(parts, kept, strict=True)) / 200
+        np.testing.assert_allclose(found.columns[name], mean, rtol=1e-12)
+    assert rank_correlation(found.columns["effect_abs"], whole.columns["effect_abs"]) > 0.95  # other directions
+    assert found.meta["effect_texts"] == 200
+    # of a scoring that has none, none; not of different readings
+    bare = kept_of(model, tiny_tokenizer, parts[1], effect_texts=0)
+    mean_read = kept_of(model, tiny_tokenizer, parts[1], read="mean")
+    for other in (bare, mean_read):
+        joined = merge([kept[0], other])
+        assert not [name for name in joined.columns if name.startswith("effect")]
+        assert not {"effect_texts", "read"} & joined.meta.keys()
+        np.testing.assert_array_equal(joined.columns["spread"], found.columns["spread"])
+
+
 def test_scorings_that_do_not_belong_together(
     model: BertModel, make_bert: Callable[..., BertModel], tiny_tokenizer: Any, texts: list[str]
 ) -> None:
@@ -509,18 +533,33 @@ def free_port() -> int:
 ONE_RANK = """
 import json, sys
 import numpy as np, torch
+from obce import scoring
 from obce.corpus import read_corpus
 from obce.run import Run
 from obce.world import joined
 
 arguments = json.loads(sys.argv[1])
 torch.set_num_threads(1)
+
+batches = []  # of effects, that this rank took
+given = scoring.effect_clouds
+
+def noting(model, mine, *rest, **settings):
+    texts = [batch.indices.tolist() for batch in mine]
+    whole = [batch.indices.tolist() for batch in mine.share(0, 1)]
+    batches.extend(map(whole.index, texts))
+    return given(model, mine, *rest, **settings)
+
+scoring.effect_clouds = noting
 with joined() as world:
     folder = arguments["out"] + "/" + (str(world.rank) if arguments["apart"] else "run")
     scores, _ = Run(folder).score(
-        arguments["model"], read_corpus(arguments["texts"]), exact=arguments["exact"], threads=1, shard_texts=20
+        arguments["model"], read_corpus(arguments["texts"]), exact=arguments["exact"], threads=1, shard_texts=20,
+        batch_tokens=256,
     )
     assert world.size == 2
+    assert len(batches) > 2, batches
+    assert {number % 2 for number in batches} == {world.rank}
     np.save(f"{arguments['out']}/rf-{world.rank}.npy", scores.columns["rf"])
 """
 
@@ -549,7 +588,7 @@ def test_two_processes_find_the_bits_of_one(
     torch.set_num_threads(1)
     try:
         alone = Run(tmp_path / "alone")
-        alone.score(str(tiny_bert_dir), read_corpus(texts), exact=exact_kept, threads=1, **SHARDS)
+        alone.score(str(tiny_bert_dir), read_corpus(texts), exact=exact_kept, threads=1, batch_tokens=256, **SHARDS)
     finally:
         torch.set_num_threads(threads)
     arguments = {
