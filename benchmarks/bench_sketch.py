@@ -3,6 +3,7 @@
     python benchmarks/bench_sketch.py                  # 1,000,000 texts of 10,000 neurons: about 6 minutes on two cores
     python benchmarks/bench_sketch.py --rows           # 221,184 rows of 10,000 values (8.8 GB of memory)
     python benchmarks/bench_sketch.py --minilm         # a trained encoder on real sentences
+    python benchmarks/bench_sketch.py --corpus         # 2,000,000 texts read from a file, beside the same in memory
 
 The stream comes in shards of 1,000 texts and is never held. Its neurons are of five kinds in turn: Gaussian, heavy
 tails, skewed, two clusters with outliers, uniform. At the end every neuron's stream is made again and sorted: a
@@ -15,13 +16,19 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import resource
+import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from obce import corpus as corpus_module
 from obce.bench import facts
 from obce.clouds import CLOUD_SCORES
+from obce.corpus import read_corpus
 from obce.h0 import r_f
 from obce.sketch import Sketch
 
@@ -156,20 +163,64 @@ def trained(out: Path) -> None:
     write(out / "sketch_minilm.csv", [row])
 
 
+def read_in(texts: int, held: bool) -> dict[str, Any]:
+    """Memory of a corpus that is read from a file and put in order; `held` keeps all its texts in memory."""
+    sentences = read_corpus(next((RESULTS.parents[1] / "examples").glob("wikipedia-2500.*"))).texts
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "texts.txt"
+        with path.open("w", encoding="utf-8") as file:
+            for i in range(texts):
+                file.write(f"{sentences[i % len(sentences)]} {i}\n")
+        if held:
+            corpus_module._MEMORY_BYTES = 1 << 40
+        before, begin = resident_mb(), time.perf_counter()
+        corpus = read_corpus(path)
+        read, seconds = resident_mb() - before, time.perf_counter() - begin
+        shards = corpus.shards()
+        if sum(len(shard.texts) for shard in shards) != texts or len(corpus.entries(shards[-1].texts)) != len(
+            shards[-1].texts
+        ):
+            raise AssertionError("the shards do not hold every text")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 - before
+        return {
+            "texts": texts,
+            "file_mb": round(path.stat().st_size / 1e6),
+            "where": "memory" if held else "file",
+            "read_s": f"{seconds:.3g}",
+            "resident_mb": round(read),
+            "peak_mb": round(peak),
+            "hash": corpus.hash,
+        }
+
+
+def corpora(texts: int, out: Path) -> None:
+    rows = []
+    for held in (True, False):  # a process each, whose peak is its own
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            rows.append(facts() | pool.submit(read_in, texts, held).result())
+        print(rows[-1])
+    if rows[0]["hash"] != rows[1]["hash"]:
+        raise AssertionError("the two corpora are not the same")
+    write(out / "corpus.csv", rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=int, default=1_000_000)
+    parser.add_argument("--texts", type=int, default=None, help="default: 1,000,000, of a corpus 2,000,000")
     parser.add_argument("--neurons", type=int, default=10_000)
     parser.add_argument("--rows", action="store_true", help="r_f of 221,184 rows of 10,000 values instead")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--minilm", action="store_true", help="a trained encoder on real sentences instead")
+    parser.add_argument("--corpus", action="store_true", help="reading a large corpus instead")
     options = parser.parse_args()
-    if options.minilm:
+    if options.corpus:
+        corpora(options.texts or 2_000_000, options.out)
+    elif options.minilm:
         trained(options.out)
     elif options.rows:
         in_one_read(221_184, 10_000, options.out)
     else:
-        stream(options.texts, options.neurons, options.out)
+        stream(options.texts or 1_000_000, options.neurons, options.out)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Texts from files, iterables and datasets; their content hash and halves; token batches bucketed by length.
 
-Readers are chains of generators, so a corpus is never in memory twice and reading stops as soon as `limit`
-texts are found. Each reader yields `str | None`, `None` standing for a text the format itself calls absent (a
-JSON or parquet null); one function, `_gather`, strips, drops and counts.
+Readers are chains of generators, so a corpus is never in memory twice, a large one not at all (`FileTexts`), and
+reading stops as soon as `limit` texts are found. Each reader yields `str | None`, `None` standing for a text the format
+itself calls absent (a JSON or parquet null); one function, `_gather`, strips, drops and counts.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ import json
 import operator
 import os
 import re
+import tempfile
+import threading
 import zlib
+from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
-from io import BufferedReader
-from itertools import chain, pairwise
+from io import BufferedReader, FileIO
+from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 
@@ -42,6 +45,8 @@ FORMATS = (".txt", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _Values = Generator[str | None, None, None]
 
 _MAX_LINE_BYTES = 1 << 26  # a longer "line" is a file without lines, and must not fill the memory
+_MEMORY_BYTES = 64 << 20  # characters of a corpus that stays in memory
+_AT_ONCE, _AT_ONCE_BYTES = 1 << 16, 1 << 24  # texts, and their characters, that are looked up together
 _CHUNK = 1024  # texts a call: enough for a fast tokenizer's threads, small beside a corpus
 _DATASET = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?", re.ASCII)
 
@@ -77,7 +82,7 @@ class Corpus:
     """Distinct texts in order of first appearance; `read_corpus` makes one.
 
     Attributes:
-        texts: Distinct, stripped, non-empty texts.
+        texts: Distinct, stripped, non-empty texts; a tuple, or, of a large corpus, `FileTexts`.
         source: What they were read from, for people.
         dropped_empty: Entries left out because nothing but white space was in them.
         dropped_duplicate: Entries left out because the same text came before.
@@ -86,7 +91,7 @@ class Corpus:
         reading: What to call `read_corpus` with to read it again, or None if it was not read from a file or dataset.
     """
 
-    texts: tuple[str, ...]
+    texts: Sequence[str]
     source: str
     dropped_empty: int
     dropped_duplicate: int
@@ -109,6 +114,18 @@ class Corpus:
         for i, text in enumerate(self.texts):
             yield text.encode() if self.pairs is None else text.encode() + b"\xff" + self.pairs[i].encode()
 
+    def _digests(self, size: int, person: bytes = b"", key: bytes = b"") -> NDArray[np.bytes_]:
+        """S[size] [n], BLAKE2b of each text; they sort as the bytes do, since all are as long."""
+        found = np.empty(len(self), f"S{size}")
+        contents = self._contents()
+        for start in range(0, len(self), _CHUNK):
+            some = [
+                blake2b(content, digest_size=size, person=person, key=key).digest()
+                for content in islice(contents, _CHUNK)
+            ]
+            found[start : start + len(some)] = np.frombuffer(b"".join(some), found.dtype)
+        return found
+
     @cached_property
     def hash(self) -> str:
         """Content hash of the set of texts, 32 hex digits, whatever their order or source.
@@ -116,13 +133,13 @@ class Corpus:
         It is the BLAKE2b of the sorted BLAKE2b digests (32 bytes each) of the UTF-8 texts. Digests have one
         length, so different sets of digests are different bytes for the outer hash.
         """
-        digests = sorted(blake2b(content, digest_size=32).digest() for content in self._contents())
-        return blake2b(b"".join(digests), digest_size=16, person=b"obce.corpus").hexdigest()
+        digests = self._digests(32)
+        digests.sort()
+        return blake2b(digests.data, digest_size=16, person=b"obce.corpus").hexdigest()
 
     def digests(self) -> NDArray[np.uint64]:
         """uint64 [n], a digest of each text in the order of `texts`: equal texts have equal ones."""
-        whole = b"".join(blake2b(content, digest_size=8, person=b"obce.text").digest() for content in self._contents())
-        return np.frombuffer(whole, np.uint64)
+        return self._digests(8, b"obce.text").view(np.uint64)
 
     def order(self, seed: int = 0) -> NDArray[np.int64]:
         """Order the texts by their content.
@@ -145,11 +162,7 @@ class Corpus:
             raise ValueError(f"seed is {seed}, expected 0 to 2^64 - 1.")
         if len(self) < MIN_TEXTS:
             raise ValueError(_too_few(len(self), self.source))
-        key = seed.to_bytes(8, "little")
-        digests = [
-            blake2b(content, digest_size=32, key=key, person=b"obce.halves").digest() for content in self._contents()
-        ]
-        return np.array(sorted(range(len(self)), key=digests.__getitem__), dtype=np.int64)
+        return np.argsort(self._digests(32, b"obce.halves", seed.to_bytes(8, "little")), kind="stable")
 
     def halves(self, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Split the texts in two by their content: the two halves of `order`.
@@ -295,31 +308,42 @@ def read_corpus(
 
 
 def _gather(values: Iterator[str | None], label: str, limit: int | None, strict: bool) -> Corpus:
-    texts: dict[str, None] = {}
+    distinct = _Distinct(label)
     empty = duplicate = replaced = 0
-    for index, value in enumerate(values):
-        text = "" if value is None else value.strip()
-        whole = _without_surrogates(text, index, label, strict)
-        mended, text = whole != text, whole
-        if not text:
-            empty += 1
-        elif text in texts:
-            duplicate += 1
-        else:
-            texts[text] = None
-            replaced += mended
-            if len(texts) == limit:
+    entries = enumerate(values)
+    while limit is None or len(distinct) < limit:
+        # never more than may be new, so that nothing is read beyond the last text
+        most = _AT_ONCE if limit is None else min(_AT_ONCE, limit - len(distinct))
+        texts: list[str] = []
+        mended: list[bool] = []
+        n_bytes = read = 0
+        for index, value in islice(entries, most):
+            read += 1
+            given = "" if value is None else value.strip()
+            text = _without_surrogates(given, index, label, strict)
+            if text:
+                texts.append(text)
+                mended.append(text != given)
+                n_bytes += len(text)
+            if n_bytes > _AT_ONCE_BYTES:
                 break
-    if not texts:
+        if not read:
+            break
+        new = distinct.add(texts)
+        empty += read - len(texts)
+        duplicate += len(new) - sum(new)
+        replaced += sum(some and is_new for some, is_new in zip(mended, new, strict=True))
+    found = distinct.texts()
+    if not found:
         raise ValueError(f"source: no text is left in {label}, {empty} empty entries were dropped; give texts.")
-    if len(texts) == 1 and duplicate:
+    if len(found) == 1 and duplicate:
         raise ValueError(
             f"source: all {duplicate + 1} texts of {label} are equal, expected at least {MIN_TEXTS} distinct "
             "ones; give other texts."
         )
-    if len(texts) < MIN_TEXTS:
-        raise ValueError(_too_few(len(texts), label))
-    return Corpus(tuple(texts), label, empty, duplicate, replaced)
+    if len(found) < MIN_TEXTS:
+        raise ValueError(_too_few(len(found), label))
+    return Corpus(found, label, empty, duplicate, replaced)
 
 
 def _too_few(found: int, label: str) -> str:
@@ -347,6 +371,171 @@ def _without_surrogates(text: str, index: int, label: str, strict: bool) -> str:
 def _refuse_column(column: str | None, found: str) -> None:
     if column is not None:
         raise ValueError(f"column is {column!r}, but the source is {found}, which has no columns; leave it out.")
+
+
+# Texts that are not in memory
+
+
+class FileTexts(Sequence[str]):
+    """Texts in a file without a name, read when they are asked for; it goes when nothing refers to it any more.
+
+    Equal to a tuple of the same texts.
+    """
+
+    def __init__(self, file: FileIO, bounds: NDArray[np.int64]) -> None:
+        """The file, and int64 [n + 1], where each text begins and the last one ends, in bytes."""
+        self._file = file
+        self._bounds = bounds
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[str]: ...
+    def __getitem__(self, at: int | slice) -> str | Sequence[str]:
+        if isinstance(at, slice):
+            places = range(len(self))[at]
+            if places.step == 1:
+                return FileTexts(self._file, self._bounds[places.start : max(places.start, places.stop) + 1])
+            return tuple(self[i] for i in places)
+        at = range(len(self))[at]
+        return _read_bytes(self._file, int(self._bounds[at]), int(self._bounds[at + 1])).decode()
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), _CHUNK):
+            bounds = self._bounds[start : start + _CHUNK + 1].tolist()
+            block = _read_bytes(self._file, bounds[0], bounds[-1])
+            for begin, end in pairwise(bounds):
+                yield block[begin - bounds[0] : end - bounds[0]].decode()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, tuple | FileTexts):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tuple, (list(self),)
+
+
+def _read_bytes(file: FileIO, begin: int, end: int) -> bytes:
+    parts = []
+    while begin < end:
+        if hasattr(os, "pread"):  # moves nothing that a thread or a forked process shares
+            part = os.pread(file.fileno(), end - begin, begin)
+        else:
+            with _SEEKING:
+                file.seek(begin)
+                part = file.read(end - begin)
+        if not part:
+            raise OSError(f"a temporary file of texts ends at byte {begin}, expected {end} bytes")
+        parts.append(part)
+        begin += len(part)
+    return b"".join(parts)
+
+
+_SEEKING = threading.Lock()
+
+
+class _Distinct:
+    """Distinct texts in order of first appearance: in memory up to `_MEMORY_BYTES` of them, then in a file.
+
+    Of texts in the file a digest of 8 bytes is kept, sorted, with the text's number. Texts with equal digests are
+    read and compared.
+    """
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self._memory: dict[str, None] = {}
+        self._bytes = 0
+        self._file: FileIO | None = None
+        self._digests = np.empty(0, np.uint64)
+        self._numbers = np.empty(0, np.int64)
+        self._bounds = array("q", [0])
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def texts(self) -> Sequence[str]:
+        if self._file is None:
+            return tuple(self._memory)
+        return FileTexts(self._file, np.array(self._bounds, np.int64))
+
+    def add(self, texts: list[str]) -> list[bool]:
+        """Adds some texts; which of them are new."""
+        if self._file is not None:
+            return self._add_to_file(texts)
+        new = []
+        for text in texts:
+            new.append(text not in self._memory)
+            self._memory[text] = None
+            self._bytes += len(text)
+        self._count = len(self._memory)
+        if self._bytes > _MEMORY_BYTES:
+            self._file = _unnamed_file(self.label)
+            held, self._memory, self._count = list(self._memory), {}, 0
+            for start in range(0, len(held), _AT_ONCE):
+                self._add_to_file(held[start : start + _AT_ONCE])
+        return new
+
+    def _add_to_file(self, texts: list[str]) -> list[bool]:
+        contents = [text.encode() for text in texts]
+        digests = _short_digests(contents)
+        first = np.searchsorted(self._digests, digests)
+        last = np.searchsorted(self._digests, digests, side="right")
+        here: dict[int, list[bytes]] = {}  # new ones among these, by digest
+        new = []
+        for content, digest, begin, end in zip(contents, digests.tolist(), first.tolist(), last.tolist(), strict=True):
+            alike = here.setdefault(digest, [])
+            known = content in alike or any(self._content(int(self._numbers[i])) == content for i in range(begin, end))
+            new.append(not known)
+            if not known:
+                alike.append(content)
+        self._write([content for content, is_new in zip(contents, new, strict=True) if is_new])
+        added = digests[new]
+        order = np.argsort(added, kind="stable")
+        at = np.searchsorted(self._digests, added[order], side="right")
+        self._digests = np.insert(self._digests, at, added[order])
+        self._numbers = np.insert(self._numbers, at, self._count + order)
+        self._count += len(added)
+        return new
+
+    def _content(self, number: int) -> bytes:
+        return _read_bytes(cast("FileIO", self._file), self._bounds[number], self._bounds[number + 1])
+
+    def _write(self, contents: list[bytes]) -> None:
+        block = memoryview(b"".join(contents))
+        try:
+            while block:
+                block = block[cast("FileIO", self._file).write(block) :]
+        except OSError as error:
+            raise _no_file(self.label, error) from error
+        for content in contents:
+            self._bounds.append(self._bounds[-1] + len(content))
+
+
+def _short_digests(contents: Sequence[bytes]) -> NDArray[np.uint64]:
+    whole = b"".join(blake2b(content, digest_size=8, person=b"obce.distinct").digest() for content in contents)
+    return np.frombuffer(whole, np.uint64)
+
+
+def _unnamed_file(label: str) -> FileIO:
+    try:
+        return tempfile.TemporaryFile(buffering=0)
+    except OSError as error:
+        raise _no_file(label, error) from error
+
+
+def _no_file(label: str, error: OSError) -> ValueError:
+    return ValueError(
+        f"source: the texts of {label} cannot be put into a temporary file ({error.strerror}), which a corpus of more "
+        f"than {_MEMORY_BYTES >> 20} MB needs; free space there, or name another directory in TMPDIR."
+    )
 
 
 # Where the texts are

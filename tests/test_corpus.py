@@ -10,6 +10,8 @@ import itertools
 import json
 import subprocess
 import sys
+import tempfile
+import tracemalloc
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,10 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from obce import corpus as corpus_module
-from obce.corpus import MIN_TEXTS, Corpus, CorpusNotFoundError, TokenBatches, read_corpus, tokenize
+from obce.corpus import MIN_TEXTS, Corpus, CorpusNotFoundError, FileTexts, TokenBatches, read_corpus, tokenize
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "examples" / "wikipedia-2500.tsv.gz"
@@ -166,6 +168,98 @@ def test_what_was_in_memory_cannot_be_read_again(tmp_path: Path) -> None:
     whole = read_corpus(tmp_path / "a.txt")
     assert read_corpus(whole) is whole
     assert read_corpus(whole, limit=4).reading is None, "the limit is none of the file's"
+
+
+@pytest.fixture
+def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts go into a file almost at once, a few at a time."""
+    monkeypatch.setattr(corpus_module, "_MEMORY_BYTES", 20)
+    monkeypatch.setattr(corpus_module, "_AT_ONCE", 7)
+    monkeypatch.setattr(corpus_module, "_AT_ONCE_BYTES", 40)
+    monkeypatch.setattr(corpus_module, "_CHUNK", 5)
+
+
+@given(
+    entries=st.lists(
+        st.one_of(st.none(), st.text(max_size=12), st.sampled_from(["ab", "c\ud800", "é", ""])), max_size=80
+    ),
+    limit=st.one_of(st.none(), st.integers(4, 40)),
+    alike=st.booleans(),
+)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_corpus_in_a_file_is_the_one_in_memory(
+    entries: list[str | None], limit: int | None, alike: bool, small_memory: None, tmp_path: Path
+) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": entry}) + "\n" for entry in entries), encoding="utf-8")
+
+    def read() -> Corpus | str:
+        try:
+            return read_corpus(path, limit=limit)
+        except ValueError as error:
+            return str(error)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus_module, "_MEMORY_BYTES", 1 << 30)
+        expected = read()
+    with pytest.MonkeyPatch.context() as patch:
+        if alike:  # digests that fall together
+            few = corpus_module._short_digests
+            patch.setattr(corpus_module, "_short_digests", lambda contents: few(contents) & np.uint64(1))
+        found = read()
+    assert found == expected
+    if isinstance(expected, str) or isinstance(found, str):
+        return
+    assert isinstance(expected.texts, tuple)
+    assert hash(found.texts) == hash(expected.texts)
+    assert (found.hash, found.digests().tolist()) == (expected.hash, expected.digests().tolist())
+    assert found.order(3).tolist() == expected.order(3).tolist()
+    assert found.entries([2, 0]) == expected.entries([2, 0])
+    assert [one.texts.tolist() for one in found.shards()] == [one.texts.tolist() for one in expected.shards()]
+    for part in (slice(None), slice(1, 3), slice(3, 1), slice(-2, None), slice(None, None, -2)):
+        assert found.texts[part] == expected.texts[part]
+    assert found.texts[-1] == expected.texts[-1]
+    assert copy.deepcopy(found).texts == expected.texts
+    assert found.texts != expected.texts[1:]
+    with pytest.raises(IndexError):
+        found.texts[len(expected)]
+
+
+def test_a_large_corpus_takes_few_bytes_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    n = 60_000
+    path = tmp_path / "texts.txt"
+    path.write_text(
+        "".join(f"text {i} of many, {'as long as a sentence is ' * 6}\n" for i in range(n)), encoding="utf-8"
+    )
+    monkeypatch.setattr(corpus_module, "_MEMORY_BYTES", 1 << 18)
+    monkeypatch.setattr(corpus_module, "_AT_ONCE", 1 << 10)
+    tracemalloc.start()
+    try:
+        corpus = read_corpus(path)
+        held, read = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        shards = corpus.shards()
+        assert len(corpus.hash) == 32
+        used = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(corpus) == n
+    assert sum(len(shard.texts) for shard in shards) == n
+    assert isinstance(corpus.texts, FileTexts)
+    # where the texts are, while reading their digests and numbers, and while they are put in order 32 bytes more
+    assert held < 12 * n
+    assert read < 60 * n
+    assert used < 100 * n
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_no_room_for_a_large_corpus(small_memory: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda buffering: io.FileIO("/dev/full", "wb"))
+    refused(
+        (f"text {i} of many" for i in range(50)),
+        r"texts of generator in memory cannot be put into a temporary file \(No space left on device\), which a corpus "
+        r"of more than 0 MB needs; free space there, or name another directory in TMPDIR",
+    )
 
 
 def test_limit_counts_distinct_texts_and_stops_reading() -> None:
