@@ -97,9 +97,9 @@ def layernorms(model: PreTrainedModel) -> dict[str, nn.LayerNorm]:
     """
     body = base_model(model)
     layout = layout_of(model)
-    places = {"embeddings": layout.first_norm}
+    places = {} if layout.first_norm is None else {"embeddings": layout.first_norm}
     layers = layers_of(model)
-    if layout.pre_norm and isinstance(layers[0].get_submodule(layout.norms[0]), nn.LayerNorm):
+    if layout.pre_norm and not isinstance(layers[0].get_submodule(layout.norms[0]), nn.Identity):
         places["0.input"] = f"{layout.stack}.0.{layout.norms[0]}"  # of a layer that was not the first
     for layer in range(len(layers)):
         here, there = (f"{layout.stack}.{at}" for at in (layer, layer + 1))
