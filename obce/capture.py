@@ -458,7 +458,8 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
     """
     # module by module, because a model may hold parts frozen in eval mode inside a model in training mode
     flags = [(module, module.training) for model in models for module in model.modules()]
-    configs = [config for model in models if getattr(config := getattr(model, "config", None), "use_cache", False)]
+    configs: list[Any] = [getattr(model, "config", None) for model in models]
+    configs = [config for config in configs if getattr(config, "use_cache", False)]
     try:
         for model in models:
             model.eval()

@@ -20,6 +20,7 @@ from obce.clouds import CLOUD_KINDS
 from obce.corpus import Corpus, TokenBatches, read_corpus, tokenize
 from obce.heads import HeadExplanation, Standing, as_one, check_cloud, explain_clouds, texts_of
 from obce.removal import Pruned, Replacement
+from obce.scores import place_of_reading
 from obce.sites import SITE_KINDS, Site, base_model, find_sites, layers_of, model_hash
 from obce.splits import BALANCE, Facts, Reason, Recurrence, Split, balanced_gap, largest_gap, recurrence, screen
 
@@ -86,6 +87,7 @@ class Explanation:
         nearest: The kept neuron of the same site whose outputs correlate most with this one's, and the correlation;
             None without a plan, or where none is kept.
         replaced: What a pruned model has in its place; None without one, or where it was kept.
+        place: Where texts were read, in words; "at [CLS]" above means there.
     """
 
     name: str
@@ -105,12 +107,13 @@ class Explanation:
     fate: str | None
     nearest: tuple[str, float] | None
     replaced: Replacement | None = None
+    place: str = "[CLS]"
 
     @property
     def verdict(self) -> str:
         """One sentence on the split."""
         if self.balanced is None or self.recurs is None:
-            return "constant at [CLS]: no split"
+            return f"constant at {self.place}: no split"
         if not self.recurs.recurs:
             return "no split that recurs"
         return f"a split that recurs{_told(self.reason)}"
@@ -476,8 +479,10 @@ class _Taking:
 
     def _keep(self, key: Any, tensor: torch.Tensor, index: torch.Tensor | None) -> None:
         if key not in self.taken:
-            whole = index is None
-            picked = read_texts(tensor, self.lengths, self.position) if whole else tensor.index_select(-1, index)
+            if index is None:
+                picked = read_texts(tensor, self.lengths, self.position)
+            else:
+                picked = tensor.index_select(-1, index)
             self.taken[key] = picked.to(torch.float32)
 
     def _layer(self, layer: int, key: Any) -> None:
@@ -878,6 +883,7 @@ def _explained(
             fate=None if kept is None else ("kept" if one.index in kept else "removed"),
             nearest=None if kept is None or split.constant else _nearest(correlations[one.name], one, kept),
             replaced=replaced,
+            place=place_of_reading(scores),
         )
 
 
@@ -985,7 +991,7 @@ def _again(
     for one, _ in wanted:
         columns.setdefault(one.site, []).append(one.index)
         place.append(len(columns[one.site]) - 1)
-    taking = _Taking(base_model(model))
+    taking = _Taking(base_model(model), str(scores.meta["position"]))
     for name, indices in columns.items():
         taking.neurons(sites[name], indices)
     answer: list[dict[int, NDArray[np.float32]]] = [{} for _ in wanted]

@@ -710,6 +710,7 @@ class _NarrowDecoderLayer(nn.Module):
     """
 
     parts: tuple[type[ObceLlamaAttention], type[Any], type[Any]]
+    self_attn: Any
 
     def __init__(self, config: Any, widths: LayerWidths, layer: int) -> None:
         nn.Module.__init__(self)

@@ -107,7 +107,7 @@ class Pruned:
         for (layer, place), names in writers.items():
             sites = [self.sites[name] for name in names]
             rows = [site.rows(torch.from_numpy(self.kept[site.name])) for site in sites]
-            if sites[-1].kind in ("key", "value", "intermediate") and sum(map(len, rows)):
+            if sites[-1].kind in ("key", "value", "intermediate") and any(len(some) for some in rows):
                 old, new = self._module(layer, place)
                 if old is None or new is None:
                     return False

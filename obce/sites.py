@@ -298,8 +298,8 @@ class Site:
 
     def grouped(self, columns: torch.Tensor) -> torch.Tensor:
         """What the reader takes in, [..., width x groups], as [..., groups, width]: the columns of each neuron."""
-        split = columns.unflatten(-1, (self.heads, self.groups, -1)).transpose(-2, -3)
-        return split.flatten(-2)
+        split = columns.reshape(*columns.shape[:-1], self.heads, self.groups, -1)
+        return split.transpose(-2, -3).flatten(-2)
 
 
 def matrix(linear: nn.Module) -> torch.Tensor:

@@ -68,7 +68,7 @@ def read_alone(model: Any, inputs: dict[str, torch.Tensor], read: str) -> torch.
     if read == "head":
         pooler = model.bert.pooler
         return torch.tanh(last[0] @ pooler.dense.weight.T + pooler.dense.bias)
-    return {"cls": last[0], "mean": last.mean(0), "tokens": last}[read]
+    return {"cls": last[0], "last": last[-1], "mean": last.mean(0), "tokens": last}[read]
 
 
 class Held:
