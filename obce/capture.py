@@ -442,6 +442,33 @@ def _fetched(taken: Resident, sites: Sequence[Site]) -> Iterator[LayerActivation
         yield LayerActivations(layer, values, taken.columns[layer], tokens, dict(zip(kinds, vectors, strict=True)))
 
 
+def check_padding(model: PreTrainedModel) -> None:
+    """Refuses a decoder's classifier that cannot tell where each of several texts ends.
+
+    Raises:
+        ValueError: Its config names no padding token.
+    """
+    classifies = type(model).__name__.endswith("ForSequenceClassification") and layout_of(model).causal
+    if classifies and model.config.pad_token_id is None:
+        raise ValueError(
+            f"model is a {type(model).__name__} without config.pad_token_id, by which it finds the last token of each "
+            "of several texts: set it to the tokenizer's, or to the id that the head was trained with."
+        )
+
+
+def padded_as_read(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The inputs of a model with a head, with the padding that a decoder's classifier tells the ends of texts by.
+
+    Raises:
+        ValueError: As `check_padding`.
+    """
+    check_padding(model)
+    pad = model.config.pad_token_id
+    if pad is None or not layout_of(model).causal:
+        return inputs
+    return {**inputs, "input_ids": torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], pad)}
+
+
 def cloud_widths(model: PreTrainedModel) -> dict[str, int]:
     """Kind in `CLOUD_KINDS` -> width of the vectors of a text."""
     config: Any = base_model(model).config

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from obce.capture import eval_mode, precise_products, read_texts
+from obce.capture import check_padding, eval_mode, padded_as_read, precise_products, read_texts
 from obce.device import resident, to_host, upload
 from obce.h0 import r_f
 from obce.sites import Site, base_model, layers_of, layout_of, matrix, position_of
@@ -207,15 +207,11 @@ def checked_labels(model: PreTrainedModel, labels: ArrayLike, n_texts: int) -> N
     """
     name, config = type(model).__name__, model.config
     outputs = int(config.num_labels or 0)
-    if layout_of(model).causal and config.pad_token_id is None:
-        raise ValueError(
-            f"labels are given, but the {name} has no config.pad_token_id, by which it finds the last token of each of "
-            "several texts: set it to the tokenizer's, or to the id that the head was trained with."
-        )
     if not any(kind in name for kind in ("SequenceClassification", "NextSentence")):
         raise ValueError(
             f"labels are given, but a {name} takes none of a text: load the model with the head they are for."
         )
+    check_padding(model)
     given = np.asarray(labels)
     if given.shape != (n_texts,):
         raise ValueError(
@@ -463,19 +459,12 @@ def _read(model: PreTrainedModel, inputs: dict[str, torch.Tensor], read: str) ->
     return read_hidden(states, inputs["attention_mask"], read)
 
 
-def _padded_by_config(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inputs with the padding that the model's config names: a decoder's classifier tells by it where texts end."""
-    pad = model.config.pad_token_id
-    if pad is None or not layout_of(model).causal:
-        return inputs
-    return {**inputs, "input_ids": torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], pad)}
-
-
 def _pooled_tokens(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """int64 [b], the token whose state a decoder's classifier takes, by transformers' own rule."""
-    ids, pad = _padded_by_config(model, inputs)["input_ids"], model.config.pad_token_id
-    real = inputs["attention_mask"] if pad is None else (ids != pad).long()
-    return (torch.arange(ids.shape[1], device=ids.device) * real).argmax(-1)
+    pad, real = model.config.pad_token_id, inputs["attention_mask"]
+    if pad is not None:
+        real = (padded_as_read(model, inputs)["input_ids"] != pad).long()
+    return (torch.arange(real.shape[1], device=real.device) * real).argmax(-1)
 
 
 def read_hidden(hidden: torch.Tensor, mask: torch.Tensor, read: str) -> torch.Tensor:
@@ -495,7 +484,7 @@ def _loss(model: PreTrainedModel, inputs: dict[str, torch.Tensor], labels: torch
     """Sum over the texts of the model's own loss."""
     before = model.config.problem_type
     try:
-        loss: torch.Tensor = model(**_padded_by_config(model, inputs), labels=labels).loss
+        loss: torch.Tensor = model(**padded_as_read(model, inputs), labels=labels).loss
     finally:
         model.config.problem_type = before  # the forward pass notes there what it takes the labels for
     return loss * len(labels)
