@@ -31,20 +31,26 @@ _FAMILIES = {
     "obce_distilbert": ("ObceDistilBert", "BertTokenizer"),
     "obce_mpnet": ("ObceMPNet", "MPNetTokenizer"),
     "obce_modernbert": ("ObceModernBert", "PreTrainedTokenizerFast"),
+    "obce_gpt2": ("ObceGPT2", "GPT2Tokenizer"),
+    "obce_llama": ("ObceLlama", "LlamaTokenizer"),
+    "obce_qwen2": ("ObceQwen2", "Qwen2Tokenizer"),
+    "obce_qwen3": ("ObceQwen3", "Qwen2Tokenizer"),
 }
 
-# Auto class -> how our class's name ends; those that transformers maps to a class of the same head.
-_HEADS = {
-    "AutoModel": "Model",
-    "AutoModelForTextEncoding": "Model",
-    "AutoModelForPreTraining": "ForPreTraining",
-    "AutoModelForMaskedLM": "ForMaskedLM",
-    "AutoModelForNextSentencePrediction": "ForNextSentencePrediction",
-    "AutoModelForSequenceClassification": "ForSequenceClassification",
-    "AutoModelForMultipleChoice": "ForMultipleChoice",
-    "AutoModelForTokenClassification": "ForTokenClassification",
-    "AutoModelForQuestionAnswering": "ForQuestionAnswering",
-}
+# Auto class and how our class's name ends; those that transformers maps to a class of the same head.
+_HEADS = (
+    ("AutoModel", "Model"),
+    ("AutoModelForTextEncoding", "Model"),
+    ("AutoModelForPreTraining", "ForPreTraining"),
+    ("AutoModelForMaskedLM", "ForMaskedLM"),
+    ("AutoModelForCausalLM", "ForCausalLM"),
+    ("AutoModelForCausalLM", "LMHeadModel"),
+    ("AutoModelForNextSentencePrediction", "ForNextSentencePrediction"),
+    ("AutoModelForSequenceClassification", "ForSequenceClassification"),
+    ("AutoModelForMultipleChoice", "ForMultipleChoice"),
+    ("AutoModelForTokenClassification", "ForTokenClassification"),
+    ("AutoModelForQuestionAnswering", "ForQuestionAnswering"),
+)
 
 
 def install() -> None:
@@ -153,7 +159,7 @@ def _register(modeling: ModuleType) -> None:
         config_class = getattr(modeling, f"{prefix}Config")
         auto.AutoConfig.register(model_type, config_class, exist_ok=True)
         auto.AutoTokenizer.register(config_class, getattr(auto, tokenizer), exist_ok=True)
-        for name, ending in _HEADS.items():
+        for name, ending in _HEADS:
             if hasattr(modeling, prefix + ending):
                 getattr(auto, name).register(config_class, getattr(modeling, prefix + ending), exist_ok=True)
 

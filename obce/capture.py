@@ -1,4 +1,4 @@
-"""Outputs of every neuron at [CLS], and what it does over all tokens, layer by layer.
+"""Outputs of every neuron at one token of each text ([CLS], of a decoder the last), and what it does over all tokens.
 
 Nothing is copied or patched: forward hooks stand on the Linears of a site inside a context manager and are gone
 when it closes, also after an exception. Each text must arrive exactly once a site; a hook that fires twice
@@ -22,7 +22,7 @@ from obce.clouds import CLOUD_KINDS
 from obce.corpus import Batch, Pack, TokenBatches
 from obce.device import Fetch, TokenSlots, column_sums, resident, take_rows, to_host, upload
 from obce.packing import packing, packs
-from obce.sites import Site, base_model, layers_of, layout_of
+from obce.sites import Site, attention_shape, base_model, layers_of, layout_of, position_of
 from obce.sketch import TokenSums
 
 if TYPE_CHECKING:
@@ -43,13 +43,13 @@ class LayerActivations:
 
     Attributes:
         layer: Layer number, from 0.
-        values: float32 [n_texts, neurons], every Linear's output at [CLS] (before the activation function; of a
-            gated site what its reader takes in), the sites of the layer side by side.
+        values: float32 [n_texts, neurons], every Linear's output at [CLS], or where else texts are read (before the
+            activation function; of a gated site what its reader takes in), the sites of the layer side by side.
         columns: Site kind -> its columns in `values`.
         tokens: Site kind -> sums over all real tokens of all texts of what the site's reader takes in (after the
             activation for `intermediate`, the attention context for `value`), or of the Linear's output where none
-            reads it. Empty when not asked for.
-        clouds: Kind in `CLOUD_KINDS` -> float32 [n_chosen, hidden size], vectors of the chosen texts at [CLS]. Empty
+            reads it. Where several query heads share a value, the mean over these heads. Empty when not asked for.
+        clouds: Kind in `CLOUD_KINDS` -> float32 [n_chosen, width], vectors of the chosen texts at the same place. Empty
             when none were chosen.
     """
 
@@ -71,15 +71,40 @@ class _Stop(Exception):  # noqa: N818  (a signal, not an error)
 
 @dataclass(frozen=True)
 class _Wish:
-    """What is taken beside the outputs: sums over tokens, and vectors of the texts that `chosen` [n_texts] marks."""
+    """Where outputs are taken, one of `obce.sites.POSITIONS`, and what is taken beside them.
+
+    That is sums over tokens, and vectors of the texts that `chosen` [n_texts] marks.
+    """
 
     tokens: bool
     chosen: NDArray[np.bool_]
+    position: str
 
     def vectors(self, batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows of the batch that are chosen, and their places among the chosen."""
         rows = np.flatnonzero(self.chosen[batch.indices])
         return rows, np.cumsum(self.chosen)[batch.indices[rows]] - 1
+
+
+# How errors name the place.
+_AT = {"cls": "at [CLS]", "last": "at the last token", "mean": "as a mean over tokens"}
+
+
+def read_texts(tokens: torch.Tensor, lengths: torch.Tensor, position: str) -> torch.Tensor:
+    """[b, width] of what a module gives for each token, [b, T, width]: at the first, at the last, or their mean.
+
+    Args:
+        tokens: Texts padded on the right.
+        lengths: Integers [b], tokens of each text, on the same device.
+        position: One of `obce.sites.POSITIONS`.
+    """
+    if position == "cls":
+        return tokens[:, 0]
+    if position == "last":
+        return tokens[torch.arange(len(tokens), device=tokens.device), lengths.long() - 1]
+    wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    real = (torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None])[..., None]
+    return torch.where(real, wide, 0).sum(1) / lengths[:, None]
 
 
 class _Observer:
@@ -103,6 +128,7 @@ class _Observer:
         self.batch: Batch | Pack | None = None
         self.places = torch.empty(0)
         self.lengths = np.empty(0, np.int64)
+        self.real = torch.empty(0)  # tokens of each text, on the device
         # what entered the layer, where query and key are called for more than that
         self.entering: torch.Tensor | None = None
 
@@ -116,6 +142,7 @@ class _Observer:
         self.batch = batch
         self.places = torch.from_numpy(batch.indices).to(self.device)
         self.lengths = batch.inputs["attention_mask"].sum(1).numpy()
+        self.real = inputs["attention_mask"].sum(1, dtype=torch.int32)
         return inputs
 
     def _current(self) -> Batch | Pack:
@@ -123,8 +150,11 @@ class _Observer:
             raise RuntimeError("the model ran on a batch that was not announced")
         return self.batch
 
+    def _read(self, tokens: torch.Tensor) -> torch.Tensor:
+        return read_texts(tokens, self.real, self.wish.position).to(torch.float32)
+
     def _take_values(self, site: Site, tokens: torch.Tensor) -> None:
-        self.values[site.layer][self.places, self.columns[site.layer][site.kind]] = tokens[:, 0].to(torch.float32)
+        self.values[site.layer][self.places, self.columns[site.layer][site.kind]] = self._read(tokens)
 
     def _take_tokens(self, site: Site, tokens: torch.Tensor) -> None:
         if self.wish.tokens:
@@ -137,7 +167,7 @@ class _Observer:
             if (layer, kind) not in self.clouds:
                 shape = (int(self.wish.chosen.sum()), tokens.shape[2])
                 self.clouds[layer, kind] = torch.empty(shape, dtype=torch.float32, device=self.device)
-            self.clouds[layer, kind][torch.from_numpy(places)] = tokens[torch.from_numpy(rows), 0].to(torch.float32)
+            self.clouds[layer, kind][torch.from_numpy(places)] = self._read(tokens)[torch.from_numpy(rows)]
 
     def _take_outputs(self, site: Site, output: torch.Tensor) -> None:
         self._take_values(site, output)
@@ -160,7 +190,10 @@ class _Observer:
         def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             if site.gated:
                 self._take_outputs(site, args[0])
-            self._take_tokens(site, args[0])
+            if site.groups == 1:
+                self._take_tokens(site, args[0])
+            elif self.wish.tokens:
+                self._take_tokens(site, site.grouped(args[0]).mean(-2))
             if site.kind == "value":
                 self._take_cloud(site.layer, "context", args[0])
 
@@ -219,9 +252,9 @@ class _Observer:
             if not math.isfinite(float(columns.sum(dtype=torch.float64))):
                 text, neuron = (int(i) for i in torch.nonzero(~torch.isfinite(columns))[0])
                 raise ValueError(
-                    f"model gives {columns[text, neuron].item()} at [CLS] for neuron {site.name}.{neuron} on text "
-                    f"{text}, but every output must be finite: check the weights of '{site.writer}' and of the layers "
-                    "before it for NaN or overflow"
+                    f"model gives {columns[text, neuron].item()} {_AT[self.wish.position]} for neuron "
+                    f"{site.name}.{neuron} on text {text}, but every output must be finite: check the weights of "
+                    f"'{site.writer}' and of the layers before it for NaN or overflow"
                 )
         for site in here if self.wish.tokens else ():
             found = self.tokens[site.name].settle()
@@ -252,7 +285,8 @@ class Resident:
         rows: Layer -> its neurons, columns of `values`.
         columns: Layer -> site kind -> its columns among those of the layer.
         tokens: Sums over all real tokens, of the neurons of `values`; None when not asked for.
-        clouds: (layer, kind in `CLOUD_KINDS`) -> float32 [n_chosen, hidden size]. Empty when none were chosen.
+        clouds: (layer, kind in `CLOUD_KINDS`) -> float32 [n_chosen, width]. Empty when none were chosen.
+        position: Where the outputs were taken, one of `obce.sites.POSITIONS`.
     """
 
     values: torch.Tensor
@@ -262,6 +296,7 @@ class Resident:
     columns: dict[int, dict[str, slice]]
     tokens: TokenSlots | None
     clouds: dict[tuple[int, str], torch.Tensor]
+    position: str = "cls"
 
     def site_of(self, sites: Sequence[Site], at: int) -> tuple[Site, int]:
         """The site of column `at` of `values`, and the neuron's index there."""
@@ -280,7 +315,7 @@ class Resident:
         if found.size:
             site, neuron = self.site_of(sites, int(found[0]))
             raise ValueError(
-                f"model gives NaN or infinity at [CLS] for neuron {site.name}.{neuron} on text "
+                f"model gives NaN or infinity {_AT[self.position]} for neuron {site.name}.{neuron} on text "
                 f"{int(self.texts[bad[found[0]]])}, but every output must be finite: check the weights of "
                 f"'{site.writer}' and of the layers before it for NaN or overflow"
             )
@@ -311,8 +346,7 @@ class _ResidentObserver(_Observer):
         self.rows: dict[int, slice] = {}
         self.order: list[NDArray[np.int64]] = []
         self.first = 0  # row of the batch's first text
-        self.starts: torch.Tensor | None = None  # of the texts in a pack
-        self.real = torch.empty(0)
+        self.starts: torch.Tensor | None = None  # tokens to read in a pack
         super().__init__(sites, n_texts, device, wish)
 
     def _make_buffers(self) -> None:
@@ -334,16 +368,24 @@ class _ResidentObserver(_Observer):
         self.order.append(batch.indices)
         self.batch = batch
         if isinstance(batch, Pack):
-            self.starts = upload(np.cumsum(batch.lengths) - batch.lengths, self.device)
+            ends = np.cumsum(batch.lengths)
+            self.starts = upload(ends - 1 if self.wish.position == "last" else ends - batch.lengths, self.device)
             self.real = torch.full((1,), int(batch.lengths.sum()), dtype=torch.int32, device=self.device)
         else:
             self.starts = None
             self.real = inputs["attention_mask"].sum(1, dtype=torch.int32)
         return inputs
 
+    def _copy(self, tokens: torch.Tensor, out: torch.Tensor) -> None:
+        # packs are of texts that are read at a token
+        if self.starts is not None or self.wish.position == "cls":
+            take_rows(tokens, self.starts, out)
+        else:
+            out.copy_(self._read(tokens))
+
     def _take_values(self, site: Site, tokens: torch.Tensor) -> None:
         rows = slice(self.first, self.first + len(self._current().indices))
-        take_rows(tokens, self.starts, self.values[site.layer][rows, self.columns[site.layer][site.kind]])
+        self._copy(tokens, self.values[site.layer][rows, self.columns[site.layer][site.kind]])
 
     def _take_tokens(self, site: Site, tokens: torch.Tensor) -> None:
         if self.slots is not None:
@@ -358,7 +400,7 @@ class _ResidentObserver(_Observer):
             shape = (self.n_texts, tokens.shape[2])
             self.clouds[layer, kind] = torch.empty(shape, dtype=torch.float32, device=self.device)
         rows = slice(self.first, self.first + len(self._current().indices))
-        take_rows(tokens, self.starts, self.clouds[layer, kind][rows])
+        self._copy(tokens, self.clouds[layer, kind][rows])
 
     def resident(self) -> Resident:
         """What was taken, in all layers."""
@@ -373,7 +415,8 @@ class _ResidentObserver(_Observer):
                     every = self.values[layer][:, columns[kind]] if mine else self.clouds.pop((layer, kind), None)
                     if every is not None:
                         clouds[layer, kind] = every.index_select(0, rows)
-        return Resident(self.whole, texts, places, self.rows, self.columns, self.slots, clouds)
+        wish = self.wish
+        return Resident(self.whole, texts, places, self.rows, self.columns, self.slots, clouds, wish.position)
 
 
 def _fetched(taken: Resident, sites: Sequence[Site]) -> Iterator[LayerActivations]:
@@ -399,18 +442,62 @@ def _fetched(taken: Resident, sites: Sequence[Site]) -> Iterator[LayerActivation
         yield LayerActivations(layer, values, taken.columns[layer], tokens, dict(zip(kinds, vectors, strict=True)))
 
 
+def check_padding(model: PreTrainedModel) -> None:
+    """Refuses a decoder's classifier that cannot tell where each of several texts ends.
+
+    Raises:
+        ValueError: Its config names no padding token.
+    """
+    classifies = type(model).__name__.endswith("ForSequenceClassification") and layout_of(model).causal
+    if classifies and model.config.pad_token_id is None:
+        raise ValueError(
+            f"model is a {type(model).__name__} without config.pad_token_id, by which it finds the last token of each "
+            "of several texts: set it to the tokenizer's, or to the id that the head was trained with."
+        )
+
+
+def padded_as_read(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The inputs of a model with a head, with the padding that a decoder's classifier tells the ends of texts by.
+
+    Raises:
+        ValueError: As `check_padding`.
+    """
+    check_padding(model)
+    pad = model.config.pad_token_id
+    if pad is None or not layout_of(model).causal:
+        return inputs
+    return {**inputs, "input_ids": torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], pad)}
+
+
+def cloud_widths(model: PreTrainedModel) -> dict[str, int]:
+    """Kind in `CLOUD_KINDS` -> width of the vectors of a text."""
+    config: Any = base_model(model).config
+    attention, groups = attention_shape(config)
+    widths = {"query": attention, "context": attention, "hidden": int(config.hidden_size)}
+    return widths | dict.fromkeys(("key", "value"), attention // groups)
+
+
 @contextmanager
 def eval_mode(*models: nn.Module) -> Iterator[None]:
-    """Models in eval mode inside the `with`; every module's own training flag is put back, also after an error."""
+    """Models in eval mode inside the `with`; every module's own training flag is put back, also after an error.
+
+    Nor do they keep keys and values for a next token, which would be looked at by a layer that runs twice.
+    """
     # module by module, because a model may hold parts frozen in eval mode inside a model in training mode
     flags = [(module, module.training) for model in models for module in model.modules()]
+    configs: list[Any] = [getattr(model, "config", None) for model in models]
+    configs = [config for config in configs if getattr(config, "use_cache", False)]
     try:
         for model in models:
             model.eval()
+        for config in configs:
+            config.use_cache = False
         yield
     finally:
         for module, training in flags:
             module.training = training
+        for config in configs:
+            config.use_cache = True
 
 
 @contextmanager
@@ -473,13 +560,15 @@ def capture(
     tokens: bool = True,
     chosen: NDArray[np.bool_] | None = None,
     precision: Precision = "float32",
+    position: str = "auto",
     progress: Progress | None = None,
 ) -> Iterator[LayerActivations]:
-    """Yields each layer's outputs at [CLS], sums over tokens and vectors of chosen texts, layer by layer.
+    """Yields each layer's outputs where texts are read, sums over tokens and vectors of chosen texts, layer by layer.
 
     Args:
         model: The dense model; never changed, its training flags are restored.
-        batches: Tokenised corpus, padded on the right, so that [CLS] is position 0.
+        batches: Tokenised corpus, padded on the right, so that [CLS] is position 0 and the last token is known by the
+            length of a text.
         sites: Sites to watch, as `obce.sites.find_sites` gives them.
         memory: `"model"` runs each batch through the whole model once and holds every layer's outputs
             (4 bytes x neurons x texts). `"layer"` takes all texts through layer 0, then all through layer 1,
@@ -490,19 +579,22 @@ def capture(
         chosen: [n_texts] texts whose vectors are kept for the clouds of heads and layers (default: none).
         precision: Of products of matrices. `"tf32"` means something on CUDA alone; `"bfloat16"` runs under autocast,
             on CUDA with weights that are bfloat16 for the pass. What is captured is float32 always.
+        position: Where outputs are taken: `"cls"` the first token of a text, `"last"` its last one, `"mean"` the mean
+            over its tokens; `"auto"`: see `obce.sites.position_of`.
         progress: Called with (texts done, texts in all); a layer counts as its share of a text.
 
     Raises:
-        ValueError: `memory` or `precision` is unknown, or an output is NaN or infinite (names site, neuron and text).
+        ValueError: `memory`, `precision` or `position` is unknown, or an output is NaN or infinite (names site, neuron
+            and text).
         RuntimeError: A site did not see every text exactly once.
     """
     given = model, batches, sites
     if resident(next(base_model(model).parameters()).device):
-        settings: dict[str, Any] = {"memory": memory, "tokens": tokens, "chosen": chosen}
+        settings: dict[str, Any] = {"memory": memory, "tokens": tokens, "chosen": chosen, "position": position}
         for taken in capture_resident(*given, precision=precision, progress=progress, **settings):
             yield from _fetched(taken, sites)
         return
-    walk, rest = _prepared(*given, memory, tokens, chosen, precision, progress)
+    walk, rest = _prepared(*given, memory, tokens, chosen, precision, position, progress)
     for observer in walk(*rest, _Observer):
         for layer in list(observer.values):
             yield observer.results(layer)
@@ -517,6 +609,7 @@ def capture_resident(
     tokens: bool = True,
     chosen: NDArray[np.bool_] | None = None,
     precision: Precision = "float32",
+    position: str = "auto",
     progress: Progress | None = None,
 ) -> Iterator[Resident]:
     """`capture` without the transfers: all stays where the model is, and the host does not wait for it.
@@ -525,7 +618,7 @@ def capture_resident(
     `Resident`. Where the family allows it, texts run one after another without padding (`obce.packing`), and then up
     to four times `batch_tokens` of them a pass.
     """
-    walk, rest = _prepared(model, batches, sites, memory, tokens, chosen, precision, progress)
+    walk, rest = _prepared(model, batches, sites, memory, tokens, chosen, precision, position, progress)
     for observer in walk(*rest, _ResidentObserver):
         taken = cast("_ResidentObserver", observer).resident()
         if taken.tokens is not None:
@@ -541,6 +634,7 @@ def _prepared(
     tokens: bool,
     chosen: NDArray[np.bool_] | None,
     precision: Precision,
+    position: str,
     progress: Progress | None,
 ) -> tuple[Callable[..., Iterator[_Observer]], tuple[Any, ...]]:
     """How to walk through the model, and what with."""
@@ -551,7 +645,8 @@ def _prepared(
     body = base_model(model)
     device = next(body.parameters()).device
     layers = sorted({site.layer for site in sites})
-    wish = _Wish(tokens, np.zeros(batches.n_texts, bool) if chosen is None else chosen)
+    marked = np.zeros(batches.n_texts, bool) if chosen is None else chosen
+    wish = _Wish(tokens, marked, position_of(model, position))
     walk = _through_model if memory == "model" else _layer_by_layer
     return walk, (body, device, batches, sites, layers, wish, precision, progress or (lambda done, total: None))
 
@@ -642,9 +737,9 @@ def _through_model(
     done = 0
     last = _layer_module(body, next(site for site in sites if site.layer == layers[-1]))
     held: list[torch.Tensor] = []
-    whole = wish.tokens or not _at_cls_alone(last)
+    whole = wish.tokens or wish.position != "cls" or not _at_cls_alone(last)
     with _evaluating(body, precision), observer.watching(body):
-        for batch in _passes(body, batches, watcher):
+        for batch in _passes(body, batches, watcher, wish.position):
             inputs = observer.see(batch)
             if whole or isinstance(batch, Pack):
                 with packing(body, batch):
@@ -659,9 +754,12 @@ def _through_model(
     yield observer
 
 
-def _passes(body: nn.Module, batches: TokenBatches, watcher: type[_Observer]) -> Iterable[Batch | Pack]:
+def _passes(
+    body: nn.Module, batches: TokenBatches, watcher: type[_Observer], position: str = "cls"
+) -> Iterable[Batch | Pack]:
     """What goes through the model at a time."""
-    return (packs(body, batches) if watcher is _ResidentObserver else None) or batches
+    packed = watcher is _ResidentObserver and position != "mean"
+    return (packs(body, batches) if packed else None) or batches
 
 
 def pass_texts(model: PreTrainedModel, batches: TokenBatches, precision: Precision = "float32") -> None:
@@ -700,7 +798,7 @@ def _layer_by_layer(
     watcher: type[_Observer],
 ) -> Iterator[_Observer]:
     with _evaluating(body, precision):
-        held = list(first_inputs(body, _passes(body, batches, watcher), layers[0]))
+        held = list(first_inputs(body, _passes(body, batches, watcher, wish.position), layers[0]))
 
     done = 0.0
     for layer in layers:
@@ -711,7 +809,8 @@ def _layer_by_layer(
         with _evaluating(body, precision), observer.watching(body):
             for i, (batch, hidden, given) in enumerate(held):
                 inputs = observer.see(batch)
-                alone = layer == layers[-1] and not wish.tokens and isinstance(batch, Batch) and _at_cls_alone(block)
+                alone = layer == layers[-1] and not wish.tokens and wish.position == "cls"
+                alone = alone and isinstance(batch, Batch) and _at_cls_alone(block)
                 if alone:
                     observer.see_hidden(layer, _layer_at_cls(block, hidden, inputs["attention_mask"]))
                 else:

@@ -318,9 +318,15 @@ EffectTexts = Annotated[
     int, typer.Option(min=0, help="Texts that effect clouds are made of, by a backward pass; 0: no effect scores.")
 ]
 Read = Annotated[
-    Literal["auto", "head", "cls", "mean", "tokens", "logits"],
+    Literal["auto", "head", "cls", "last", "mean", "tokens", "logits"],
     typer.Option(
         help="What effects are measured at (default: what the head reads; mean pooling where 1_Pooling says so)."
+    ),
+]
+Position = Annotated[
+    Literal["auto", "cls", "last", "mean"],
+    typer.Option(
+        help="Token of a text at which outputs are read (default: [CLS], of a decoder the last), or the mean."
     ),
 ]
 TaskOption = Annotated[
@@ -405,6 +411,7 @@ def score_command(
     read: Read = "auto",
     task: TaskOption = None,
     precision: PrecisionOption = "float32",
+    position: Position = "auto",
     device: Device = "auto",
     keep_sketch: KeepSketch = False,
     seed: Seed = 0,
@@ -412,7 +419,7 @@ def score_command(
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Score every neuron of a BERT: its effect on what is read, r_f of its [CLS] outputs, and the plain controls.
+    """Score every neuron of a model: its effect on what is read, r_f of its outputs at [CLS], and the plain controls.
 
     A command that was stopped goes on where it was. Started by torchrun, its processes share the texts.
     """
@@ -450,6 +457,7 @@ def score_command(
                 labels=labels,
                 effect_progress=effect_progress,
                 precision=precision,
+                position=position,
             )
         if world.rank == 0:
             _show_scores(
@@ -606,7 +614,7 @@ def plan_command(
 ) -> None:
     """Choose the neurons, heads and layers that stay, by levels or a budget, and predict the size exactly."""
     from obce.corpus import read_corpus
-    from obce.plan import DEFAULT_UNITS, plan
+    from obce.plan import plan
     from obce.report import summary_tables
     from obce.run import Run
 
@@ -619,7 +627,7 @@ def plan_command(
         "score": score,
         "floor": floor,
         "seed": random_seed,
-        "units": tuple(units or DEFAULT_UNITS),
+        "units": tuple(units) if units else None,
         "head_score": head_score,
         "drop_layers": drop_layers,
         "multiple": multiple,
@@ -982,7 +990,7 @@ def run_command(
     With neither --keep nor --preset the levels are those of obce-2023.
     """
     from obce.corpus import read_corpus
-    from obce.plan import DEFAULT_UNITS, check_request, plan
+    from obce.plan import check_request, plan
     from obce.report import summary_tables
     from obce.run import Run
 
@@ -1018,7 +1026,7 @@ def run_command(
     curves = None
     if shares == "measured":
         with _step("measuring what each site can spare", "layers") as spared:
-            curves = run.sensitivity(score=score, units=DEFAULT_UNITS, corpus=texts, device=device, progress=spared)
+            curves = run.sensitivity(score=score, corpus=texts, device=device, progress=spared)
     made = plan(scores, **wanted, sensitivity=curves)
     run.make_plan(made)
     with _step("pruning", "layers") as layer_progress:

@@ -156,9 +156,17 @@ def points_of(vectors: NDArray[np.float32], heads: int, head: int) -> NDArray[np
     return np.ascontiguousarray(vectors if head < 0 else vectors[:, head * size : (head + 1) * size])
 
 
+def parts_of(kind: str, heads: int, groups: int = 1) -> int:
+    """Clouds of a kind in a layer: its heads, of which `groups` of the query share one of key and value; or 1."""
+    if kind == "hidden":
+        return 1
+    return heads // groups if kind in ("key", "value") else heads
+
+
 def cloud_scores(
     vectors: Mapping[tuple[int, str], tuple[NDArray[np.float32] | torch.Tensor, NDArray[np.float32] | torch.Tensor]],
     heads: int,
+    groups: int = 1,
     *,
     threads: int | None = None,
 ) -> Clouds:
@@ -166,19 +174,21 @@ def cloud_scores(
 
     Args:
         vectors: (layer, kind of `CLOUD_KINDS`) -> vectors of the texts of each half, float32 [n_a, width] and
-            [n_b, width], at least 2 each. Every kind but `hidden` is cut into `heads` equal parts. Tensors are scored
-            where they lie, all clouds of a shape at a time.
-        heads: Heads a layer.
+            [n_b, width], at least 2 each. Every kind but `hidden` is cut into equal parts, its heads. Tensors are
+            scored where they lie, all clouds of a shape at a time.
+        heads: Heads of query, and of the context, a layer.
+        groups: How many of them share a head of key and value.
         threads: Default as `obce.h0`.
     """
     order = sorted(vectors, key=lambda at: (at[0], CLOUD_KINDS.index(at[1])))
     tensors = any(not isinstance(part, np.ndarray) for pair in vectors.values() for part in pair)
-    answers = _by_shape(vectors, order, heads) if tensors else {}
+    parts_by = {at: parts_of(at[1], heads, groups) for at in order}
+    answers = _by_shape(vectors, parts_by) if tensors else {}
     rows: dict[str, list[NDArray[Any]]] = {}
     n = 0
     for layer, kind in order:
         a, b = vectors[layer, kind]
-        parts = 1 if kind == "hidden" else heads
+        parts = parts_by[layer, kind]
         n = len(a) + len(b)
         constant, found = answers[layer, kind] if tensors else _of_arrays(a, b, parts, threads)  # type: ignore[arg-type]
         facts: dict[str, NDArray[Any]] = {
@@ -213,18 +223,17 @@ def _of_arrays(a: NDArray[np.float32], b: NDArray[np.float32], parts: int, threa
 
 
 def _by_shape(
-    vectors: Mapping[tuple[int, str], tuple[Any, Any]], order: Sequence[tuple[int, str]], heads: int
+    vectors: Mapping[tuple[int, str], tuple[Any, Any]], parts_by: Mapping[tuple[int, str], int]
 ) -> dict[tuple[int, str], _Answers]:
-    """All clouds of heads in one call, all layers in another; fetched when both are done."""
+    """All clouds of heads of a shape in one call, all layers in another; fetched when all are done."""
     import torch
 
     device = next(part.device for pair in vectors.values() for part in pair if isinstance(part, torch.Tensor))
     under_way = []
-    for alone in (False, True):
-        some = [at for at in order if (at[1] == "hidden") == alone]
-        if not some:
-            continue
-        parts = 1 if alone else heads
+    shapes = {at: (at[1] == "hidden", parts, vectors[at][0].shape[1]) for at, parts in parts_by.items()}
+    for shape in sorted(set(shapes.values())):
+        some = [at for at in parts_by if shapes[at] == shape]
+        parts = shape[1]
         halves = [[torch.as_tensor(vectors[at][half]).to(device) for at in some] for half in (0, 1)]
         whole = torch.stack([torch.cat(pair) for pair in zip(*halves, strict=True)])  # [sites, n, width]
         clouds = whole.view(*whole.shape[:2], parts, -1).transpose(1, 2).flatten(0, 1).contiguous()

@@ -1,4 +1,4 @@
-"""Configurations of encoders whose layers have unequal widths.
+"""Configurations of encoders and decoders whose layers have unequal widths.
 
 This file is copied into checkpoints: it imports nothing of obce. Annotations are evaluated, not deferred by
 `from __future__ import annotations`, because `@strict` checks values against them.
@@ -11,8 +11,12 @@ from transformers.models.bert.configuration_bert import BertConfig
 from transformers.models.deberta_v2.configuration_deberta_v2 import DebertaV2Config
 from transformers.models.distilbert.configuration_distilbert import DistilBertConfig
 from transformers.models.electra.configuration_electra import ElectraConfig
+from transformers.models.gpt2.configuration_gpt2 import GPT2Config
+from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.modernbert.configuration_modernbert import ModernBertConfig
 from transformers.models.mpnet.configuration_mpnet import MPNetConfig
+from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
+from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 from transformers.models.roberta.configuration_roberta import RobertaConfig
 from transformers.models.xlm_roberta.configuration_xlm_roberta import XLMRobertaConfig
 
@@ -21,7 +25,8 @@ class LayerWidths(NamedTuple):
     """Neurons that one layer keeps.
 
     Attributes:
-        query_key: Width of query, and of key; the same number in every head that stays.
+        query_key: Width of query, and of key (less where query heads share one of key); the same number in every head
+            that stays.
         value: Width of value; the same number in every head that stays.
         intermediate: Width of intermediate.
         heads: Heads that stay; with 0 of them query_key and value are 0 too.
@@ -81,6 +86,12 @@ class NarrowConfig(_Base):
     query_key_unit: ClassVar[int] = 1
     """Neurons of query, and of key, that go together in a head."""
 
+    whole_query_key: ClassVar[bool] = False
+    """Whether heads stay with all of their query and key."""
+
+    reads_forward: ClassVar[bool] = False
+    """Whether the family is one of decoders; not called `decoder`, which transformers looks for in a config."""
+
     if TYPE_CHECKING:  # of the family
         num_hidden_layers: int
         num_attention_heads: int
@@ -107,29 +118,38 @@ class NarrowConfig(_Base):
         """
         return settings
 
+    stock_family: ClassVar[str | None] = None
+    """Family whose class of transformers holds what `stock` gives, where it is not the model's own."""
+
     def layer_widths(self) -> list[LayerWidths]:
         """Widths of every layer, checked."""
         if getattr(self, "is_decoder", False) or getattr(self, "add_cross_attention", False):
-            raise ValueError(
-                "is_decoder or add_cross_attention is True, expected False: a pruned model is an encoder only."
-            )
+            only = "attends to one text" if self.reads_forward else "is an encoder only"
+            raise ValueError(f"is_decoder or add_cross_attention is True, expected False: a pruned model {only}.")
         heads, hidden, inner = self.num_attention_heads, self.hidden_size, getattr(self, self.inner_size)
-        if hidden % heads:
+        stated = getattr(self, "head_dim", None)
+        if stated is None and hidden % heads:
             raise ValueError(f"hidden_size is {hidden}, expected a multiple of num_attention_heads = {heads}.")
-        dense = LayerWidths(hidden, hidden, inner, heads, hidden, hidden)
+        head = hidden // heads if stated is None else stated
+        shared = getattr(self, "num_key_value_heads", None) or heads
+        if heads % shared:
+            raise ValueError(f"num_key_value_heads is {shared}, expected a divisor of num_attention_heads = {heads}.")
+        dense = LayerWidths(heads * head, shared * head, inner, heads, hidden, hidden)
         if not self.is_heterogeneous:
             return [dense] * self.num_hidden_layers
         found = []
         for layer, entry in enumerate(self.per_layer_config):
             kept: list[Any] = [getattr(entry, key, None) for key in _KEYS]
             left = kept[_KEYS.index("kept_heads")]
-            _check_size(layer, "kept_heads", left, 0, heads)
+            least_heads = heads if self.whole_query_key else 0
+            _check_size(layer, "kept_heads", left, least_heads, heads)
             # (least, most, unit) of each key
-            in_heads = (left, left * (hidden // heads), max(1, left))
-            unit = left * self.query_key_unit
-            pairs = (unit, left * (hidden // heads), max(1, unit))
+            of_value = shared if self.whole_query_key else left
+            in_heads = (of_value, of_value * head, max(1, of_value))
+            unit = left * (head if self.whole_query_key else self.query_key_unit)
+            pairs = (unit, left * head, max(1, unit))
             rows = (1, hidden, 1)
-            ranges = (pairs, in_heads, (1, inner, 1), (0, heads, 1), rows, rows)
+            ranges = (pairs, in_heads, (1, inner, 1), (least_heads, heads, 1), rows, rows)
             for key, size, (least, most, unit) in zip(_KEYS, kept, ranges, strict=True):
                 _check_size(layer, key, size, least, most, unit)
             found.append(LayerWidths(*kept))
@@ -171,6 +191,50 @@ class ObceElectraConfig(NarrowConfig, ElectraConfig):
     model_type = "obce_electra"
 
     obce: dict[str, Any] | None = None
+
+
+@strict
+class ObceGPT2Config(NarrowConfig, GPT2Config):
+    """Configuration of `ObceGPT2Model` and its heads: see `NarrowConfig`."""
+
+    model_type = "obce_gpt2"
+    inner_size = "n_inner"
+    reads_forward = True
+
+    obce: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """As of the base; the width that GPT-2 means by leaving it out is stated."""
+        if self.n_inner is None:
+            self.n_inner = 4 * self.n_embd
+        super().__post_init__(**kwargs)
+
+
+class _WholeHeadsConfig(NarrowConfig):
+    """Of decoders of Llama's shape: query and key stay whole, and layers may be told one by one what they look at."""
+
+    whole_query_key = True
+    reads_forward = True
+
+    @classmethod
+    def of_layers(cls, settings: dict[str, Any], layers: list[int]) -> dict[str, Any]:
+        """As of the base; what layers look at is stated one by one where the family does."""
+        found = super().of_layers(settings, layers)
+        kinds = settings.get("layer_types")
+        return found if kinds is None else {**found, "layer_types": [kinds[layer] for layer in layers]}
+
+
+@strict
+class ObceLlamaConfig(_WholeHeadsConfig, LlamaConfig):
+    """Configuration of `ObceLlamaModel` and its heads: see `NarrowConfig`."""
+
+    model_type = "obce_llama"
+
+    obce: dict[str, Any] | None = None
+
+    def stock(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """As of the base; with biases, which the Linears that write the residual stream have here."""
+        return {**settings, "attention_bias": True, "mlp_bias": True}
 
 
 @strict
@@ -224,6 +288,35 @@ class ObceMPNetConfig(NarrowConfig, MPNetConfig):
 
 
 @strict
+class ObceQwen2Config(_WholeHeadsConfig, Qwen2Config):
+    """Configuration of `ObceQwen2Model` and its heads: see `NarrowConfig`."""
+
+    model_type = "obce_qwen2"
+    stock_family = "llama"
+
+    obce: dict[str, Any] | None = None
+
+    def stock(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """As a Llama, which is a Qwen2 whose every Linear may have a bias."""
+        of_qwen2 = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
+        plain = {name: value for name, value in settings.items() if name not in of_qwen2}
+        return {**plain, "attention_bias": True, "mlp_bias": True}
+
+
+@strict
+class ObceQwen3Config(_WholeHeadsConfig, Qwen3Config):
+    """Configuration of `ObceQwen3Model` and its heads: see `NarrowConfig`."""
+
+    model_type = "obce_qwen3"
+
+    obce: dict[str, Any] | None = None
+
+    def stock(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """As of the base; with biases in attention, as far as the family has room for them."""
+        return {**settings, "attention_bias": True}
+
+
+@strict
 class ObceRobertaConfig(NarrowConfig, RobertaConfig):
     """Configuration of `ObceRobertaModel` and its heads: see `NarrowConfig`."""
 
@@ -268,8 +361,12 @@ __all__ = [
     "ObceDebertaV2Config",
     "ObceDistilBertConfig",
     "ObceElectraConfig",
+    "ObceGPT2Config",
+    "ObceLlamaConfig",
     "ObceMPNetConfig",
     "ObceModernBertConfig",
+    "ObceQwen2Config",
+    "ObceQwen3Config",
     "ObceRobertaConfig",
     "ObceXLMRobertaConfig",
 ]

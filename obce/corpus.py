@@ -1034,8 +1034,9 @@ def tokenize(
 
     Args:
         texts: A corpus, or a sequence of strings, or of pairs of strings, taken as they are.
-        tokenizer: A tokenizer of transformers, fast or slow, with a padding token. Its own padding side plays
-            no part: batches are padded on the right.
+        tokenizer: A tokenizer of transformers, fast or slow. Its own padding side plays no part: batches are padded
+            on the right. Where it has no padding token, as many of decoders, its end-of-text token or 0 fills the
+            places that the attention mask covers.
         max_length: Most tokens a text may have, special tokens included; longer texts are cut by the
             tokenizer, which keeps the special tokens, and counted.
         batch_size: Texts a batch.
@@ -1048,20 +1049,14 @@ def tokenize(
     Raises:
         TypeError: An argument is of the wrong type, or an entry of `texts` is neither a string nor a pair of them
             as the others are.
-        ValueError: There is no text, a text gives no token, the tokenizer has no padding token, `max_length`
-            leaves no room beside the special tokens or is above the tokenizer's own, or `batch_size` or
-            `batch_tokens` is below 1.
+        ValueError: There is no text, a text gives no token, `max_length` leaves no room beside the special tokens or is
+            above the tokenizer's own, or `batch_size` or `batch_tokens` is below 1.
     """
     entries = _entries(texts)
     if not callable(tokenizer) or not hasattr(tokenizer, "num_special_tokens_to_add"):
         raise TypeError(
             f"tokenizer is {_a(tokenizer)}, expected a tokenizer of transformers; make one with "
             "AutoTokenizer.from_pretrained(...)."
-        )
-    if tokenizer.pad_token_id is None:
-        raise ValueError(
-            f"tokenizer: {_kind(tokenizer)} has no padding token, expected one to fill batches; set "
-            "tokenizer.pad_token."
         )
     max_length = _integer("max_length", max_length)
     least = tokenizer.num_special_tokens_to_add(pair=isinstance(entries[0], tuple)) + 1
@@ -1102,7 +1097,7 @@ def tokenize(
         max_length=max_length,
         batch_size=batch_size,
         batch_tokens=batch_tokens,
-        pad_id=tokenizer.pad_token_id,
+        pad_id=next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0),
         pad_type=getattr(tokenizer, "pad_token_type_id", 0),
     )
 

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from obce.capture import eval_mode, precise_products
+from obce.capture import check_padding, eval_mode, padded_as_read, precise_products, read_texts
 from obce.device import resident, to_host, upload
 from obce.h0 import r_f
-from obce.sites import Site, base_model, layers_of, layout_of
+from obce.sites import Site, base_model, layers_of, layout_of, matrix, position_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from obce.corpus import Batch, TokenBatches
 
-READS = ("head", "cls", "mean", "tokens", "logits")
+READS = ("head", "cls", "last", "mean", "tokens", "logits")
 """What may be read of a model, `"auto"` aside."""
 
 BAGS, BAG_TEXTS = 100, 20
@@ -66,9 +66,9 @@ def effect_clouds(
         sites: Sites to watch.
         means: Site name -> float64 [width], mean over all tokens of what the site's reader takes in, or of the
             Linear's output where none reads it.
-        read: What the directions meet: `"cls"`, the last hidden state at [CLS]; `"mean"`, its mean over the real
-            tokens; `"tokens"`, the last hidden state of every token; `"head"`, what a sequence classifier's last
-            Linear takes in; `"logits"`, what it puts out. `"auto"`: see `reading_of`.
+        read: What the directions meet: `"cls"`, the last hidden state at [CLS]; `"last"`, at the last token; `"mean"`,
+            its mean over the real tokens; `"tokens"`, the last hidden state of every token; `"head"`, what a sequence
+            classifier's last Linear takes in; `"logits"`, what it puts out. `"auto"`: see `reading_of`.
         labels: [n_texts]; then the model's own loss takes the place of the random directions, and `read` has no say.
             Numbers of classes, or of any kind for a head of one output (regression).
         seed: Of the directions; a text's depends on seed and its position alone.
@@ -162,8 +162,8 @@ def reading_of(model: PreTrainedModel) -> str:
     """What is read of a model if nothing else is said.
 
     A sequence classifier's head reads `"head"`; token classifiers, question answerers and language models `"tokens"`;
-    a bare encoder is read at `"cls"`, or as `"mean"` if it was loaded from a directory of sentence-transformers that
-    says so in `1_Pooling`.
+    a bare encoder is read at `"cls"`, a bare decoder at `"last"`, and either as `"mean"` if it was loaded from a
+    directory of sentence-transformers that says so in `1_Pooling`.
 
     Raises:
         ValueError: That file is not readable JSON.
@@ -172,13 +172,13 @@ def reading_of(model: PreTrainedModel) -> str:
     if head_linear(model) is not None and "SequenceClassification" in name:
         return "head"
     if model is base_model(model):
-        return "mean" if _mean_pooled(Path(str(model.config.name_or_path or ""))) else "cls"
+        return "mean" if _mean_pooled(Path(str(model.config.name_or_path or ""))) else position_of(model)
     return "cls" if any(kind in name for kind in ("NextSentence", "MultipleChoice")) else "tokens"
 
 
 def head_linear(model: PreTrainedModel) -> nn.Linear | None:
     """The last Linear of a classifier's head, alone or inside a head of several modules; None where there is none."""
-    classifier = getattr(model, "classifier", None)
+    classifier = getattr(model, "classifier", getattr(model, "score", None))
     found = getattr(classifier, "out_proj", classifier)
     return found if isinstance(found, nn.Linear) else None
 
@@ -214,6 +214,7 @@ def checked_labels(model: PreTrainedModel, labels: ArrayLike, n_texts: int) -> N
         raise ValueError(
             f"labels are given, but a {name} takes none of a text: load the model with the head they are for."
         )
+    check_padding(model)
     given = np.asarray(labels)
     if given.shape != (n_texts,):
         raise ValueError(
@@ -285,17 +286,18 @@ def weight_scores_each(
     squares: list[torch.Tensor] = []
     pieces = []  # of each site's writer
     for site in sites:
-        writer: Any = body.get_submodule(site.writer)
         before = len(squares)
-        for start in site.starts:
-            rows = slice(start, start + site.width)
-            squares.append(_squares(writer.weight[rows], 1))
-            if writer.bias is not None:
-                squares.append(_squares(writer.bias[rows, None], 1))
+        for name in site.writers:
+            writer: Any = body.get_submodule(name)
+            for start in site.starts:
+                rows = slice(start, start + site.width)
+                squares.append(_squares(matrix(writer)[rows], 1))
+                if writer.bias is not None:
+                    squares.append(_squares(writer.bias[rows, None], 1))
         pieces.append(len(squares) - before)
         if site.reader is not None:
-            reader: Any = body.get_submodule(site.reader)
-            squares.append(_squares(reader.weight, 0))
+            columns = _squares(matrix(body.get_submodule(site.reader)), 0)
+            squares.append(columns if site.groups == 1 else site.grouped(columns).sum(0))
     parts = iter(np.split(to_host(torch.cat(squares)), np.cumsum([len(part) for part in squares])[:-1]))
     found: list[dict[str, dict[str, NDArray[np.float64]]]] = [{} for _ in spreads]
     for site, count in zip(sites, pieces, strict=True):
@@ -309,9 +311,21 @@ def weight_scores_each(
             if given is not None:
                 factor = 1.0 if column is None else np.sqrt(column)
                 if site.kind in PARTNER:
-                    factor = given[f"{site.layer}.{PARTNER[site.kind]}"]
+                    factor = _as_wide(given[f"{site.layer}.{PARTNER[site.kind]}"], site)
                 each[site.name]["spread"] = given[site.name] * factor
     return found
+
+
+def _as_wide(partner: NDArray[np.float64], site: Site) -> NDArray[np.float64]:
+    """Deviations of the other half of each pair [width]; for a key that several query heads meet, of all of them."""
+    if len(partner) == site.width:
+        return partner
+    if site.kind == "key":
+        grouped = site.grouped(torch.from_numpy(partner)).numpy()
+        found: NDArray[np.float64] = np.sqrt(np.square(grouped).mean(0))
+        return found
+    heads, groups = site.heads, site.width // len(partner)
+    return np.repeat(partner.reshape(heads // groups, -1), groups, axis=0).reshape(-1)
 
 
 def _squares(weight: torch.Tensor, dim: int) -> torch.Tensor:
@@ -341,7 +355,7 @@ class _Watch:
 
     def __enter__(self) -> _Watch:
         # the weights want no gradient, so something before the first layer has to
-        embeddings = self.body.get_submodule("embeddings")
+        embeddings = self.body.get_submodule(layout_of(self.body).embeddings)
         self.handles.append(embeddings.register_forward_hook(lambda _m, _args, out: out.detach().requires_grad_()))
         if layout_of(self.body).positions:
             for block in layers_of(self.body):
@@ -373,11 +387,16 @@ class _Watch:
 
     def _follow(self, site: Site, activation: torch.Tensor, columns: slice) -> None:
         held, rows = activation.detach()[..., columns], self.rows
+        grouped = site.groups > 1 and site.reader is not None
+        held = site.grouped(held) if grouped else held
 
         def take(gradient: torch.Tensor) -> None:
             # padding has no gradient: no real token looks at it
             own = gradient[..., columns].to(self.wide)
-            effects = (own * (held.to(self.wide) - self.means[site.name])).sum(1)
+            if grouped:
+                effects = (site.grouped(own) * (held.to(self.wide) - self.means[site.name])).sum((1, 2))
+            else:
+                effects = (own * (held.to(self.wide) - self.means[site.name])).sum(1)
             into = self.found[site.name]
             if isinstance(into, torch.Tensor):
                 into.index_add_(0, rows, effects.to(torch.float32))
@@ -422,8 +441,13 @@ def _read(model: PreTrainedModel, inputs: dict[str, torch.Tensor], read: str) ->
         classifier = head_linear(model)
         if classifier is None:
             raise ValueError(
-                f"read is {read!r}, but a {type(model).__name__} has no classifier: read 'cls', 'mean' or 'tokens'."
+                f"read is {read!r}, but a {type(model).__name__} has no classifier: read 'cls', 'last', 'mean' or "
+                "'tokens'."
             )
+        if layout_of(model).causal and "SequenceClassification" in type(model).__name__:
+            hidden = base_model(model)(**inputs).last_hidden_state
+            pooled = hidden[torch.arange(len(hidden), device=hidden.device), _pooled_tokens(model, inputs)]
+            return pooled if read == "head" else classifier(pooled)  # type: ignore[no-any-return]
         taken: list[torch.Tensor] = []
         handle = classifier.register_forward_hook(
             lambda _m, args, out: taken.append(args[0] if read == "head" else out)
@@ -433,14 +457,25 @@ def _read(model: PreTrainedModel, inputs: dict[str, torch.Tensor], read: str) ->
         finally:
             handle.remove()
         return taken[0]
-    hidden: torch.Tensor = base_model(model)(**inputs).last_hidden_state
-    return read_hidden(hidden, inputs["attention_mask"], read)
+    states: torch.Tensor = base_model(model)(**inputs).last_hidden_state
+    return read_hidden(states, inputs["attention_mask"], read)
+
+
+def _pooled_tokens(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """int64 [b], the token whose state a decoder's classifier takes, by transformers' own rule."""
+    pad, real = model.config.pad_token_id, inputs["attention_mask"]
+    if pad is not None:
+        real = (padded_as_read(model, inputs)["input_ids"] != pad).long()
+    return (torch.arange(real.shape[1], device=real.device) * real).argmax(-1)
 
 
 def read_hidden(hidden: torch.Tensor, mask: torch.Tensor, read: str) -> torch.Tensor:
-    """What is read of last hidden states [b, T, hidden] with the mask [b, T]: `"cls"`, `"mean"` or `"tokens"`."""
-    if read == "cls":
-        return hidden[:, 0]
+    """What is read of last hidden states [b, T, hidden] with the mask [b, T] of texts padded on the right.
+
+    `read` is `"cls"`, `"last"`, `"mean"` or `"tokens"`.
+    """
+    if read in ("cls", "last"):
+        return read_texts(hidden, mask.sum(1), read)
     if read == "tokens":
         return hidden
     real = mask.unsqueeze(-1).to(hidden.dtype)
@@ -451,7 +486,7 @@ def _loss(model: PreTrainedModel, inputs: dict[str, torch.Tensor], labels: torch
     """Sum over the texts of the model's own loss."""
     before = model.config.problem_type
     try:
-        loss: torch.Tensor = model(**inputs, labels=labels).loss
+        loss: torch.Tensor = model(**padded_as_read(model, inputs), labels=labels).loss
     finally:
         model.config.problem_type = before  # the forward pass notes there what it takes the labels for
     return loss * len(labels)

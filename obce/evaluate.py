@@ -18,16 +18,16 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from obce.capture import eval_mode
+from obce.capture import eval_mode, read_texts
 from obce.corpus import Batch
 from obce.plan import FLOPS_LENGTH
-from obce.sites import SITE_KINDS, base_model, encoder_of, layers_of, layout_of, usable_positions
+from obce.sites import SITE_KINDS, base_model, encoder_of, layers_of, layout_of, matrix, usable_positions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
-POOLINGS = ("mean", "cls")
+POOLINGS = ("mean", "cls", "last")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,8 @@ def site_parameters(model: PreTrainedModel) -> dict[str, int]:
     layout = layout_of(model)
     for layer in layers_of(model):
         modules: dict[str, Any] = dict(layer.named_modules())
-        for name in dict.fromkeys(layout.writers.values()):
-            kinds = [kind for kind in SITE_KINDS if layout.writers[kind] == name]
+        for name in dict.fromkeys(name for kind in SITE_KINDS for name in layout.linears(kind)):
+            kinds = [kind for kind in SITE_KINDS if name in layout.linears(kind)]
             if name not in modules:
                 continue
             whole = _numel(modules[name])
@@ -103,8 +103,8 @@ def site_parameters(model: PreTrainedModel) -> dict[str, int]:
                 found[kinds[0]] += whole
                 continue
             # of one Linear for several kinds: what a reader takes in is as wide as its kind, the others are alike
-            rows = int(modules[name].out_features)
-            read = {kind: int(modules[reader].in_features) for kind in kinds if (reader := layout.reader(kind))}
+            rows = len(matrix(modules[name]))
+            read = {kind: _inputs(modules[reader]) for kind in kinds if (reader := layout.reader(kind))}
             for kind in kinds:
                 width = read.get(kind, (rows - sum(read.values())) // max(1, len(kinds) - len(read)))
                 found[kind] += whole // rows * width
@@ -175,7 +175,7 @@ def embed(model: PreTrainedModel, batches: Iterable[Batch], *, pooling: str = "m
         model: an encoder with or without a head.
         batches: token batches, for instance from `obce.corpus.tokenize`; their indices cover 0 to n_texts - 1
             once each.
-        pooling: "mean" over the real tokens (attention mask 1), or "cls" for the first token.
+        pooling: "mean" over the real tokens (attention mask 1), "cls" for the first token, or "last" for the last.
 
     Returns:
         float32 `[n_texts, hidden]`, row i for text i, whatever the order of the batches.
@@ -194,11 +194,11 @@ def embed(model: PreTrainedModel, batches: Iterable[Batch], *, pooling: str = "m
         for batch in batches:
             inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
             hidden = body(**inputs).last_hidden_state.float()  # [b, T, hidden]
-            if pooling == "cls":
-                pooled = hidden[:, 0]
-            else:
+            if pooling == "mean":
                 mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)  # [b, T, 1]
                 pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+            else:
+                pooled = read_texts(hidden, inputs["attention_mask"].sum(dim=1), pooling)
             positions.append(np.asarray(batch.indices, dtype=np.int64))
             vectors.append(pooled.cpu().numpy())
     if not positions:
@@ -313,6 +313,11 @@ def _timed_pass(model: torch.nn.Module, inputs: list[dict[str, torch.Tensor]], d
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
+
+
+def _inputs(linear: torch.nn.Module) -> int:
+    """Inputs of a Linear; of one that has none left 0."""
+    return 0 if linear.weight is None else int(matrix(linear).shape[1])
 
 
 def _numel(module: torch.nn.Module) -> int:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from obce.capture import capture, eval_mode, precise_products
+from obce.capture import capture, cloud_widths, eval_mode, precise_products, read_texts
 from obce.clouds import CLOUD_KINDS
 from obce.corpus import Corpus, TokenBatches, read_corpus, tokenize
 from obce.heads import HeadExplanation, Standing, as_one, check_cloud, explain_clouds, texts_of
 from obce.removal import Pruned, Replacement
+from obce.scores import place_of_reading
 from obce.sites import SITE_KINDS, Site, base_model, find_sites, layers_of, model_hash
 from obce.splits import BALANCE, Facts, Reason, Recurrence, Split, balanced_gap, largest_gap, recurrence, screen
 
@@ -86,6 +87,7 @@ class Explanation:
         nearest: The kept neuron of the same site whose outputs correlate most with this one's, and the correlation;
             None without a plan, or where none is kept.
         replaced: What a pruned model has in its place; None without one, or where it was kept.
+        place: Where texts were read, in words; "at [CLS]" above means there.
     """
 
     name: str
@@ -105,12 +107,13 @@ class Explanation:
     fate: str | None
     nearest: tuple[str, float] | None
     replaced: Replacement | None = None
+    place: str = "[CLS]"
 
     @property
     def verdict(self) -> str:
         """One sentence on the split."""
         if self.balanced is None or self.recurs is None:
-            return "constant at [CLS]: no split"
+            return f"constant at {self.place}: no split"
         if not self.recurs.recurs:
             return "no split that recurs"
         return f"a split that recurs{_told(self.reason)}"
@@ -444,7 +447,7 @@ class _Passed:
     """What the texts gave, in the batches of the scoring.
 
     Attributes:
-        outputs: Site -> float32 [n, width], outputs at [CLS] by the position of the text.
+        outputs: Site -> float32 [n, width], outputs at [CLS] (or where else they were scored) by the text's position.
         vectors: (layer, kind of `CLOUD_KINDS`) -> float32 [points, width] of the clouds' texts.
         ids: Token ids of every text, special tokens included.
         cut: bool [n], whether a text lost its end.
@@ -466,19 +469,24 @@ class _Taking:
     The first call of a module counts: in some families query and key are called again, for embeddings of distances.
     """
 
-    def __init__(self, body: PreTrainedModel) -> None:
+    def __init__(self, body: PreTrainedModel, position: str) -> None:
         self.body = body
+        self.position = position
+        self.lengths = torch.empty(0)
         self.layers = layers_of(body)
         self.taken: dict[Any, torch.Tensor] = {}
         self._handles: list[Any] = []
 
     def _keep(self, key: Any, tensor: torch.Tensor, index: torch.Tensor | None) -> None:
         if key not in self.taken:
-            picked = tensor[:, 0] if index is None else tensor.index_select(-1, index)
+            if index is None:
+                picked = read_texts(tensor, self.lengths, self.position)
+            else:
+                picked = tensor.index_select(-1, index)
             self.taken[key] = picked.to(torch.float32)
 
     def _layer(self, layer: int, key: Any) -> None:
-        """Takes what a layer gives, at [CLS]."""
+        """Takes what a layer gives, where texts are read."""
 
         def hook(_module: Any, _args: Any, output: Any) -> None:
             self._keep(key, output[0] if isinstance(output, tuple) else output, None)
@@ -486,7 +494,7 @@ class _Taking:
         self._handles.append(self.layers[layer].register_forward_hook(hook))
 
     def outputs(self, site: Site, key: Any, index: torch.Tensor | None = None) -> None:
-        """Takes what the neurons of a site give: all at [CLS], or some at every token."""
+        """Takes what the neurons of a site give: all where texts are read, or some at every token."""
         if site.gated:
             self._taken_in(site, key, index)
             return
@@ -524,6 +532,7 @@ class _Taking:
         """One forward pass."""
         self.taken.clear()
         device = next(self.body.parameters()).device
+        self.lengths = inputs["attention_mask"].sum(1).to(device)
         self.body(**{name: tensor.to(device) for name, tensor in inputs.items()})
         return {key: tensor.cpu().numpy() for key, tensor in self.taken.items()}
 
@@ -559,10 +568,10 @@ def _passed(
     """
     meta = scores.meta
     points = np.empty(0, np.int64) if points is None else points
-    hidden = int(base_model(model).config.hidden_size)
+    widths = cloud_widths(model)
     found = _Passed(
         {site.name: np.empty((len(corpus), site.width), np.float32) for site in sites},
-        {at: np.empty((len(points), hidden), np.float32) for at in clouds},
+        {at: np.empty((len(points), widths[at[1]]), np.float32) for at in clouds},
         [np.empty(0, np.int64)] * len(corpus),
         np.zeros(len(corpus), bool),
     )
@@ -570,7 +579,8 @@ def _passed(
     place[points] = np.arange(len(points))
     walk = _walk if meta["tokens"] else _walk_at_cls
     done = 0
-    with walk(model, sites, columns or {}, clouds, meta["precision"], place, found) as through:
+    how = meta["precision"], str(meta["position"])
+    with walk(model, sites, columns or {}, clouds, how, place, found) as through:
         for shard in corpus.shards(int(meta["seed"]), int(meta["shard_texts"])):
             batches = tokenize(
                 corpus.entries(shard.texts),
@@ -592,13 +602,14 @@ def _walk(
     sites: Sequence[Site],
     columns: Mapping[str, Sequence[int]],
     clouds: Sequence[tuple[int, str]],
-    precision: Any,
+    how: tuple[Any, str],
     place: NDArray[np.int64],
     found: _Passed,
 ) -> Iterator[_Through]:
     """Passes batches through the whole model; sums over tokens, which a scoring makes, are not made again."""
     every = {site.name: site for site in find_sites(model)}
-    taking = _Taking(base_model(model))
+    precision, position = how
+    taking = _Taking(base_model(model), position)
     for site in sites:
         taking.outputs(site, ("cls", site.name))
     for name, indices in columns.items():
@@ -637,11 +648,12 @@ def _walk_at_cls(
     sites: Sequence[Site],
     _columns: Mapping[str, Sequence[int]],
     clouds: Sequence[tuple[int, str]],
-    precision: Any,
+    how: tuple[Any, str],
     place: NDArray[np.int64],
     found: _Passed,
 ) -> Iterator[_Through]:
     """As a scoring without sums over tokens did, which computed the last layer at [CLS] alone, in other bits."""
+    precision, position = how
     every = find_sites(model)
     of_clouds = [site for site in every if site.layer in {layer for layer, _ in clouds}]
     watched = list({site.name: site for site in [*sites, *of_clouds, every[-1]]}.values())
@@ -649,7 +661,8 @@ def _walk_at_cls(
 
     def through(batches: TokenBatches, texts: NDArray[np.int64]) -> None:
         inside = place[texts] >= 0
-        for layer in capture(model, batches, watched, tokens=False, chosen=inside, precision=precision):
+        settings: dict[str, Any] = {"tokens": False, "precision": precision, "position": position}
+        for layer in capture(model, batches, watched, chosen=inside, **settings):
             for kind, outputs in layer.outputs.items():
                 if (name := f"{layer.layer}.{kind}") in wanted:
                     found.outputs[name][texts] = outputs.T
@@ -870,6 +883,7 @@ def _explained(
             fate=None if kept is None else ("kept" if one.index in kept else "removed"),
             nearest=None if kept is None or split.constant else _nearest(correlations[one.name], one, kept),
             replaced=replaced,
+            place=place_of_reading(scores),
         )
 
 
@@ -977,7 +991,7 @@ def _again(
     for one, _ in wanted:
         columns.setdefault(one.site, []).append(one.index)
         place.append(len(columns[one.site]) - 1)
-    taking = _Taking(base_model(model))
+    taking = _Taking(base_model(model), str(scores.meta["position"]))
     for name, indices in columns.items():
         taking.neurons(sites[name], indices)
     answer: list[dict[int, NDArray[np.float32]]] = [{} for _ in wanted]

@@ -29,7 +29,9 @@ from obce.sites import (
     find_sites,
     layers_of,
     layout_of,
+    matrix,
     quiet_transformers,
+    transposed,
     usable_positions,
 )
 
@@ -260,7 +262,7 @@ def to_dense(model: PreTrainedModel, plan: Plan | None = None) -> PreTrainedMode
     config = _stock_config(model)
     pooling = {"add_pooling_layer": False} if getattr(model, "pooler", model) is None else {}
     with torch.device("meta"):
-        filled: PreTrainedModel = _stock(type(model))(config, **pooling)
+        filled: PreTrainedModel = _stock_class(model)(config, **pooling)
     rows, columns = _places(model, filled, plan)
     body, small = base_model(filled), dict(model.named_modules(remove_duplicate=False))
     inner = dict(base_model(model).named_modules())
@@ -270,7 +272,15 @@ def to_dense(model: PreTrainedModel, plan: Plan | None = None) -> PreTrainedMode
         site = names.get(id(module))
         if site in rows:
             weight, bias = _spread(inner.get(site), module, rows[site], columns.get(site), model.dtype)
-            module.weight, module.bias = nn.Parameter(weight), nn.Parameter(bias)
+            module.weight = nn.Parameter(weight.T.contiguous() if transposed(module) else weight)
+            if module.bias is not None:
+                module.bias = nn.Parameter(bias)
+            elif bool(bias.any()):
+                raise ValueError(
+                    f"model is a {type(model).__name__}, whose {site} has a bias, and that of transformers' "
+                    f"{type(filled).__name__} has none, so it has no dense form; export it in another way, or prune it "
+                    "with repair='none'."
+                )
             continue
         own = small.get(name)
         for key, _ in list(module.named_parameters(recurse=False)):
@@ -288,6 +298,24 @@ def _stock(known: type[Any]) -> Any:
     return next(one for one in known.__mro__ if one.__module__.startswith("transformers.models."))
 
 
+def _stock_class(model: PreTrainedModel) -> Any:
+    """The class of transformers that holds the zero-filled model."""
+    import transformers
+
+    found, config = _stock(type(model)), type(model.config)
+    family = config.stock_family  # type: ignore[attr-defined]
+    if family is None:
+        return found
+    own, other = (one.__name__.removesuffix("Config") for one in (_stock(config), _config_of(family)))
+    return getattr(transformers, other + found.__name__.removeprefix(own))
+
+
+def _config_of(family: str) -> Any:
+    from transformers import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[family]
+
+
 def _stock_config(model: PreTrainedModel) -> Any:
     config: Any = model.config
     settings = config.stock(config.to_dict())
@@ -299,7 +327,8 @@ def _stock_config(model: PreTrainedModel) -> Any:
     attention = config._attn_implementation
     if attention in ("eager", "sdpa"):
         settings["attn_implementation"] = attention
-    return _stock(type(config))(**settings)
+    known = _stock(type(config)) if config.stock_family is None else _config_of(config.stock_family)
+    return known(**settings)
 
 
 def _places(
@@ -319,18 +348,20 @@ def _places(
             kept = linear.kept if isinstance(linear, ObceRows) else torch.arange(site.width)
             rows[site.writer] = torch.arange(0) if kept is None else kept.cpu()
             continue
-        width = {"query": here.query_key, "key": here.query_key}.get(site.kind) if site.kind != "value" else here.value
-        width = here.intermediate if width is None else width
+        of_key = site.groups if site.kind == "key" else 1
+        width = here.query_key // of_key if site.kind in ("query", "key") else here.value
+        width = here.intermediate if site.kind == "intermediate" else width
         if plan is not None:
             places = _planned_places(site, width, plan)
         elif rotary and site.kind in ("query", "key"):
             holder = small.get_submodule(site.writer.rpartition(".")[0])
             places = _turned_places(site, width, here.heads, getattr(holder, "pairs", None))
         else:
-            places = _first_places(site, width, here.heads)
-        rows[site.writer] = torch.cat([rows.get(site.writer, torch.arange(0)), site.rows(places)])
+            places = _first_places(site, width, here.heads // site.groups)
+        for writer in site.writers:
+            rows[writer] = torch.cat([rows.get(writer, torch.arange(0)), site.rows(places)])
         if site.reader is not None:
-            columns[site.reader] = places
+            columns[site.reader] = site.read_by(places)
     if len(widths) != len(layers_of(filled)):
         raise ValueError(f"model has {len(widths)} layers by its config, but {len(layers_of(filled))} of them")
     return rows, columns
@@ -370,14 +401,14 @@ def _spread(
     own: nn.Module | None, module: nn.Module, rows: torch.Tensor, columns: torch.Tensor | None, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight [out, in] and bias [out] of a dense Linear, zero but where the narrow one has numbers."""
-    dense_weight: Any = module.weight
-    weight, bias = torch.zeros(dense_weight.shape, dtype=dtype), torch.zeros(dense_weight.shape[0], dtype=dtype)
+    shape = matrix(module).shape
+    weight, bias = torch.zeros(shape, dtype=dtype), torch.zeros(shape[0], dtype=dtype)
     if own is None:  # of a layer without heads
         return weight, bias
     narrow, stated = getattr(own, "weight", None), getattr(own, "bias", None)
-    if narrow is not None:
+    if own is not None and narrow is not None:
         across = torch.arange(weight.shape[1]) if columns is None else columns
-        weight[rows[:, None], across[None]] = narrow.detach().cpu()
+        weight[rows[:, None], across[None]] = matrix(own).detach().cpu()
     # a Linear that writes the residual stream has the constants of removed rows in its bias
     if stated is not None and len(stated) == len(bias):
         bias.copy_(stated.detach().cpu())
@@ -415,6 +446,8 @@ def onnx(model: PreTrainedModel, folder: str | Path, tokenizer: PreTrainedTokeni
             "imported: pip install 'obce[onnx]'"
         )
     wide = copy.deepcopy(model).to(device="cpu", dtype=torch.float32).eval()  # type: ignore[call-arg]
+    config = copy.deepcopy(wide.config)
+    wide.config.use_cache = False  # a graph takes whole texts
     names = _input_names(wide, tokenizer)
     inputs = example(wide, *_TRIED[0], names)
     outputs = list(_named_answers(wide, inputs))
@@ -439,7 +472,7 @@ def onnx(model: PreTrainedModel, folder: str | Path, tokenizer: PreTrainedTokeni
     found = _tried_in_onnxruntime(path, wide, names, outputs)
     _check_difference(found, wide, names, "ONNX graph")
     with quiet_transformers():
-        wide.config.save_pretrained(folder)
+        config.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     return found

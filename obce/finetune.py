@@ -36,6 +36,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from obce import modeling_obce
+from obce.capture import padded_as_read
 from obce.files import PARTIAL, flush, whole, write_text
 from obce.glue import MAX_LENGTH, Encoded, Task, TaskData, encode, label_order, logits
 from obce.modeling_obce import NarrowModel
@@ -457,7 +458,7 @@ class _Steps(Trainer):
         labels, followed = inputs.pop("labels"), inputs.pop("followed", None)
         narrow = self.settings.precision == "bfloat16"
         with torch.autocast(labels.device.type, torch.bfloat16, enabled=narrow):
-            outputs = model(**inputs).logits
+            outputs = model(**padded_as_read(self.model, inputs)).logits
         outputs = outputs.float()
         loss = _task_loss(outputs, labels)
         if followed is None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from obce.capture import eval_mode
+from obce.capture import eval_mode, padded_as_read
 from obce.corpus import Batch, Corpus, CorpusNotFoundError
 from obce.sites import usable_max_length
 
@@ -803,7 +803,7 @@ def logits(
     with eval_mode(model), torch.no_grad():
         for batch in rows.batches(batch_tokens, only):
             inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-            result[batch.indices] = model(**inputs).logits.float().cpu().numpy()
+            result[batch.indices] = model(**padded_as_read(model, inputs)).logits.float().cpu().numpy()
     return result
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from obce.clouds import CLOUD_SCORES, Clouds, place_of, points_of
+from obce.clouds import CLOUD_KINDS, CLOUD_SCORES, Clouds, parts_of, place_of, points_of
 from obce.h0 import H0, h0
 
 if TYPE_CHECKING:
@@ -206,7 +206,9 @@ def check_cloud(scores: Scores, name: str) -> tuple[int, str, int]:
             f"head is {name!r}, but these scores hold no clouds of heads: score again with cloud_texts above 0."
         )
     clouds = scores.clouds
-    return place_of(name, np.unique(clouds.layer).tolist(), int(clouds.head.max()) + 1)
+    kind = name.split(".")[1] if name.count(".") else ""
+    rows = clouds.kind == CLOUD_KINDS.index(kind) if kind in CLOUD_KINDS[:-1] else np.ones(len(clouds), bool)
+    return place_of(name, np.unique(clouds.layer).tolist(), int(clouds.head[rows].max()) + 1)
 
 
 def sample_clouds(scores: Scores, *, every: Sequence[str] = ("context", "hidden"), best: int = 12) -> list[str]:
@@ -226,7 +228,13 @@ def sample_clouds(scores: Scores, *, every: Sequence[str] = ("context", "hidden"
     total = np.where(np.array(kinds) == "context", clouds.columns["total_persistence"], np.nan)
     ranked = [i for i in np.argsort(-total, kind="stable").tolist() if not np.isnan(total[i])][:best]
     heads = [(int(clouds.layer[i]), int(clouds.head[i])) for i in ranked]
-    more = [f"{layer}.{kind}.{head}" for layer, head in heads for kind in ("query", "key", "value")]
+    groups = int(scores.meta.get("groups", 1))
+    more = [
+        f"{layer}.{kind}.{head if kind == 'query' else head // groups}"
+        for layer, head in heads
+        for kind in ("query", "key", "value")
+    ]
+    more = list(dict.fromkeys(more))
     return found + [name for name in more if name in set(names) and name not in set(found)]
 
 
@@ -253,17 +261,17 @@ def explain_clouds(
         return []
     texts = texts_of(corpus, clouds, int(scores.meta["seed"]))
     stability = {score: clouds.stability(score) for score in CLOUD_SCORES}
-    heads = int(clouds.head.max()) + 1
+    heads, groups = int(clouds.head.max()) + 1, int(scores.meta.get("groups", 1))
     found = []
     for name, (layer, kind, head) in zip(names, places, strict=True):
         row = clouds.row(layer, kind, head)
-        points = points_of(vectors[layer, kind], heads, head)
+        points = points_of(vectors[layer, kind], parts_of(kind, heads, groups), head)
         if points.shape != (clouds.n, clouds.d[row]):
             raise ValueError(
                 f"vectors of {name} have the shape {points.shape}, expected {(clouds.n, int(clouds.d[row]))} as in the "
                 "scores: capture them again on the scored texts."
             )
-        kept, fate = _fate(scores, plan, layer, kind, head, heads)
+        kept, fate = _fate(scores, plan, layer, kind, head, heads, groups)
         constant = bool(clouds.constant[row])
         answer = h0(points, edges=True)
         drawn = None if constant or clouds.n < 3 else answer
@@ -294,16 +302,16 @@ def _standing(clouds: Clouds, score: str, row: int) -> Standing:
 
 
 def _fate(
-    scores: Scores, plan: Plan | None, layer: int, kind: str, head: int, heads: int
+    scores: Scores, plan: Plan | None, layer: int, kind: str, head: int, heads: int, groups: int
 ) -> tuple[tuple[int, int] | None, str | None]:
     if plan is None:
         return None, None
     gone = layer in plan.layers_dropped
     if head < 0:
         return None, "removed" if gone else "kept"
-    site = "value" if kind == "context" else kind
+    site, head = ("value", head // groups) if kind == "context" else (kind, head)
     rows = scores.rows(layer, site)
-    size = (rows.stop - rows.start) // heads
+    size = (rows.stop - rows.start) // parts_of(site, heads, groups)
     indices = () if gone else plan.kept.get(f"{layer}.{site}", range(rows.stop - rows.start))
     kept = sum(head * size <= index < (head + 1) * size for index in indices)
     return (kept, size), "kept" if kept else "removed"

@@ -81,8 +81,10 @@ class LayerNormEffect:
         return ", ".join(found)
 
 
-def layernorms(model: PreTrainedModel) -> dict[str, nn.LayerNorm]:
-    """The LayerNorms of an encoder in the order in which a text meets them; one in a head is none of them.
+def layernorms(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The LayerNorms of a model in the order in which a text meets them; one in a head is none of them.
+
+    The RMSNorms of a family that has these count as such: they divide a token and take nothing off it.
 
     Args:
         model: An encoder, with or without a head, dense or pruned by obce.
@@ -97,9 +99,9 @@ def layernorms(model: PreTrainedModel) -> dict[str, nn.LayerNorm]:
     """
     body = base_model(model)
     layout = layout_of(model)
-    places = {"embeddings": layout.first_norm}
+    places = {} if layout.first_norm is None else {"embeddings": layout.first_norm}
     layers = layers_of(model)
-    if layout.pre_norm and isinstance(layers[0].get_submodule(layout.norms[0]), nn.LayerNorm):
+    if layout.pre_norm and not isinstance(layers[0].get_submodule(layout.norms[0]), nn.Identity):
         places["0.input"] = f"{layout.stack}.0.{layout.norms[0]}"  # of a layer that was not the first
     for layer in range(len(layers)):
         here, there = (f"{layout.stack}.{at}" for at in (layer, layer + 1))
@@ -111,14 +113,28 @@ def layernorms(model: PreTrainedModel) -> dict[str, nn.LayerNorm]:
             places[f"{layer}.{kind}"] = norm
     inside = dict(body.named_modules())
     found = {name: inside.get(place) for name, place in places.items()}
-    absent = [places[name] for name, module in found.items() if not isinstance(module, nn.LayerNorm)]
+    absent = [places[name] for name, module in found.items() if module is None or _epsilon(module) is None]
     if absent:
         raise ValueError(
             f"model: {type(model).__name__} has no LayerNorm at {absent[0]}, expected one after the embeddings, after "
             "attention and after the feed-forward part of every layer; give an encoder of transformers, or one that "
             "obce has pruned."
         )
-    return {name: module for name, module in found.items() if isinstance(module, nn.LayerNorm)}
+    return {name: module for name, module in found.items() if module is not None}
+
+
+def _epsilon(module: nn.Module) -> float | None:
+    """What a LayerNorm, or an RMSNorm of transformers, adds to the mean square; None of another module."""
+    found: float | None = getattr(module, "eps" if isinstance(module, nn.LayerNorm) else "variance_epsilon", None)
+    return found
+
+
+def _taken_off(module: nn.Module, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[tokens] each: what is taken off every token [tokens, hidden], and the mean square of what is left."""
+    if isinstance(module, nn.LayerNorm):
+        return tokens.mean(dim=1), tokens.var(dim=1, correction=0)
+    squares = tokens.square().mean(dim=1)
+    return torch.zeros_like(squares), squares
 
 
 def layernorm_statistics(model: PreTrainedModel, batches: Iterable[Batch]) -> dict[str, tuple[float, float]]:
@@ -142,11 +158,12 @@ def layernorm_statistics(model: PreTrainedModel, batches: Iterable[Batch]) -> di
     sums = {name: torch.zeros(3, dtype=torch.float64, device=device) for name in found}  # tokens, means, deviations
     real = torch.empty(0)
 
-    def watch(name: str) -> Callable[[nn.LayerNorm, tuple[torch.Tensor, ...]], None]:
-        def hook(module: nn.LayerNorm, args: tuple[torch.Tensor, ...]) -> None:
+    def watch(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             tokens = args[0][real].double()  # [real tokens, hidden]
-            deviations = (tokens.var(dim=1, correction=0) + module.eps).sqrt()
-            sums[name] += torch.stack([torch.ones_like(deviations), tokens.mean(dim=1), deviations]).sum(dim=1)
+            means, squares = _taken_off(module, tokens)
+            deviations = (squares + (_epsilon(module) or 0.0)).sqrt()
+            sums[name] += torch.stack([torch.ones_like(deviations), means, deviations]).sum(dim=1)
 
         return hook
 
@@ -318,8 +335,8 @@ class _Dev:
         return headline(self.task, scores), kl
 
 
-def _hook(mode: str, mean: float, std: float) -> Callable[[nn.LayerNorm, tuple[torch.Tensor, ...], torch.Tensor], Any]:
-    def hook(module: nn.LayerNorm, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+def _hook(mode: str, mean: float, std: float) -> Callable[[Any, tuple[torch.Tensor, ...], torch.Tensor], Any]:
+    def hook(module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         # half precision is widened as LayerNorm itself does; the answer has the dtype that LayerNorm's has
         wide = torch.promote_types(args[0].dtype, torch.float32)
         answer = args[0].to(wide)
@@ -327,7 +344,7 @@ def _hook(mode: str, mean: float, std: float) -> Callable[[nn.LayerNorm, tuple[t
             answer = (answer - mean) / std
         if mode != "identity":
             answer = module.weight.to(wide) * answer
-            if module.bias is not None:
+            if getattr(module, "bias", None) is not None:
                 answer = answer + module.bias.to(wide)
         return answer.to(output.dtype)
 

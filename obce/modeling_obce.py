@@ -1,4 +1,4 @@
-"""Encoders whose layers have unequal widths, and their families' heads on them.
+"""Encoders and decoders whose layers have unequal widths, and their families' heads on them.
 
 Parameter names are those of transformers' own classes; layers are numbered as they stand here. What differs from them:
 query and key of a head may be narrower than its value, the intermediate layer has its own width in every layer,
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import initialization
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.bert.modeling_bert import (
     BertAttention,
@@ -72,6 +77,28 @@ from transformers.models.electra.modeling_electra import (
     ElectraForTokenClassification,
     ElectraModel,
 )
+from transformers.models.gpt2.modeling_gpt2 import (
+    GPT2MLP,
+    GPT2Block,
+    GPT2ForQuestionAnswering,
+    GPT2ForSequenceClassification,
+    GPT2ForTokenClassification,
+    GPT2LMHeadModel,
+    GPT2Model,
+)
+from transformers.models.gpt2.modeling_gpt2 import eager_attention_forward as gpt2_eager_attention
+from transformers.models.llama.modeling_llama import (
+    LlamaDecoderLayer,
+    LlamaForCausalLM,
+    LlamaForQuestionAnswering,
+    LlamaForSequenceClassification,
+    LlamaForTokenClassification,
+    LlamaMLP,
+    LlamaModel,
+    LlamaRMSNorm,
+    apply_rotary_pos_emb,
+)
+from transformers.models.llama.modeling_llama import eager_attention_forward as llama_eager_attention
 from transformers.models.modernbert.modeling_modernbert import (
     ModernBertEncoderLayer,
     ModernBertForMaskedLM,
@@ -96,6 +123,26 @@ from transformers.models.mpnet.modeling_mpnet import (
     MPNetModel,
     MPNetOutput,
 )
+from transformers.models.qwen2.modeling_qwen2 import (
+    Qwen2DecoderLayer,
+    Qwen2ForCausalLM,
+    Qwen2ForQuestionAnswering,
+    Qwen2ForSequenceClassification,
+    Qwen2ForTokenClassification,
+    Qwen2MLP,
+    Qwen2Model,
+    Qwen2RMSNorm,
+)
+from transformers.models.qwen3.modeling_qwen3 import (
+    Qwen3DecoderLayer,
+    Qwen3ForCausalLM,
+    Qwen3ForQuestionAnswering,
+    Qwen3ForSequenceClassification,
+    Qwen3ForTokenClassification,
+    Qwen3MLP,
+    Qwen3Model,
+    Qwen3RMSNorm,
+)
 from transformers.models.roberta.modeling_roberta import (
     RobertaForMaskedLM,
     RobertaForMultipleChoice,
@@ -112,6 +159,7 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import (
     XLMRobertaForTokenClassification,
     XLMRobertaModel,
 )
+from transformers.pytorch_utils import Conv1D
 
 from .checkpoint_obce import check_checkpoint
 from .configuration_obce import (
@@ -121,11 +169,18 @@ from .configuration_obce import (
     ObceDebertaV2Config,
     ObceDistilBertConfig,
     ObceElectraConfig,
+    ObceGPT2Config,
+    ObceLlamaConfig,
     ObceModernBertConfig,
     ObceMPNetConfig,
+    ObceQwen2Config,
+    ObceQwen3Config,
     ObceRobertaConfig,
     ObceXLMRobertaConfig,
 )
+
+# Heads of transformers that have the body made by the class of the config.
+_BY_CONFIG = (GenericForQuestionAnswering, GenericForSequenceClassification, GenericForTokenClassification)
 
 _ALIGNMENT = 64  # bytes, of torch's own allocations on the CPU
 
@@ -165,9 +220,18 @@ class ObceRows(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, kept={kept}"
 
 
-def _writer(in_features: int, hidden: int, kept: int) -> nn.Module:
+def _linear(in_features: int, out_features: int) -> nn.Module:
+    return nn.Linear(in_features, out_features)
+
+
+def _conv1d(in_features: int, out_features: int) -> nn.Module:
+    return Conv1D(out_features, in_features)
+
+
+def _writer(in_features: int, hidden: int, kept: int, plain: Callable[[int, int], nn.Module] = _linear) -> nn.Module:
+    """A Linear that writes the residual stream, of the family's own kind (`plain`) where none of its rows went."""
     whole = in_features and kept == hidden
-    return nn.Linear(in_features, hidden) if whole else ObceRows(in_features, hidden, kept)
+    return plain(in_features, hidden) if whole else ObceRows(in_features, hidden, kept)
 
 
 class NarrowAttention(nn.Module):
@@ -183,11 +247,13 @@ class NarrowAttention(nn.Module):
         layer: Number of the layer.
 
     Attributes:
-        dropout_name: Name of the Dropout whose share attention weights lose.
+        dropout_name: Name of the Dropout whose share attention weights lose; None: the config's `attention_dropout`.
+        causal: Whether a token looks at itself and those before it alone.
         eager: Attention without a kernel.
     """
 
-    dropout_name = "dropout"
+    dropout_name: str | None = "dropout"
+    causal = False
     eager: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = staticmethod(eager_attention_forward)
 
     def __init__(
@@ -196,13 +262,16 @@ class NarrowAttention(nn.Module):
         super().__init__()
         self.config: Any = config
         self.num_attention_heads = widths.heads
-        self.scaling = (self.config.hidden_size // self.config.num_attention_heads) ** -0.5
+        size = getattr(self.config, "head_dim", None)
+        size = self.config.hidden_size // self.config.num_attention_heads if size is None else size
+        self.scaling = size**-0.5
         self.names = names
         if widths.heads:
             for name, width in zip(names, (widths.query_key, widths.query_key, widths.value), strict=bool(names)):
                 self.add_module(name, nn.Linear(self.config.hidden_size, width))
-        self.add_module(self.dropout_name, nn.Dropout(dropout))
-        self.is_causal = False
+        if self.dropout_name is not None:
+            self.add_module(self.dropout_name, nn.Dropout(dropout))
+        self.is_causal = self.causal
         self.layer_idx = layer
 
     def heads(self, hidden: torch.Tensor) -> list[torch.Tensor]:
@@ -214,21 +283,27 @@ class NarrowAttention(nn.Module):
         self,
         hidden: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        turn: Callable[[torch.Tensor, torch.Tensor], list[torch.Tensor]] | None = None,
+        turn: Callable[[torch.Tensor, torch.Tensor], Sequence[torch.Tensor]] | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Context [B, T, value width] and, with the eager implementation, attention weights [B, heads, T, T].
 
-        `turn` makes query and key of what they were, by their positions.
+        `turn` makes query and key of what they were, by their positions; `cache` has those of the tokens before.
         """
         shape = hidden.shape[:-1]
         if not self.num_attention_heads:
             eager = self.config._attn_implementation == "eager"
             none = hidden.new_zeros(shape[0], 0, shape[1], shape[1]) if eager else None
+            if cache is not None:  # it counts tokens by what a layer hands to it
+                nothing = hidden.new_zeros(shape[0], 1, shape[1], 1)
+                cache.update(nothing, nothing, self.layer_idx)
             return hidden.new_zeros(*shape, 0), none
         query, key, value = self.heads(hidden)
         if turn is not None:
             query, key = turn(query, key)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         attend: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, self.eager
         )
@@ -238,11 +313,15 @@ class NarrowAttention(nn.Module):
             key,
             value,
             attention_mask,
-            dropout=self.get_submodule(self.dropout_name).p if self.training else 0.0,
+            dropout=self._dropped() if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
         )
         return context.reshape(*shape, -1).contiguous(), weights
+
+    def _dropped(self) -> float:
+        named = None if self.dropout_name is None else self.get_submodule(self.dropout_name)
+        return float(self.config.attention_dropout if named is None else named.p)  # type: ignore[arg-type]
 
 
 # ---- BERT, RoBERTa, XLM-RoBERTa, ELECTRA: one shape of layer ---------------------------------------------------------
@@ -499,6 +578,169 @@ class ObceModernBertLayer(ModernBertEncoderLayer):
         self.attention_type = config.layer_types[layer]
 
 
+# ---- GPT-2 -----------------------------------------------------------------------------------------------------------
+
+
+class ObceGPT2Attention(NarrowAttention):
+    """Self-attention of GPT-2's shape: one Conv1D for query, key and value, and the projection back to the stream."""
+
+    dropout_name = "attn_dropout"
+    causal = True
+    eager = staticmethod(gpt2_eager_attention)
+
+    def __init__(self, config: Any, widths: LayerWidths, layer: int) -> None:
+        super().__init__(config, widths, (), config.attn_pdrop, layer)
+        self.sizes = (widths.query_key, widths.query_key, widths.value)
+        self.scaling = self.scaling if config.scale_attn_weights else 1.0
+        if widths.heads:
+            self.c_attn = Conv1D(sum(self.sizes), config.hidden_size)
+        self.c_proj = _writer(widths.value, config.hidden_size, widths.attention_output, _conv1d)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def heads(self, hidden: torch.Tensor) -> list[torch.Tensor]:
+        """Query, key and value [B, heads, T, head size] of hidden states [B, T, hidden]."""
+        split = (*hidden.shape[:-1], self.num_attention_heads, -1)
+        return [part.view(split).transpose(1, 2) for part in self.c_attn(hidden).split(self.sizes, dim=-1)]
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        cache: Any = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attends and projects: [B, T, hidden] -> [B, T, hidden]. The cache has two names, by transformers' version."""
+        kept = past_key_values if cache is None else cache
+        context, weights = self.context(hidden_states, attention_mask, cache=kept, **kwargs)
+        return self.resid_dropout(self.c_proj(context)), weights
+
+
+class ObceGPT2Block(GPT2Block):
+    """One layer of its own widths."""
+
+    def __init__(self, config: Any, widths: LayerWidths, layer: int) -> None:
+        nn.Module.__init__(self)
+        self.ln_1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.attn = ObceGPT2Attention(config, widths, layer)  # type: ignore[assignment]
+        self.ln_2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.mlp = GPT2MLP(widths.intermediate, config)
+        self.mlp.c_proj = _writer(widths.intermediate, config.hidden_size, widths.output, _conv1d)  # type: ignore[assignment]
+
+
+# ---- Llama, Qwen2, Qwen3 ---------------------------------------------------------------------------------------------
+
+
+class ObceLlamaAttention(NarrowAttention):
+    """Self-attention of Llama's shape: query and key whole, value narrower, a head of both for several of query."""
+
+    dropout_name = None
+    causal = True
+    eager = staticmethod(llama_eager_attention)
+
+    def __init__(self, config: Any, widths: LayerWidths, layer: int) -> None:
+        super().__init__(config, widths, (), 0.0, layer)
+        hidden, bias = config.hidden_size, self.biased(config)
+        self.shared_heads = config.num_key_value_heads
+        self.num_key_value_groups = config.num_attention_heads // self.shared_heads
+        self.q_proj = nn.Linear(hidden, widths.query_key, bias=bias)
+        self.k_proj = nn.Linear(hidden, widths.query_key // self.num_key_value_groups, bias=bias)
+        self.v_proj = nn.Linear(hidden, widths.value, bias=bias)
+        self.o_proj = _writer(widths.value * self.num_key_value_groups, hidden, widths.attention_output)
+
+    @staticmethod
+    def biased(config: Any) -> bool:
+        """Whether query, key and value have biases."""
+        return bool(config.attention_bias)
+
+    def heads(self, hidden: torch.Tensor) -> list[torch.Tensor]:
+        """Query [B, heads, T, head size], key and value [B, shared heads, T, head size] of hidden states."""
+        batch = hidden.shape[:-1]
+        query = self.q_proj(hidden).view(*batch, self.num_attention_heads, -1)
+        key, value = (one(hidden).view(*batch, self.shared_heads, -1) for one in (self.k_proj, self.v_proj))
+        return [one.transpose(1, 2) for one in (*self.normed(query, key), value)]
+
+    def normed(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Query and key [B, T, heads, head size] as positions turn them."""
+        return query, key
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        cache: Any = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attends and projects: [B, T, hidden] -> [B, T, hidden]. The cache has two names, by transformers' version."""
+        kept = past_key_values if cache is None else cache
+        turn = functools.partial(apply_rotary_pos_emb, cos=position_embeddings[0], sin=position_embeddings[1])
+        context, weights = self.context(hidden_states, attention_mask, turn, cache=kept, **kwargs)
+        return self.o_proj(context), weights
+
+
+class ObceQwen2Attention(ObceLlamaAttention):
+    """As Llama's, with biases of query, key and value."""
+
+    @staticmethod
+    def biased(config: Any) -> bool:
+        """Whether query, key and value have biases."""
+        return True
+
+
+class ObceQwen3Attention(ObceLlamaAttention):
+    """As Llama's, with a norm of each head's query and key."""
+
+    def __init__(self, config: Any, widths: LayerWidths, layer: int) -> None:
+        super().__init__(config, widths, layer)
+        size = widths.query_key // widths.heads
+        self.q_norm, self.k_norm = (Qwen3RMSNorm(size, eps=config.rms_norm_eps) for _ in range(2))
+
+    def normed(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Query and key [B, T, heads, head size] as positions turn them."""
+        return self.q_norm(query), self.k_norm(key)
+
+
+class _NarrowDecoderLayer(nn.Module):
+    """What layers of Llama's shape share; stands before the family's class among the bases.
+
+    Attributes:
+        parts: Classes of attention, of the gated part and of the norms.
+    """
+
+    parts: tuple[type[ObceLlamaAttention], type[Any], type[Any]]
+    self_attn: Any
+
+    def __init__(self, config: Any, widths: LayerWidths, layer: int) -> None:
+        nn.Module.__init__(self)
+        attention, mlp, norm = self.parts
+        self.hidden_size = config.hidden_size
+        self.self_attn = attention(config, widths, layer)
+        self.mlp = mlp(_with_inner(config, widths))
+        self.mlp.down_proj = _writer(widths.intermediate, config.hidden_size, widths.output)
+        self.input_layernorm = norm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = norm(config.hidden_size, eps=config.rms_norm_eps)
+
+
+class ObceLlamaLayer(_NarrowDecoderLayer, LlamaDecoderLayer):
+    """One layer of its own widths."""
+
+    parts = ObceLlamaAttention, LlamaMLP, LlamaRMSNorm
+
+
+class ObceQwen2Layer(_NarrowDecoderLayer, Qwen2DecoderLayer):
+    """One layer of its own widths."""
+
+    parts = ObceQwen2Attention, Qwen2MLP, Qwen2RMSNorm
+
+
+class ObceQwen3Layer(_NarrowDecoderLayer, Qwen3DecoderLayer):
+    """One layer of its own widths."""
+
+    parts = ObceQwen3Attention, Qwen3MLP, Qwen3RMSNorm
+
+
 # ---- DeBERTa-v2 and -v3 ----------------------------------------------------------------------------------------------
 
 
@@ -606,7 +848,7 @@ class ObceDebertaV2Layer(DebertaV2Layer):
 
 
 class NarrowModel(PreTrainedModel):
-    """What pruned encoders of all families share; stands before the family's class among the bases.
+    """What pruned models of all families share; stands before the family's class among the bases.
 
     Attention runs as `eager` or, where the family has it, `sdpa`. Flash and flex kernels are refused by transformers
     with a sentence: they want equal head sizes of query and value, or sizes that few plans give.
@@ -628,9 +870,10 @@ class NarrowModel(PreTrainedModel):
         try:
             # without layers no weight can be drawn by their number: all are drawn at the end
             with initialization.no_init_weights() if self.drawn_by_depth else nullcontext():
-                super().__init__(config, *args, **kwargs)
+                super().__init__(_dense_config(config) if isinstance(self, _BY_CONFIG) else config, *args, **kwargs)
         finally:
             config.num_hidden_layers = layers
+        self.config = config
         body = self.base_model
         if body is self:
             stack: Any = next(module for module in self.modules() if isinstance(module, nn.ModuleList))
@@ -671,6 +914,15 @@ class NarrowModel(PreTrainedModel):
             if parameter.device.type == "cpu" and parameter.data_ptr() % _ALIGNMENT:
                 parameter.data = parameter.data.clone()
         return loaded
+
+
+def _dense_config(config: Any) -> Any:
+    """The config as its family's own, by which transformers knows the class of the body."""
+    family = next(one for one in type(config).__mro__ if one.__module__.startswith("transformers.models."))
+    dense = copy.copy(config)
+    object.__setattr__(dense, "__class__", family)
+    dense.__dict__.pop("auto_map", None)
+    return dense
 
 
 class ObceBertPreTrainedModel(NarrowModel):
@@ -968,6 +1220,134 @@ class ObceMPNetForQuestionAnswering(ObceMPNetPreTrainedModel, MPNetForQuestionAn
     """`MPNetForQuestionAnswering` on `ObceMPNetModel`."""
 
 
+class ObceGPT2PreTrainedModel(NarrowModel):
+    """Settings shared by `ObceGPT2Model` and its heads."""
+
+    config_class = ObceGPT2Config
+    narrow_layer = ObceGPT2Block
+    _no_split_modules = ["ObceGPT2Block"]  # noqa: RUF012  (transformers' own form)
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": ObceGPT2Block,
+        "attentions": ObceGPT2Attention,
+    }
+
+
+class ObceGPT2Model(ObceGPT2PreTrainedModel, GPT2Model):
+    """`GPT2Model` with layers of unequal widths."""
+
+
+class ObceGPT2LMHeadModel(ObceGPT2PreTrainedModel, GPT2LMHeadModel):
+    """`GPT2LMHeadModel` on `ObceGPT2Model`."""
+
+
+class ObceGPT2ForSequenceClassification(ObceGPT2PreTrainedModel, GPT2ForSequenceClassification):
+    """`GPT2ForSequenceClassification` on `ObceGPT2Model`."""
+
+
+class ObceGPT2ForTokenClassification(ObceGPT2PreTrainedModel, GPT2ForTokenClassification):
+    """`GPT2ForTokenClassification` on `ObceGPT2Model`."""
+
+
+class ObceGPT2ForQuestionAnswering(ObceGPT2PreTrainedModel, GPT2ForQuestionAnswering):
+    """`GPT2ForQuestionAnswering` on `ObceGPT2Model`."""
+
+
+class ObceLlamaPreTrainedModel(NarrowModel):
+    """Settings shared by `ObceLlamaModel` and its heads."""
+
+    config_class = ObceLlamaConfig
+    narrow_layer = ObceLlamaLayer
+    _no_split_modules = ["ObceLlamaLayer"]  # noqa: RUF012  (transformers' own form)
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": ObceLlamaLayer,
+        "attentions": ObceLlamaAttention,
+    }
+
+
+class ObceLlamaModel(ObceLlamaPreTrainedModel, LlamaModel):
+    """`LlamaModel` with layers of unequal widths."""
+
+
+class ObceLlamaForCausalLM(ObceLlamaPreTrainedModel, LlamaForCausalLM):
+    """`LlamaForCausalLM` on `ObceLlamaModel`."""
+
+
+class ObceLlamaForSequenceClassification(ObceLlamaPreTrainedModel, LlamaForSequenceClassification):
+    """`LlamaForSequenceClassification` on `ObceLlamaModel`."""
+
+
+class ObceLlamaForTokenClassification(ObceLlamaPreTrainedModel, LlamaForTokenClassification):
+    """`LlamaForTokenClassification` on `ObceLlamaModel`."""
+
+
+class ObceLlamaForQuestionAnswering(ObceLlamaPreTrainedModel, LlamaForQuestionAnswering):
+    """`LlamaForQuestionAnswering` on `ObceLlamaModel`."""
+
+
+class ObceQwen2PreTrainedModel(NarrowModel):
+    """Settings shared by `ObceQwen2Model` and its heads."""
+
+    config_class = ObceQwen2Config
+    narrow_layer = ObceQwen2Layer
+    _no_split_modules = ["ObceQwen2Layer"]  # noqa: RUF012  (transformers' own form)
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": ObceQwen2Layer,
+        "attentions": ObceQwen2Attention,
+    }
+
+
+class ObceQwen2Model(ObceQwen2PreTrainedModel, Qwen2Model):
+    """`Qwen2Model` with layers of unequal widths."""
+
+
+class ObceQwen2ForCausalLM(ObceQwen2PreTrainedModel, Qwen2ForCausalLM):
+    """`Qwen2ForCausalLM` on `ObceQwen2Model`."""
+
+
+class ObceQwen2ForSequenceClassification(ObceQwen2PreTrainedModel, Qwen2ForSequenceClassification):
+    """`Qwen2ForSequenceClassification` on `ObceQwen2Model`."""
+
+
+class ObceQwen2ForTokenClassification(ObceQwen2PreTrainedModel, Qwen2ForTokenClassification):
+    """`Qwen2ForTokenClassification` on `ObceQwen2Model`."""
+
+
+class ObceQwen2ForQuestionAnswering(ObceQwen2PreTrainedModel, Qwen2ForQuestionAnswering):
+    """`Qwen2ForQuestionAnswering` on `ObceQwen2Model`."""
+
+
+class ObceQwen3PreTrainedModel(NarrowModel):
+    """Settings shared by `ObceQwen3Model` and its heads."""
+
+    config_class = ObceQwen3Config
+    narrow_layer = ObceQwen3Layer
+    _no_split_modules = ["ObceQwen3Layer"]  # noqa: RUF012  (transformers' own form)
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": ObceQwen3Layer,
+        "attentions": ObceQwen3Attention,
+    }
+
+
+class ObceQwen3Model(ObceQwen3PreTrainedModel, Qwen3Model):
+    """`Qwen3Model` with layers of unequal widths."""
+
+
+class ObceQwen3ForCausalLM(ObceQwen3PreTrainedModel, Qwen3ForCausalLM):
+    """`Qwen3ForCausalLM` on `ObceQwen3Model`."""
+
+
+class ObceQwen3ForSequenceClassification(ObceQwen3PreTrainedModel, Qwen3ForSequenceClassification):
+    """`Qwen3ForSequenceClassification` on `ObceQwen3Model`."""
+
+
+class ObceQwen3ForTokenClassification(ObceQwen3PreTrainedModel, Qwen3ForTokenClassification):
+    """`Qwen3ForTokenClassification` on `ObceQwen3Model`."""
+
+
+class ObceQwen3ForQuestionAnswering(ObceQwen3PreTrainedModel, Qwen3ForQuestionAnswering):
+    """`Qwen3ForQuestionAnswering` on `ObceQwen3Model`."""
+
+
 _BODIES: dict[type[Any], type[NarrowModel]] = {
     BertModel: ObceBertModel,
     RobertaModel: ObceRobertaModel,
@@ -977,6 +1357,10 @@ _BODIES: dict[type[Any], type[NarrowModel]] = {
     DistilBertModel: ObceDistilBertModel,
     MPNetModel: ObceMPNetModel,
     ModernBertModel: ObceModernBertModel,
+    GPT2Model: ObceGPT2Model,
+    LlamaModel: ObceLlamaModel,
+    Qwen2Model: ObceQwen2Model,
+    Qwen3Model: ObceQwen3Model,
 }
 
 __all__ = [
@@ -1013,6 +1397,18 @@ __all__ = [
     "ObceElectraForTokenClassification",
     "ObceElectraModel",
     "ObceElectraPreTrainedModel",
+    "ObceGPT2ForQuestionAnswering",
+    "ObceGPT2ForSequenceClassification",
+    "ObceGPT2ForTokenClassification",
+    "ObceGPT2LMHeadModel",
+    "ObceGPT2Model",
+    "ObceGPT2PreTrainedModel",
+    "ObceLlamaForCausalLM",
+    "ObceLlamaForQuestionAnswering",
+    "ObceLlamaForSequenceClassification",
+    "ObceLlamaForTokenClassification",
+    "ObceLlamaModel",
+    "ObceLlamaPreTrainedModel",
     "ObceMPNetForMaskedLM",
     "ObceMPNetForMultipleChoice",
     "ObceMPNetForQuestionAnswering",
@@ -1027,6 +1423,18 @@ __all__ = [
     "ObceModernBertForTokenClassification",
     "ObceModernBertModel",
     "ObceModernBertPreTrainedModel",
+    "ObceQwen2ForCausalLM",
+    "ObceQwen2ForQuestionAnswering",
+    "ObceQwen2ForSequenceClassification",
+    "ObceQwen2ForTokenClassification",
+    "ObceQwen2Model",
+    "ObceQwen2PreTrainedModel",
+    "ObceQwen3ForCausalLM",
+    "ObceQwen3ForQuestionAnswering",
+    "ObceQwen3ForSequenceClassification",
+    "ObceQwen3ForTokenClassification",
+    "ObceQwen3Model",
+    "ObceQwen3PreTrainedModel",
     "ObceRobertaForMaskedLM",
     "ObceRobertaForMultipleChoice",
     "ObceRobertaForQuestionAnswering",

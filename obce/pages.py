@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from obce.clouds import CLOUD_KINDS, CLOUD_SCORES
 from obce.heads import NearText, clusters_said
+from obce.scores import place_of_reading
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -145,6 +146,7 @@ def explained(
         "constant": _bits(scores.constant),
         "kept": None if plan is None else _bits(_kept(scores, plan)),
         "clouds": _clouds(scores),
+        "at": place_of_reading(scores),
     }
     room = _Room(data_bytes, len(_json(fixed).encode()))
     columns = room.columns(scores, plan)

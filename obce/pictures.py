@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from obce.files import whole
-from obce.scores import CLS_SCORES, Scores
+from obce.scores import CLS_SCORES, Scores, place_of_reading
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -233,8 +233,7 @@ def _text_count(scores: Scores) -> str:
 
 def _score_words(scores: Scores, score: str) -> tuple[str, str]:
     """What a score is, and its unit."""
-    position = str(scores.meta.get("position", "cls"))
-    at = "[CLS]" if position.lower() in {"cls", "[cls]"} else position
+    at = place_of_reading(scores)
     words, unit = _SCORE_WORDS.get(score, (score, "its own unit"))
     return words.format(at=at), unit
 

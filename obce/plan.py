@@ -49,6 +49,32 @@ UNITS = ("query_key", "value", "heads", "intermediate", "attention_output", "out
 
 DEFAULT_UNITS = ("query_key", "value", "intermediate")
 
+
+def default_units(architecture: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a plan removes if nothing else is said: `DEFAULT_UNITS`, but no query and key where they stay whole."""
+    return tuple(unit for unit in DEFAULT_UNITS if not (unit == "query_key" and architecture.get("whole")))
+
+
+def check_units(architecture: Mapping[str, Any], units: Sequence[str]) -> None:
+    """Refuses units that a family's layers cannot lose.
+
+    Raises:
+        ValueError: There is one.
+    """
+    family = architecture.get("model_type")
+    if "heads" in units and family == "mpnet":
+        raise ValueError(
+            "units holds heads, but all layers of an MPNet share the position biases of its heads: cut other units, "
+            "such as query_key and value"
+        )
+    held = [unit for unit in ("query_key", "heads") if unit in units]
+    if held and architecture.get("whole"):
+        raise ValueError(
+            f"units holds {held[0]}, but obce leaves query, key and heads of a {family} whole, as positions turn them "
+            "and several heads may share one of key: cut other units, such as value and intermediate"
+        )
+
+
 Curves: TypeAlias = dict[str, list[tuple[float, float]]]
 """`"3.value"` -> (share removed, what is lost by it), from (0, 0) on, by ascending shares."""
 
@@ -184,12 +210,14 @@ class _Shape(NamedTuple):
 
     Attributes:
         attention_row: Of a row of query, key or value, with its bias.
+        groups: Query heads that share a head of key and value, so that a neuron of value has so many columns.
         intermediate_rows: Of the rows of an intermediate neuron, with their biases.
         rest: Of each layer's LayerNorms and of the biases of attention_output and output.
         added: Of biases that a pruned layer has there and a dense one has not.
     """
 
     attention_row: int
+    groups: int
     intermediate_rows: int
     rest: tuple[int, ...]
     added: int
@@ -203,7 +231,8 @@ def _shape(architecture: Mapping[str, Any]) -> _Shape:
     each = [int(architecture.get("first_norms", norms))] + [norms] * (int(architecture["num_hidden_layers"]) - 1)
     biases = hidden * (attention + inner)
     return _Shape(
-        attention_row=hidden + attention,
+        attention_row=hidden + int(architecture.get("value_bias", attention)),
+        groups=int(architecture.get("groups", 1)),
         intermediate_rows=int(architecture.get("intermediate_rows", 1)) * (hidden + inner),
         rest=tuple(one + biases for one in each),
         added=2 * hidden - biases,
@@ -273,9 +302,9 @@ class _Group:
         step = self.step
         return (
             2 * step.query_key * shape.attention_row
-            + step.value * (shape.attention_row + now.attention_output)
+            + step.value * (shape.attention_row + shape.groups * now.attention_output)
             + step.intermediate * (shape.intermediate_rows + now.output)
-            + step.attention_output * now.value
+            + step.attention_output * shape.groups * now.value
             + step.output * now.intermediate
         )
 
@@ -323,7 +352,7 @@ def _groups(
                 groups.append(_Group(layer, unit, head, known, neurons=whole, floor=floor))
             else:
                 rows = scores.rows(layer, unit)
-                parts = heads if unit == "value" else 1
+                parts = heads // int(scores.meta["architecture"].get("groups", 1)) if unit == "value" else 1
                 groups.append(
                     _Group(layer, unit, column[rows], ranked[rows], parts=parts, floor=floor, multiple=multiple)
                 )
@@ -415,18 +444,20 @@ def flops(architecture: Mapping[str, Any], widths: Mapping[int, Widths], length:
 
     Returns:
         Sum over layers of 2 T (h (2 q + v + i) + a v + o i) for the Linears, of which attention_output computes a
-        rows and output o rows, and 2 T^2 (q + v) for the two attention products, plus 2 h^2 for a pooler, 2 T h e for a
+        rows and output o rows, and 2 T^2 (q + v) for the two attention products (where g query heads share a head of
+        key and value: h (q + q / g + v), a v g and q + v g), plus 2 h^2 for a pooler, 2 T h e for a
         Linear between embeddings of e numbers and the layers, and in each layer 4 D h q + 2 T D q p for p products with
         D embeddings of distances; an intermediate neuron of two rows counts h i twice; a multiply-add counts as two.
     """
     hidden = int(architecture["hidden_size"])
     total = 2 * hidden * hidden if architecture["pooler"] else 0
     total += 2 * length * hidden * int(architecture.get("embedding_size", 0))
-    rows = int(architecture.get("intermediate_rows", 1))
+    rows, groups = int(architecture.get("intermediate_rows", 1)), int(architecture.get("groups", 1))
     for one in widths.values():
-        total += 2 * length * hidden * (2 * one.query_key + one.value + rows * one.intermediate)
-        total += 2 * length * (one.attention_output * one.value + one.output * one.intermediate)
-        total += 2 * length * length * (one.query_key + one.value)
+        query_key, context = one.query_key + one.query_key // groups, one.value * groups
+        total += 2 * length * hidden * (query_key + one.value + rows * one.intermediate)
+        total += 2 * length * (one.attention_output * context + one.output * one.intermediate)
+        total += 2 * length * length * (one.query_key + context)
         distances = int(architecture.get("distances", 0))
         products = int(architecture.get("distance_products", 0))
         total += 2 * distances * one.query_key * (2 * hidden + length * products)
@@ -435,7 +466,9 @@ def flops(architecture: Mapping[str, Any], widths: Mapping[int, Widths], length:
 
 def _dense_widths(architecture: Mapping[str, Any]) -> Widths:
     hidden = int(architecture["hidden_size"])
-    return Widths(hidden, hidden, int(architecture["intermediate_size"]), hidden, hidden)
+    attention = int(architecture.get("attention_size", hidden))
+    value = attention // int(architecture.get("groups", 1))
+    return Widths(attention, value, int(architecture["intermediate_size"]), hidden, hidden)
 
 
 def _widths(
@@ -454,7 +487,8 @@ def _less(widths: Widths, step: Widths, times: int = 1) -> Widths:
 def _layer_parameters(shape: _Shape, layer: int, widths: Widths) -> int:
     """Parameters of a layer; its full-width biases hold the constants, and its LayerNorms stay whole."""
     q, v, i, a, o = widths
-    return (2 * q + v) * shape.attention_row + i * shape.intermediate_rows + a * v + o * i + shape.rest[layer]
+    rows, context = q + q // shape.groups + v, shape.groups * v
+    return rows * shape.attention_row + i * shape.intermediate_rows + a * context + o * i + shape.rest[layer]
 
 
 def _size(architecture: Mapping[str, Any], widths: Mapping[int, Widths], *, pruned: bool = True) -> Size:
@@ -573,7 +607,7 @@ def plan(
     floor: float = 1 / 16,
     seed: int | None = None,
     keep_constant: bool = False,
-    units: Sequence[str] = DEFAULT_UNITS,
+    units: Sequence[str] | None = None,
     head_score: str | None = None,
     drop_layers: int = 0,
     multiple: int = 1,
@@ -601,7 +635,8 @@ def plan(
         seed: For `score="random"`: draw anew with this seed instead of taking the scores' own column.
         keep_constant: Keep neurons that are constant at [CLS] whatever the score, as those of [CLS] do: plans by
             different scores then have the same widths.
-        units: What may be removed, of `UNITS`. `"heads"` excludes `"query_key"` and `"value"`.
+        units: What may be removed, of `UNITS` (default: `default_units`). `"heads"` excludes `"query_key"` and
+            `"value"`.
         head_score: What ranks heads. None: the sum of the ranks of their neurons in query, key and value, each
             inside its site; a head needs a neuron that is not constant in each. Or a score of their clouds, `"rf"`,
             `"total_persistence"` or `"entropy"`: the mean over the head's query, key, value and context of its rank
@@ -619,6 +654,8 @@ def plan(
             `head_score`, or the budget cannot be met above the floor (the message names the smallest share that can).
         TypeError: `keep` or `floor` is not a number, or `drop_layers` or `multiple` not an integer.
     """
+    architecture = scores.meta["architecture"]
+    units = default_units(architecture) if units is None else units
     check_request(
         keep=keep,
         of=of,
@@ -646,12 +683,7 @@ def plan(
     own_seed = int(scores.meta["seed"])
     if score == "random" and seed is not None:
         column = np.random.default_rng(seed).random(len(scores))
-    architecture = scores.meta["architecture"]
-    if "heads" in units and architecture.get("model_type") == "mpnet":
-        raise ValueError(
-            "units holds heads, but all layers of an MPNet share the position biases of its heads: cut other units, "
-            "such as query_key and value"
-        )
+    check_units(architecture, units)
     shape = _shape(architecture)
     dropped = _dropped(scores, column, ranked, drop_layers)
     layers = [layer for layer in scores.layers() if layer not in dropped]

@@ -12,6 +12,8 @@ What replaces a removed neuron (the repair) is exact algebra:
   model: `mean` and `none` do not differ there. The scale s stays that of the dense head size. Where positions turn
   query and key, neurons i and i + half of a head go together, and zeros stand for them whatever the repair: what two
   constants add there depends on the distance.
+- Where query heads share a head of value (`Site.groups`), a value neuron is several columns of its reader: they go
+  together, and one constant stands in all of them.
 - A head that goes is all its value neurons replaced; its query and key then matter to no one.
 - Rows of `attention_output` and `output` write the residual stream, which no one can do without: the Linear keeps its
   other rows, and the constant stands in its bias.
@@ -20,6 +22,7 @@ What replaces a removed neuron (the repair) is exact algebra:
 
 from __future__ import annotations
 
+import copy
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +40,18 @@ from obce.capture import capture
 from obce.corpus import Corpus, TokenBatches, tokenize
 from obce.modeling_obce import NarrowAttention, NarrowModel, ObceDebertaV2SelfAttention, ObceRows
 from obce.repair import RIDGE, Fit, least_squares
-from obce.sites import PER_HEAD, Site, base_model, find_sites, layers_of, layout_of, model_hash, usable_max_length
+from obce.sites import (
+    PER_HEAD,
+    Site,
+    base_model,
+    find_sites,
+    layers_of,
+    layout_of,
+    matrix,
+    model_hash,
+    transposed,
+    usable_max_length,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,6 +86,13 @@ class _Cut:
     kept: torch.Tensor
     removed: torch.Tensor
     fill: torch.Tensor
+
+    def read(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Columns of the reader that take in the removed neurons, and the constant that stands in each."""
+        if self.site.groups == 1:
+            return self.removed, self.fill
+        columns = self.site.read_by(self.removed)
+        return columns, self.fill[torch.searchsorted(self.removed, self.site.sources()[columns])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +173,8 @@ def prune(
         small = narrow(config, **pooling)
     _fill(small, model, cuts)
     small.train(model.training)
+    if small.can_generate():
+        small.generation_config = copy.deepcopy(model.generation_config)
     if batches is not None:
         kept = {cut.site.layer: cut.kept for cut in cuts if cut.site.kind == "query"}
         fits = least_squares(model, small, batches, kept, ridge=ridge, progress=progress)
@@ -207,14 +230,15 @@ def masked(
         for cut in cuts:
             if not len(cut.removed) or (repair == "least_squares" and cut.site.kind in _RESIDUAL):
                 continue  # the fitted Linears have their constants
-            name, width, places = cut.site.reader, cut.site.width, cut.removed
+            name = cut.site.reader
             if name is None:
-                width = _linear(base, cut.site.writer).out_features
-                places = cut.site.rows(cut.removed)
+                width, places, values = len(_matrix(base, cut.site.writer)), cut.site.rows(cut.removed), cut.fill
+            else:
+                width, (places, values) = _matrix(base, name).shape[1], cut.read()
             gone = torch.zeros(width, dtype=torch.bool)
             gone[places] = True
             fill = torch.zeros(width, dtype=torch.float64)
-            fill[places] = cut.fill
+            fill[places] = values
             if name is None:
                 handles.append(base.get_submodule(cut.site.writer).register_forward_hook(_OutputMask(gone, fill)))
             else:
@@ -230,36 +254,42 @@ def _fitted_hooks(base: PreTrainedModel, small: PreTrainedModel, cuts: Sequence[
     layout = layout_of(base)
     stay = sorted({cut.site.layer for cut in cuts})
     modules = {_dense_name(name, layout.stack, stay): module for name, module in small.named_modules()}
-    answer: type[_FittedQuery] | type[_FittedReader]
+    fitted: _FittedQuery | _FittedReader
     for cut in cuts:
-        if cut.site.kind == "query" and len(cut.kept) and not layout.rotary:
-            name, answer = cut.site.writer, _FittedQuery
+        if cut.site.kind == "query" and len(cut.kept) and not layout.rotary and not layout.whole:
+            name, fitted = cut.site.writer, _FittedQuery(modules[cut.site.writer], cut.kept, cut.site.columns)
         elif cut.site.reader is not None:
-            name, answer = cut.site.reader, _FittedReader
+            name, fitted = cut.site.reader, _FittedReader(modules[cut.site.reader], cut.site.read_by(cut.kept))
         else:
             continue
-        fitted = answer(cast(nn.Linear, modules[name]), cut.kept)
         yield base.get_submodule(name).register_forward_hook(fitted)
 
 
 @dataclass(frozen=True)
 class _FittedQuery:
-    """A dense query Linear answers as the fitted one where neurons are kept, and zero elsewhere."""
+    """A dense query Linear answers as the fitted one where neurons are kept, and zero elsewhere.
 
-    linear: nn.Linear
+    One that is also key's and value's answers for these as before.
+    """
+
+    linear: nn.Module
     kept: torch.Tensor
+    columns: slice
 
     def __call__(self, _module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        answer = torch.zeros_like(output)
-        # not by calling it: a pruned model's query may scale what it says
-        fitted = nn.functional.linear(args[0], self.linear.weight, self.linear.bias)
-        answer[..., self.kept.to(output.device)] = fitted
+        answer = output.clone()
+        answer[..., self.columns] = 0
+        # not by calling it: a pruned model's query may scale what it says; its query rows come first
+        bias: torch.Tensor = self.linear.bias  # type: ignore[assignment]
+        rows = slice(len(self.kept))
+        fitted = nn.functional.linear(args[0], matrix(self.linear)[rows], bias[rows])
+        answer[..., self.columns.start + self.kept.to(output.device)] = fitted
         return answer
 
 
 @dataclass(frozen=True)
 class _FittedReader:
-    """A dense reader answers as the fitted one that takes in the kept neurons alone."""
+    """A dense reader answers as the fitted one that takes in the kept columns alone."""
 
     linear: nn.Module
     kept: torch.Tensor
@@ -326,8 +356,9 @@ def _cuts(model: PreTrainedModel, plan: Plan, repair: _Repair) -> list[_Cut]:
             f"{found[:12]}...: score this model and plan again, or load the weights that were scored."
         )
     _check_layers(plan, sites)
-    kept = _checked_indices(plan.kept, {k: site for k, site in sites.items() if site.layer not in plan.layers_dropped})
-    if layout_of(model).rotary:
+    layout, stay = layout_of(model), {k: site for k, site in sites.items() if site.layer not in plan.layers_dropped}
+    kept = _checked_indices(plan.kept, stay, layout.whole)
+    if layout.rotary:
         _check_turned(kept, sites)
     removed = {name: np.setdiff1d(np.arange(sites[name].width), kept[name]) for name in kept}
     fills = {name: np.zeros(len(indices)) for name, indices in removed.items()}
@@ -367,8 +398,10 @@ def _check_layers(plan: Plan, sites: Mapping[str, Site]) -> None:
             )
 
 
-def _checked_indices(plan_kept: Mapping[str, Sequence[int]], sites: Mapping[str, Site]) -> dict[str, np.ndarray]:
-    """Kept indices int64 of every site; a site that the plan leaves out is kept whole."""
+def _checked_indices(
+    plan_kept: Mapping[str, Sequence[int]], sites: Mapping[str, Site], whole: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """Kept indices int64 of every site; a site that the plan leaves out is kept whole, as kinds `whole` always are."""
     kept = {}
     for name, site in sites.items():
         try:
@@ -376,20 +409,25 @@ def _checked_indices(plan_kept: Mapping[str, Sequence[int]], sites: Mapping[str,
         except TypeError as error:
             raise ValueError(f"plan.kept[{name!r}] holds {error.args[0]}, expected integers.") from None
         # without a neuron a site with heads has lost them all, which is checked below
-        least = 0 if site.kind in PER_HEAD else 1
+        least = 0 if site.kind in PER_HEAD and not whole else 1
+        if site.kind in whole and len(indices) < site.width:
+            raise ValueError(
+                f"plan.kept[{name!r}] keeps {len(indices)} neurons of {site.width}, expected all: obce does not cut "
+                f"{' and '.join(whole)} of this family, whose positions turn them in heads that may be shared."
+            )
         if len(indices) < least or np.any(np.diff(indices) <= 0) or np.any((indices < 0) | (indices >= site.width)):
             raise ValueError(
                 f"plan.kept[{name!r}] is {_shown(indices)}, expected {'at least one neuron' if least else 'neurons'}, "
                 f"distinct and ascending, from 0 to {site.width - 1}."
             )
         counts = _counts(indices, site)
-        if len(set(counts[counts > 0].tolist())) > 1:
+        if len(set(counts[counts > 0].tolist())) > 1 or (whole and not counts.all()):
             raise ValueError(
                 f"plan.kept[{name!r}] keeps {counts.tolist()} neurons in the heads of its layer, expected "
-                "the same number in each, or none where the whole head goes."
+                f"the same number in each{'' if whole else ', or none where the whole head goes'}."
             )
         kept[name] = indices
-    for name, site in sites.items():
+    for name, site in () if whole else sites.items():
         if site.kind == "query" and not np.array_equal(kept[name], kept[f"{site.layer}.key"]):
             raise ValueError(
                 f"plan.kept keeps other neurons of {name!r} than of '{site.layer}.key', expected the same "
@@ -507,8 +545,8 @@ def _narrow_config(
     for key in ("model_type", "architectures", "transformers_version", "_name_or_path", "name_or_path"):
         settings.pop(key, None)
     widths = {cut.site.name: len(cut.kept) for cut in cuts}
-    values = [cut for cut in cuts if cut.site.kind == "value"]
-    heads = {cut.site.layer: int(np.count_nonzero(_counts(cut.kept.numpy(), cut.site))) for cut in values}
+    queries = [cut for cut in cuts if cut.site.kind == "query"]
+    heads = {cut.site.layer: int(np.count_nonzero(_counts(cut.kept.numpy(), cut.site))) for cut in queries}
     config_class: Any = narrow.config_class
     settings = config_class.of_layers(settings, list(heads))
     settings["per_layer_config"] = {
@@ -550,7 +588,8 @@ def _fill(small: PreTrainedModel, model: PreTrainedModel, cuts: Sequence[_Cut]) 
         writer = _linear(base, cut.site.writer)
         kept = cut.kept.to(writer.weight.device)
         if cut.site.kind not in _RESIDUAL:
-            rows.setdefault(writer, []).append(cut.site.rows(kept))
+            for name in cut.site.writers:
+                rows.setdefault(_linear(base, name), []).append(cut.site.rows(kept))
         else:
             parts = sliced.setdefault(writer, _with_bias(writer))
             if len(cut.removed):
@@ -563,14 +602,15 @@ def _fill(small: PreTrainedModel, model: PreTrainedModel, cuts: Sequence[_Cut]) 
             reader = _linear(base, cut.site.reader)
             parts = sliced.setdefault(reader, _with_bias(reader))
             # Added in float64 on the host: some devices have no float64, and half precision would lose terms.
-            lost = parts["weight"].cpu().double().index_select(1, cut.removed) @ cut.fill
+            columns, fill = cut.read()
+            lost = parts["weight"].cpu().double().index_select(1, columns) @ fill
             parts["bias"] = (parts["bias"].cpu().double() + lost).to(parts["bias"])
-            parts["weight"] = parts["weight"].index_select(1, cut.kept.to(reader.weight.device))
+            parts["weight"] = parts["weight"].index_select(1, cut.site.read_by(cut.kept).to(reader.weight.device))
         if layout.rotary and cut.site.kind == "query" and (pairs := _pairs(cut.site, kept)) is not None:
             sliced[base.get_submodule(cut.site.writer.rpartition(".")[0])] = {"pairs": pairs}
     for writer, some in rows.items():
         # of the sites that share the writer, in the order of their rows
-        own = {"weight": writer.weight} if writer.bias is None else {"weight": writer.weight, "bias": writer.bias}
+        own = {"weight": matrix(writer)} if writer.bias is None else {"weight": matrix(writer), "bias": writer.bias}
         sliced[writer] = {key: tensor.index_select(0, torch.cat(some)) for key, tensor in own.items()}
     modules = dict(model.named_modules(remove_duplicate=False))
     made: dict[int, nn.Parameter] = {}
@@ -588,6 +628,8 @@ def _fill(small: PreTrainedModel, model: PreTrainedModel, cuts: Sequence[_Cut]) 
                 continue  # of no input features
             if id(old) not in made:
                 data = given.get(key, old)
+                if key == "weight" and key in given and transposed(module):
+                    data = data.T.clone(memory_format=torch.contiguous_format)
                 if data.shape != getattr(module, key).shape:
                     raise ValueError(
                         f"model has a {name}.{key} of shape {tuple(old.shape)}, expected "
@@ -607,8 +649,8 @@ def _fill(small: PreTrainedModel, model: PreTrainedModel, cuts: Sequence[_Cut]) 
 
 def _with_bias(linear: nn.Linear) -> dict[str, torch.Tensor]:
     """Weight and bias of a Linear that writes the residual stream; zeros where it has no bias."""
-    bias = linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
-    return {"weight": linear.weight, "bias": bias}
+    weight = matrix(linear)
+    return {"weight": weight, "bias": weight.new_zeros(len(weight)) if linear.bias is None else linear.bias}
 
 
 def _pairs(site: Site, kept: torch.Tensor) -> torch.Tensor | None:
@@ -616,6 +658,10 @@ def _pairs(site: Site, kept: torch.Tensor) -> torch.Tensor | None:
     size = site.width // site.heads
     left = len(torch.unique(kept // size))
     return None if len(kept) == left * size else (kept % size).view(left, 2, -1)[:, 0].contiguous()
+
+
+def _matrix(base: PreTrainedModel, name: str) -> torch.Tensor:
+    return matrix(base.get_submodule(name))
 
 
 def _linear(base: PreTrainedModel, name: str) -> nn.Linear:
@@ -635,7 +681,7 @@ def _dense_name(name: str, stack: str, stay: Sequence[int]) -> str:
 
 def _matches(dense: nn.Module, small: nn.Module, given: Mapping[str, torch.Tensor]) -> bool:
     if isinstance(small, ObceRows):
-        return isinstance(dense, nn.Linear)
+        return isinstance(dense, nn.Linear) or transposed(dense)
     # angles of the kinds of layers that are left
     if isinstance(small, (nn.ModuleList, ModernBertRotaryEmbedding)) or (
         isinstance(small, (NarrowAttention, ObceDebertaV2SelfAttention)) and not small.num_attention_heads

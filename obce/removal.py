@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from obce.sites import READ_BY, find_sites, layers_of, layout_of
+from obce.sites import READ_BY, find_sites, layers_of, layout_of, matrix
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,33 +93,41 @@ class Pruned:
         self._stay = sorted({self.sites[name].layer for name in self.kept})
         self._dense, self._small = layers_of(dense), layers_of(small)
         layout = layout_of(dense)
-        self._writers, self._rotary = layout.writers, layout.rotary
+        self._layout = layout
         self._change: dict[str, torch.Tensor] = {}
         if facts.get("model_hash") != plan.model_hash or len(self._small) != len(self._stay) or not self._is_cut():
             raise ValueError("the pruned model is not what this plan cuts out of the scored model: prune again.")
 
     def _is_cut(self) -> bool:
-        writers: dict[str, list[str]] = {}
-        for name in self.kept:
-            writers.setdefault(self.sites[name].writer, []).append(name)
-        for names in writers.values():
-            site = self.sites[names[-1]]
-            rows = torch.cat([self.sites[name].rows(torch.from_numpy(self.kept[name])) for name in names])
-            if site.kind in ("key", "value", "intermediate") and len(rows):
-                old, new = self._linear(site, site.kind)
+        writers: dict[tuple[int, str], list[str]] = {}
+        for name, site in self.sites.items():
+            if name in self.kept:
+                for place in self._layout.linears(site.kind):
+                    writers.setdefault((site.layer, place), []).append(name)
+        for (layer, place), names in writers.items():
+            sites = [self.sites[name] for name in names]
+            rows = [site.rows(torch.from_numpy(self.kept[site.name])) for site in sites]
+            if sites[-1].kind in ("key", "value", "intermediate") and any(len(some) for some in rows):
+                old, new = self._module(layer, place)
                 if old is None or new is None:
                     return False
-                weight = old.weight[rows.to(old.weight.device)].to(new.weight)
-                if weight.shape != new.weight.shape or not torch.equal(weight, new.weight):
+                before, after = matrix(old), matrix(new)
+                weight = before[torch.cat(rows).to(before.device)].to(after)
+                # least squares changes the query rows, which come first
+                fitted = len(rows[0]) if sites[0].kind == "query" and not self._layout.rotary else 0
+                if weight.shape != after.shape or not torch.equal(weight[fitted:], after[fitted:]):
                     return False
         return True
 
     def _linear(self, site: Site, kind: str) -> tuple[Any, Any]:
         """The Linear of a kind in the site's layer, dense and pruned; None where a layer has lost it."""
+        return self._module(site.layer, self._layout.writers[kind])
+
+    def _module(self, of_layer: int, place: str) -> tuple[Any, Any]:
         found: list[Any] = []
-        for layers, layer in ((self._dense, site.layer), (self._small, self._stay.index(site.layer))):
+        for layers, layer in ((self._dense, of_layer), (self._small, self._stay.index(of_layer))):
             try:
-                found.append(layers[layer].get_submodule(self._writers[kind]))
+                found.append(layers[layer].get_submodule(place))
             except AttributeError:  # of attention without heads
                 found.append(None)
         return found[0], found[1]
@@ -163,7 +171,7 @@ class Pruned:
         return Replacement(self.repair, "Its column of the reader went, and nothing replaces it.", constant=0.0)
 
     def _of_a_pair(self, site: Site, index: int, correlations: NDArray[np.float64]) -> Replacement:
-        if self._rotary:
+        if self._layout.rotary:
             return Replacement(
                 self.repair,
                 "Query and key neurons go four at a time, as positions turn two of each together, by an angle of their "
@@ -198,8 +206,10 @@ class Pruned:
         old, _ = self._linear(site, "query" if site.kind in _PAIRED else READ_BY[site.kind])
         if change is None or not len(kept):
             return ()
-        own = old.weight[index] if site.kind in _PAIRED else old.weight[:, index][self._rows(site)]
-        own = own.detach().double().cpu()
+        if site.kind in _PAIRED:
+            own = matrix(old)[index].detach().double().cpu()
+        else:
+            own = self._columns(site, matrix(old).detach().double().cpu()[self._rows(site)], torch.tensor([index]))[0]
         square = float(own.square().sum())
         if not square > 0:
             return ()
@@ -215,8 +225,13 @@ class Pruned:
         """Rows of the dense reader that the pruned one still computes."""
         old, new = self._linear(site, READ_BY[site.kind])
         rows = getattr(new, "kept", None)
-        found: torch.Tensor = torch.arange(len(old.weight)) if rows is None else rows.cpu()
+        found: torch.Tensor = torch.arange(len(matrix(old))) if rows is None else rows.cpu()
         return found
+
+    @staticmethod
+    def _columns(site: Site, weight: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
+        """[neurons, groups x rows]: the columns of a reader [rows, width x groups] that take in some neurons."""
+        return site.grouped(weight)[..., neurons].flatten(0, 1).T if site.groups > 1 else weight[:, neurons].T
 
     @torch.no_grad()
     def _changes(self, site: Site) -> torch.Tensor | None:
@@ -228,9 +243,12 @@ class Pruned:
             kept = torch.from_numpy(self.kept[name])
             if new is None or new.weight is None:
                 return None
-            before, after = old.weight.detach().cpu(), new.weight.detach().cpu().double()
+            before, after = matrix(old).detach().cpu(), matrix(new).detach().cpu().double()
             if site.kind in _PAIRED:
-                self._change[name] = after - before[kept].double()
+                self._change[name] = after[: len(kept)] - before[kept].double()
             else:
-                self._change[name] = (after - before[self._rows(site)][:, kept].double()).T.contiguous()
+                changed = torch.zeros(len(after), before.shape[1], dtype=torch.float64)
+                columns = site.read_by(kept)
+                changed[:, columns] = after - before[self._rows(site)][:, columns].double()
+                self._change[name] = self._columns(site, changed, kept).contiguous()
         return self._change[name]

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from obce.capture import Given, eval_mode, first_inputs, precise_products, run_to_stop, stopping_before
-from obce.sites import Layout, base_model, layers_of, layout_of
+from obce.sites import Layout, base_model, layers_of, layout_of, matrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -274,14 +274,19 @@ def start(body: PreTrainedModel, batches: TokenBatches) -> list[Passing]:
     """Every batch at the door of the first layer: embeddings are the same in both models.
 
     Raises:
-        ValueError: The model has a flash or flex kernel and layers that may look at different places.
+        ValueError: The model has a flash or flex kernel and layers that do not look at all tokens.
     """
     kernel = body.config._attn_implementation
     shared = kernel in ("eager", "sdpa")
-    if not shared and layout_of(body).kinds_by is not None:
+    if not shared and (layout_of(body).kinds_by is not None or layout_of(body).causal):
+        differs = (
+            "its tokens look at those before them alone"
+            if layout_of(body).causal
+            else ("what its layers may look at differs")
+        )
         raise ValueError(
             f"model is a {type(body).__name__} with attn_implementation={kernel!r}, expected 'sdpa' or 'eager' for "
-            "least squares: what its layers may look at differs; load it with one of these."
+            f"least squares: {differs}; load it with one of these."
         )
     passing = []
     for batch, hidden, given in first_inputs(body, batches):
@@ -336,10 +341,13 @@ def fit_layer(
     layout, block = layout_of(body), layers_of(body)[layer]
     part, small_part = block.get_submodule, narrow.get_submodule
     names = layout.writers
-    if 0 < len(kept) < int(body.config.hidden_size) and not layout.rotary:
+    hidden = int(body.config.hidden_size)
+    if 0 < len(kept) < hidden and not layout.rotary and not layout.whole:
         keys = _KeyMoments(int(body.config.num_attention_heads))
+        first = layout.blocks_of("key")[0] * hidden
         for at in passing:
-            keys.add(part(names["key"])(at.small), at.real)
+            given = part(layout.norms[0])(at.small) if layout.pre_norm else at.small
+            keys.add(part(names["key"])(given)[..., first : first + hidden], at.real)
         _fit_queries(part(names["query"]), small_part(names["query"]), keys.predictors(kept, ridge))
 
     def behind(of: Callable[[str], nn.Module], kind: str, summed: torch.Tensor) -> torch.Tensor:
@@ -384,14 +392,17 @@ def fit_layer(
 
 
 def _fit_queries(dense: Any, narrow: Any, predictors: torch.Tensor) -> None:
-    narrow.weight.copy_((predictors.T @ dense.weight.double()).to(narrow.weight.dtype))
-    narrow.bias.copy_((predictors.T @ dense.bias.double()).to(narrow.bias.dtype))
+    """Query rows are the first ones, alone or before those of key and value."""
+    rows, kept = predictors.shape
+    weight = matrix(narrow)[:kept]
+    weight.copy_((predictors.T @ matrix(dense)[:rows].double()).to(weight.dtype))
+    narrow.bias[:kept].copy_((predictors.T @ dense.bias[:rows].double()).to(narrow.bias.dtype))
 
 
 def _apply(site: str, reader: Any, moments: _Moments, ridge: float) -> Fit:
     rows = getattr(reader, "kept", None)  # of a Linear that computes some of its rows
     change, bias, before, after, used = moments.solve(ridge, rows)
     if reader.weight is not None:
-        reader.weight.add_((change if rows is None else change[rows]).to(reader.weight.dtype))
+        matrix(reader).add_((change if rows is None else change[rows]).to(reader.weight.dtype))
     reader.bias.add_(bias.to(reader.bias.dtype))
     return Fit(site, before, after, used)

@@ -19,7 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from obce.clouds import CLOUD_KINDS, CLOUD_SCORES
-from obce.plan import DEFAULT_UNITS, FLOPS_LENGTH
+from obce.plan import FLOPS_LENGTH, default_units
+from obce.scores import place_of_reading
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -122,7 +123,7 @@ def render_html(
         facts=_facts(scores),
         kinds=scores.kinds(),
         layers=scores.layers(),
-        position=_position(scores),
+        position=place_of_reading(scores),
         n_neurons=_count(len(scores)),
         n_constant=_count(int(scores.constant.sum())),
         n_texts=_count(scores.meta.get("n_texts")),
@@ -236,11 +237,6 @@ def _kind_label(kind: str) -> str:
     return kind.replace("_", " ")
 
 
-def _position(scores: Scores) -> str:
-    position = str(scores.meta.get("position", "cls"))
-    return "[CLS]" if position.lower() in {"cls", "[cls]"} else position
-
-
 def _unstable(spearman: float) -> bool:
     # a correlation that could not be computed is no evidence of stability
     return not spearman >= STABLE_SPEARMAN
@@ -321,7 +317,7 @@ def _facts(scores: Scores) -> list[tuple[str, str, bool]]:
             f"{_count(meta.get('max_length'))} tokens",
             False,
         ),
-        ("Position", _position(scores), False),
+        ("Position", place_of_reading(scores), False),
         ("Seed", str(meta.get("seed", _NOTHING)), False),
         ("Versions", ", ".join(f"{key} {value}" for key, value in versions.items()) or _NOTHING, False),
         ("Model hash", str(meta.get("model_hash", _NOTHING)), True),
@@ -515,7 +511,7 @@ def _plan_words(plan: Plan) -> str:
     levels = f"levels of {plan.preset}" if plan.preset is not None else "the same share of every layer"
     if plan.shares == "measured":
         levels = "shares as measured"
-    if plan.units != DEFAULT_UNITS:
+    if plan.units != default_units(plan.architecture):
         levels += f" of {', '.join(plan.units)}"
     if plan.layers_dropped:
         levels += f", without layers {', '.join(map(str, plan.layers_dropped))}"
@@ -674,7 +670,7 @@ def _grid(title: str, scores: Scores, *before: str) -> Table:
 
 
 def _terminal_counts(scores: Scores) -> Table:
-    table = plain_table(f"Neurons at {_position(scores)}")
+    table = plain_table(f"Neurons at {place_of_reading(scores)}")
     table.add_column("site")
     table.add_column("neurons", justify="right")
     table.add_column("constant", justify="right")
@@ -799,7 +795,9 @@ def _head_is_gone(scores: Scores, plan: Plan, layer: int, head: int) -> bool:
     if kept is None:
         return False
     rows = scores.rows(layer, "value")
-    size = (rows.stop - rows.start) // int(scores.meta["architecture"]["num_attention_heads"])
+    facts = scores.meta["architecture"]
+    groups = int(facts.get("groups", 1))
+    size, head = (rows.stop - rows.start) * groups // int(facts["num_attention_heads"]), head // groups
     return not any(head * size <= index < (head + 1) * size for index in kept)
 
 

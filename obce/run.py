@@ -48,7 +48,7 @@ from obce.glue import BATCH_TOKENS, calibration, read_task
 from obce.h0 import H0, h0
 from obce.heads import check_cloud, explain_clouds, sample_clouds
 from obce.pages import Explained, explained
-from obce.plan import Plan
+from obce.plan import Plan, default_units
 from obce.prune import prune
 from obce.removal import Pruned
 from obce.report import render_html
@@ -71,6 +71,7 @@ from obce.sites import (
     architecture,
     find_sites,
     model_hash,
+    position_of,
     quiet_transformers,
     unknown_family,
     usable_max_length,
@@ -105,7 +106,9 @@ _SCORING: dict[str, Any] = {
     "effect_texts": EFFECT_TEXTS,
     "read": "auto",
     "precision": "float32",
+    "position": "auto",
 }
+_EARLIER = {"position": "cls"}  # of runs that were begun before there was the setting
 _WORDS = {
     "model_hash": "model",
     "corpus_hash": "corpus",
@@ -118,6 +121,7 @@ _WORDS = {
     "effect_texts": "number of texts in the effect clouds",
     "read": "place that effects are measured at",
     "labels": "choice of labels",
+    "position": "token that texts are read at",
 }
 
 
@@ -857,10 +861,11 @@ class Run:
             if step == "scoring" and not self.unfinished():
                 continue
             for name, value in asked.items():
-                if before is not None and before.get(name) != value:
+                there = None if before is None else before.get(name, _EARLIER.get(name))
+                if before is not None and there != value:
                     raise ValueError(
                         f"run directory '{self.path}' holds {what} of another {_WORDS.get(name, name)} "
-                        f"({before.get(name)}, now {value}): choose another --out"
+                        f"({there}, now {value}): choose another --out"
                     )
 
     def score(
@@ -891,8 +896,8 @@ class Run:
             device: `"auto"` (CUDA where there is one), or a device of torch.
             keep_sketch: Keep what `merge_runs` takes, too.
             progress: As in `obce.score`.
-            settings: `batch_tokens`, `shard_texts`, `memory`, `exact`, `tokens`, `cloud_texts` and `precision` of
-                `obce.score`.
+            settings: `batch_tokens`, `shard_texts`, `memory`, `exact`, `tokens`, `cloud_texts`, `effect_texts`, `read`,
+                `precision` and `position` of `obce.score`.
 
         Returns:
             The scores, and whether they were there before.
@@ -922,6 +927,7 @@ class Run:
         }
         if asked["read"] == "auto":
             asked["read"] = settings["read"] = reading_of(model)
+        asked["position"] = settings["position"] = position_of(model, asked["position"])
         asked["batch_tokens"] = settings["batch_tokens"] = asked["batch_tokens"] or default_batch_tokens(where.type)
         self._asked(asked)
         complete = self.scores_path.is_file() and "score" in self.state
@@ -1096,7 +1102,7 @@ class Run:
         self,
         *,
         score: str,
-        units: Sequence[str],
+        units: Sequence[str] | None = None,
         corpus: Corpus | None = None,
         device: str = "auto",
         progress: Callable[[float, float], None] | None = None,
@@ -1117,6 +1123,8 @@ class Run:
         texts = self.corpus() if corpus is None else corpus
         if len(texts) < 6:
             raise ValueError(f"corpus has {len(texts)} texts, expected at least 6 to measure what sites can spare")
+        scores = self.scores()
+        units = default_units(scores.meta["architecture"]) if units is None else units
         asked = {
             "model_hash": self.state["score"]["model_hash"],
             "corpus_hash": texts.hash,
@@ -1138,7 +1146,7 @@ class Run:
             for part in (order[: 2 * len(order) // 3], order[2 * len(order) // 3 :])
         )
         curves = sensitivity(
-            model, self.scores(), fitted, held_out, score=score, units=units, read=asked["read"], progress=progress
+            model, scores, fitted, held_out, score=score, units=units, read=asked["read"], progress=progress
         )
         with self._locked():
             write_text(self.sensitivity_path, json.dumps({"asked": asked, "curves": curves}) + "\n")

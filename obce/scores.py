@@ -37,6 +37,15 @@ SCORE_NAMES = (
 CLS_SCORES = ("rf", "rf_bagged", "std", "range", "mean", "mean_abs")
 """Scores of the outputs at [CLS] alone: a neuron that is constant there is not ranked by them."""
 
+_PLACES = {"cls": "[CLS]", "last": "the last token", "mean": "the mean over tokens"}
+
+
+def place_of_reading(scores: Scores) -> str:
+    """Where the outputs were read, in words that stand behind "at": `"[CLS]"`, `"the last token"`."""
+    position = str(scores.meta.get("position", "cls"))
+    return _PLACES.get(position.lower().strip("[]"), position)
+
+
 # What a table of scores has beside them, and `text_...`.
 _TABLE = ("layer", "site", "index", "constant")
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from obce import __version__
-from obce.capture import Memory, Precision, Resident, capture, capture_resident
+from obce.capture import Memory, Precision, Resident, capture, capture_resident, cloud_widths
 from obce.clouds import CLOUD_KINDS, cloud_scores
 from obce.corpus import GROUP, Corpus, Shard, TokenBatches, joined_hash, read_corpus, tokenize
 from obce.device import (
@@ -62,8 +62,9 @@ from obce.sites import (
     architecture,
     base_model,
     find_sites,
-    layout_of,
+    inner_width,
     model_hash_later,
+    position_of,
     usable_max_length,
 )
 from obce.sketch import GapCells, Gaps, Moments, Sketch, TokenMoments
@@ -461,6 +462,12 @@ class _Job:
     tokens: bool
     precision: Precision
     threads: int | None
+    position: str
+
+    @property
+    def _alone(self) -> dict[str, Any]:
+        """How outputs are captured with nothing beside them."""
+        return {"memory": "layer", "tokens": False, "position": self.position}
 
     @property
     def device(self) -> torch.device | None:
@@ -504,6 +511,7 @@ class _Job:
             tokens=self.tokens,
             chosen=marked,
             precision=self.precision,
+            position=self.position,
             progress=_noting_tokens(batches, progress),
         ):
             start = rows[layer.layer].start
@@ -547,6 +555,7 @@ class _Job:
             tokens=self.tokens,
             chosen=np.arange(n) < chosen,
             precision=self.precision,
+            position=self.position,
             progress=_noting_tokens(batches, progress),
         ):
             fetch, sums = Fetch(), column_sums(taken.values)
@@ -598,7 +607,7 @@ class _Job:
         if self.device is not None:
             return self._resident_agreement(batches)
         exact, asked = (
-            capture(self.model, batches, self.sites, memory="layer", tokens=False, precision=precision)
+            capture(self.model, batches, self.sites, precision=precision, **self._alone)
             for precision in ("float32", self.precision)
         )
         for one, other in zip(exact, asked, strict=True):
@@ -626,7 +635,7 @@ class _Job:
         found: list[dict[str, torch.Tensor]] = []
         precisions: tuple[Precision, ...] = ("float32", self.precision)
         for precision in precisions:
-            taken = capture_resident(self.model, batches, self.sites, memory="layer", tokens=False, precision=precision)
+            taken = capture_resident(self.model, batches, self.sites, precision=precision, **self._alone)
             layers = [_resident_scores(layer) for layer in taken]
             found.append({name: torch.cat([layer[name] for layer in layers]) for name in layers[0]})
         pairs: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
@@ -799,7 +808,7 @@ class _Table:
 def _bring_clouds(work: _Work, job: _Job, chosen: Mapping[int, int]) -> dict[tuple[int, str], tuple[Any, Any]]:
     """Vectors of the chosen texts of each half, on rank 0; on the device where they lie there."""
     found: dict[tuple[int, str], tuple[list[Any], list[Any]]] = {}
-    width = int(base_model(job.model).config.hidden_size)
+    widths = cloud_widths(job.model)
     for shard in work.shards:
         if not chosen[shard.number]:
             continue
@@ -810,7 +819,7 @@ def _bring_clouds(work: _Work, job: _Job, chosen: Mapping[int, int]) -> dict[tup
                 mine = work.read(work.piece[shard.number], name) if owner == work.world.rank else None
                 if owner != 0 and mine is not None:
                     mine = to_host(mine)
-                part = work.world.bring(mine, owner, (chosen[shard.number], width), np.float32)
+                part = work.world.bring(mine, owner, (chosen[shard.number], widths[kind]), np.float32)
                 found.setdefault((layer, kind), ([], []))[shard.half].append(part)
     if work.world.rank != 0:
         return {}
@@ -1026,19 +1035,21 @@ def score(
     read: str = "auto",
     labels: ArrayLike | None = None,
     precision: Precision = "float32",
+    position: str = "auto",
     threads: int | None = None,
     store: Store | None = None,
     progress: Callable[[ShardProgress], None] | None = None,
     effect_progress: Callable[[float, float], None] | None = None,
     on_kept: Callable[[Kept], None] | None = None,
 ) -> Scores:
-    """Scores every neuron of a BERT over a corpus: its [CLS] outputs, its effect on what is read, its weights.
+    """Scores every neuron of a model over a corpus: its outputs at [CLS], its effect on what is read, its weights.
 
     Under `torch.distributed` (a process group that is initialised) the ranks share the shards, and every rank gets
     the scores; they have the bits that one process finds with as many threads a process.
 
     Args:
-        model: An encoder with any head or none; never changed. Scored in eval mode, without the caller's autocast.
+        model: An encoder or decoder with any head or none; never changed. Scored in eval mode, without the caller's
+            autocast.
         tokenizer: The model's tokenizer.
         texts: A `Corpus`, or anything `obce.read_corpus` takes.
         seed: Decides the `random` score, the two halves of the texts, and their shards.
@@ -1062,6 +1073,8 @@ def score(
         labels: [n_texts], in the order of a `Corpus`: adds `taylor`, from the loss of the model's head.
         precision: Of products of matrices, see `obce.capture.capture`; other than `"float32"`,
             `meta["precision_agreement"]` says how well scores rank as in float32. Effects are always float32.
+        position: The token of a text at which outputs are read: `"cls"`, its first; `"last"`, its last; `"mean"`, the
+            mean over all of its tokens. `"auto"`: [CLS], of a decoder the last.
         threads: Threads of the persistence engine; default from `OMP_NUM_THREADS`, else all.
         store: Where finished shards are kept, and found by a later call with the same arguments (default: memory).
         progress: Called during the forward passes.
@@ -1095,6 +1108,7 @@ def score(
         tokens,
         precision,
         threads,
+        position_of(model, position),
     )
     neurons = sum(site.width for site in sites)
     shards = corpus.shards(seed, shard_texts)
@@ -1170,7 +1184,7 @@ def score(
         "exact": exact,
         "tokens": tokens,
         "precision": precision,
-        "position": "cls",
+        "position": job.position,
         "seed": seed,
         "heads": sites[0].heads,
         "versions": {
@@ -1184,8 +1198,11 @@ def score(
         meta["precision_agreement"] = agreement
     triples = [(site.layer, site.kind, site.width) for site in sites]
     scores = table.scores(triples, seed, meta)
+    shared = sites[0].heads // next(site.heads for site in sites if site.kind == "key")
+    if shared > 1:
+        meta["groups"] = shared
     if vectors:
-        scores = replace(scores, clouds=cloud_scores(vectors, meta["heads"], threads=threads))
+        scores = replace(scores, clouds=cloud_scores(vectors, meta["heads"], shared, threads=threads))
         if on_kept is not None:
             vectors = {at: (to_host(a), to_host(b)) for at, (a, b) in vectors.items()}
     columns = _weight_columns(job, scores)
@@ -1224,7 +1241,7 @@ def _checked_effects(
         raise ValueError(f"read is {read!r}, expected 'auto' or one of {', '.join(map(repr, READS))}.")
     if read in ("head", "logits") and head_linear(model) is None:
         raise ValueError(
-            f"read is {read!r}, but a {type(model).__name__} has no classifier: read 'cls', 'mean' or 'tokens'."
+            f"read is {read!r}, but a {type(model).__name__} has no classifier: read 'cls', 'last', 'mean' or 'tokens'."
         )
     if labels is None:
         return None
@@ -1237,8 +1254,7 @@ def _gradient_tokens(model: PreTrainedModel, max_length: int, batch_tokens: int)
     """Places a forward and backward pass whose activations take `_GRADIENT_BYTES`, as a rough count has them."""
     device = next(base_model(model).parameters()).device.type
     config: Any = base_model(model).config
-    inner: int = getattr(config, layout_of(model).inner)
-    each: int = 16 * config.hidden_size + 4 * inner + 2 * config.num_attention_heads * max_length
+    each: int = 16 * config.hidden_size + 4 * inner_width(config) + 2 * config.num_attention_heads * max_length
     fit = _GRADIENT_BYTES.get(device, _GRADIENT_BYTES["cpu"]) // (4 * int(config.num_hidden_layers) * each)
     return max(max_length, min(batch_tokens, fit))
 
@@ -1380,7 +1396,7 @@ def merge(kept: Sequence[Kept], *, threads: int | None = None) -> Scores:
         raise ValueError(f"kept holds {len(kept)} scorings, expected at least 2 to join.")
     first = kept[0].meta
     for i, other in enumerate(kept[1:], start=1):
-        for fact in ("model_hash", "max_length", "tokens", "precision", "sites"):
+        for fact in ("model_hash", "max_length", "tokens", "precision", "position", "sites"):
             if other.meta[fact] != first[fact]:
                 raise ValueError(
                     f"kept[{i}] was scored with another {fact} ({_short(other.meta[fact])}, kept[0] has "
@@ -1430,7 +1446,7 @@ def merge(kept: Sequence[Kept], *, threads: int | None = None) -> Scores:
             )
             for at in kept[0].vectors
         }
-        scores = replace(scores, clouds=cloud_scores(vectors, first["heads"], threads=threads))
+        scores = replace(scores, clouds=cloud_scores(vectors, first["heads"], first.get("groups", 1), threads=threads))
     return scores
 
 

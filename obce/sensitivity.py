@@ -15,10 +15,10 @@ import torch
 from obce.capture import eval_mode, precise_products
 from obce.corpus import TokenBatches
 from obce.effects import read_hidden, reading_of
-from obce.plan import DEFAULT_UNITS, single_cuts
+from obce.plan import check_units, default_units, single_cuts
 from obce.prune import prune
 from obce.repair import RIDGE, Passing, fit_layer, start, through
-from obce.sites import base_model, layers_of, layout_of
+from obce.sites import base_model, layers_of, layout_of, position_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +40,7 @@ def sensitivity(
     held_out: TokenBatches,
     *,
     score: str = "effect",
-    units: Sequence[str] = DEFAULT_UNITS,
+    units: Sequence[str] | None = None,
     levels: Sequence[float] = LEVELS,
     read: str = "auto",
     ridge: float = RIDGE,
@@ -59,8 +59,8 @@ def sensitivity(
         score: Score that says which neurons of a unit go first.
         units: As in `obce.plan`.
         levels: Shares removed of what may be removed.
-        read: `"cls"`, `"mean"` or `"tokens"`; `"auto"`, `"head"` and `"logits"`: what the model's head takes from
-            the encoder.
+        read: `"cls"`, `"last"`, `"mean"` or `"tokens"`; `"auto"`, `"head"` and `"logits"`: what the model's head takes
+            from the encoder.
         ridge: As in `obce.prune`.
         progress: Called with (layers done, layers).
 
@@ -69,7 +69,9 @@ def sensitivity(
     """
     base = base_model(model)
     read = reading_of(model) if read == "auto" else read
-    read = "cls" if read in ("head", "logits") else read
+    read = position_of(model) if read in ("head", "logits") else read
+    units = default_units(scores.meta["architecture"]) if units is None else units
+    check_units(scores.meta["architecture"], units)
     layers = list(layers_of(base))
     curves: Curves = {}
     with eval_mode(base), precise_products(next(base.parameters()).device):

@@ -28,7 +28,7 @@ DEFAULT_MAX_LENGTH = 128
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where a family of encoders keeps its sites.
+    """Where a family keeps its sites.
 
     Attributes:
         stack: Name of the ModuleList of layers, relative to the base model.
@@ -48,8 +48,13 @@ class Layout:
         rotary: Whether query and key are turned by their position: neurons i and i + half of a head go together.
         pre_norm: Whether LayerNorms stand before what reads the residual stream, instead of behind what writes it.
         kinds_by: Attribute of a layer by which what the model hands to it differs, besides the hidden states.
-        first_norm: LayerNorm of the embeddings, relative to the base model.
+        first_norm: LayerNorm of the embeddings, relative to the base model; None where there is none.
         last_norm: LayerNorm behind the last layer, relative to the base model.
+        embeddings: Module that gives the first layer its hidden states, relative to the base model.
+        partners: Kind -> a second Linear whose rows go with those of its writer: a neuron is the product that its
+            reader takes in.
+        whole: Kinds none of whose neurons can go.
+        causal: Whether a token sees itself and those before it alone, so that the last token is the one to read.
     """
 
     stack: str
@@ -64,12 +69,20 @@ class Layout:
     rotary: bool = False
     pre_norm: bool = False
     kinds_by: str | None = None
-    first_norm: str = "embeddings.LayerNorm"
+    first_norm: str | None = "embeddings.LayerNorm"
     last_norm: str | None = None
+    embeddings: str = "embeddings"
+    partners: Mapping[str, str] = field(default_factory=dict)
+    whole: tuple[str, ...] = ()
+    causal: bool = False
 
     def reader(self, kind: str) -> str | None:
         """The Linear that takes in a kind's outputs, relative to the layer."""
         return self.writers[READ_BY[kind]] if kind in READ_BY else None
+
+    def linears(self, kind: str) -> tuple[str, ...]:
+        """The Linears that have a kind's rows, relative to the layer."""
+        return (self.writers[kind], self.partners[kind]) if kind in self.partners else (self.writers[kind],)
 
     def blocks_of(self, kind: str) -> tuple[int, ...]:
         """Which blocks of its writer's rows are the kind's."""
@@ -151,6 +164,43 @@ _MODERNBERT = Layout(
     last_norm="final_norm",
 )
 
+_GPT2 = Layout(
+    "h",
+    _named("attn.c_attn", "attn.c_attn", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+    between=("ln_2", "mlp"),
+    norms=("ln_1", "ln_2"),
+    inner="n_inner",
+    activation="activation_function",
+    blocks={"key": (1,), "value": (2,)},
+    pre_norm=True,
+    first_norm=None,
+    last_norm="ln_f",
+    embeddings="drop",
+    causal=True,
+)
+
+_LLAMA = Layout(
+    "layers",
+    _named(
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.gate_proj",
+        "mlp.down_proj",
+    ),
+    between=("post_attention_layernorm", "mlp"),
+    norms=("input_layernorm", "post_attention_layernorm"),
+    biases=False,
+    pre_norm=True,
+    first_norm=None,
+    last_norm="norm",
+    embeddings="embed_tokens",
+    partners={"intermediate": "mlp.up_proj"},
+    whole=("query", "key"),
+    causal=True,
+)
+
 LAYOUTS = {
     "bert": _BERT,
     "roberta": _BERT,
@@ -160,22 +210,25 @@ LAYOUTS = {
     "distilbert": _DISTILBERT,
     "mpnet": _MPNET,
     "modernbert": _MODERNBERT,
+    "gpt2": _GPT2,
+    "llama": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
 }
 """Family (`config.model_type`) -> its layout."""
 
 # Families that people will try, and why they are refused.
 _REFUSED = {
     "albert": "its layers are one and the same, so that no neuron can go from one of them alone",
-    "modernbert-decoder": "it is a decoder, whose first token sees no other",
+    "modernbert-decoder": "of decoders obce knows GPT-2, Llama, Qwen2 and Qwen3",
     "vit": "it reads pictures, and obce scores texts",
-    "gpt2": "it is a decoder, whose first token sees no other",
-    "llama": "it is a decoder, whose first token sees no other",
-    "qwen2": "it is a decoder, whose first token sees no other",
-    "qwen3": "it is a decoder, whose first token sees no other",
 }
 
 PER_HEAD = ("query", "key", "value")
 """Kinds whose neurons are split among heads."""
+
+POSITIONS = ("cls", "last", "mean")
+"""Where outputs are read in a text: at its first token, at its last, or as their mean over all its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +246,9 @@ class Site:
         heads: Number of heads the width is split into, in order; 1 for kinds that have none.
         starts: Rows of the writer that the neurons are counted from: (0,), unless several sites share a writer. Two of
             them where a neuron has two rows.
+        partner: Name of a second Linear that has a row of every neuron, relative to the base model.
+        groups: Of key and value, query heads that share one of their heads: a neuron of value is read by so many
+            columns of its reader, which go together.
     """
 
     layer: int
@@ -202,6 +258,8 @@ class Site:
     width: int
     heads: int
     starts: tuple[int, ...] = (0,)
+    partner: str | None = None
+    groups: int = 1
 
     @property
     def name(self) -> str:
@@ -211,7 +269,12 @@ class Site:
     @property
     def gated(self) -> bool:
         """Whether a neuron is a product of two rows' outputs: what the reader takes in, not what the writer gives."""
-        return len(self.starts) > 1
+        return len(self.starts) > 1 or self.partner is not None
+
+    @property
+    def writers(self) -> tuple[str, ...]:
+        """Names of the Linears that have the neurons' rows."""
+        return (self.writer,) if self.partner is None else (self.writer, self.partner)
 
     @property
     def columns(self) -> slice:
@@ -219,8 +282,40 @@ class Site:
         return slice(self.starts[0], self.starts[0] + self.width)
 
     def rows(self, neurons: torch.Tensor) -> torch.Tensor:
-        """Rows of the writer that belong to some of the neurons, int64."""
+        """Rows of each of the writers that belong to some of the neurons, int64."""
         return torch.cat([neurons + start for start in self.starts])
+
+    def sources(self) -> torch.Tensor:
+        """int64 [width x groups], the neuron that each column of the reader takes in."""
+        neurons = torch.arange(self.width).view(self.heads, -1)
+        return neurons.repeat_interleave(self.groups, 0).flatten()
+
+    def read_by(self, neurons: torch.Tensor) -> torch.Tensor:
+        """Columns of the reader that take in some of the neurons, int64, ascending."""
+        if self.groups == 1:
+            return neurons
+        return torch.nonzero(torch.isin(self.sources().to(neurons.device), neurons)).flatten()
+
+    def grouped(self, columns: torch.Tensor) -> torch.Tensor:
+        """What the reader takes in, [..., width x groups], as [..., groups, width]: the columns of each neuron."""
+        split = columns.reshape(*columns.shape[:-1], self.heads, self.groups, -1)
+        return split.transpose(-2, -3).flatten(-2)
+
+
+def matrix(linear: nn.Module) -> torch.Tensor:
+    """Weight of a Linear as [out, in]; of transformers' Conv1D, which keeps it as [in, out], a view.
+
+    A pruned Linear's weight may be None, where it has no inputs.
+    """
+    weight: torch.Tensor = linear.weight  # type: ignore[assignment]
+    return weight.T if transposed(linear) else weight
+
+
+def transposed(linear: nn.Module) -> bool:
+    """Whether the weight is kept as [in, out]: transformers' Conv1D."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(linear, Conv1D)
 
 
 def base_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -244,9 +339,12 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
     layout = layout_of(model)
     stack = _layer_stack(base, type(model).__name__, layout)
     config = base.config
-    hidden, inner, heads = config.hidden_size, getattr(config, layout.inner), config.num_attention_heads
-    widths = dict.fromkeys(SITE_KINDS, hidden) | {"intermediate": inner}
-    inputs = dict.fromkeys(SITE_KINDS, hidden) | {"output": inner}
+    hidden, inner, heads = config.hidden_size, inner_width(config), config.num_attention_heads
+    attention, groups = attention_shape(config)
+    widths = dict.fromkeys(SITE_KINDS, hidden) | {"intermediate": inner, "query": attention}
+    widths |= dict.fromkeys(("key", "value"), attention // groups)
+    inputs = dict.fromkeys(SITE_KINDS, hidden) | {"attention_output": attention, "output": inner}
+    heads_of = {"query": heads, "key": heads // groups, "value": heads // groups}
     rows = dict.fromkeys(layout.writers.values(), 0)
     for kind, name in layout.writers.items():
         rows[name] += widths[kind] * len(layout.blocks_of(kind))
@@ -260,8 +358,40 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
             read = layout.reader(kind)
             reader = None if read is None else prefix + read
             starts = tuple(block * widths[kind] for block in layout.blocks_of(kind))
-            sites.append(Site(layer, kind, writer, reader, widths[kind], heads if kind in PER_HEAD else 1, starts))
+            partner = layout.partners.get(kind)
+            if partner is not None:
+                where, partner = f"{type(model).__name__}: {prefix}{partner}", prefix + partner
+                _check_linear(base.get_submodule(partner), where, inputs[kind], rows[name], layout.biases)
+            shared = groups if kind in ("key", "value") else 1
+            of_heads = heads_of.get(kind, 1)
+            sites.append(Site(layer, kind, writer, reader, widths[kind], of_heads, starts, partner, shared))
     return sites
+
+
+def inner_width(config: Any) -> int:
+    """Width of intermediate by a config; GPT-2's may leave it out, and then means four times the hidden size."""
+    family = str(config.model_type).removeprefix("obce_").replace("_", "-")
+    return int(getattr(config, LAYOUTS[family].inner) or 4 * config.hidden_size)
+
+
+def attention_shape(config: Any) -> tuple[int, int]:
+    """Width of query by a config, and how many of its heads share one of key and value."""
+    heads = int(config.num_attention_heads)
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads * int(size), heads // int(getattr(config, "num_key_value_heads", None) or heads)
+
+
+def position_of(model: PreTrainedModel, position: str = "auto") -> str:
+    """Where a model's outputs are read, one of `POSITIONS`; `"auto"`: at [CLS], of a decoder at the last token.
+
+    Raises:
+        ValueError: There is no such place, or the model is of a family that obce does not know.
+    """
+    if position == "auto":
+        return "last" if layout_of(model).causal else "cls"
+    if position not in POSITIONS:
+        raise ValueError(f"position is {position!r}, expected 'auto' or one of {', '.join(map(repr, POSITIONS))}.")
+    return position
 
 
 def layout_of(model: PreTrainedModel) -> Layout:
@@ -413,7 +543,9 @@ def architecture(model: PreTrainedModel) -> dict[str, int | str]:
         there is one), `parameters` (distinct ones, heads included), `encoder_parameters`, `weight_bytes` (of
         the distinct parameters) and `encoder_element_bytes` (of one encoder weight). Of a family whose layers are not
         made as BERT's, also `intermediate_rows` (rows of one neuron), `attention_bias` and `intermediate_bias` (1 or
-        0), `norms` and `first_norms` (parameters of a layer's LayerNorms, and of the first one's), `rotary`.
+        0), `norms` and `first_norms` (parameters of a layer's LayerNorms, and of the first one's), `rotary`; of one
+        whose query and key stay whole (`whole`) also `attention_size` (width of query), `groups` (query heads that
+        share a head of key and value) and `value_bias`.
     """
     base = base_model(model)
     config, layout = base.config, layout_of(model)
@@ -428,11 +560,11 @@ def architecture(model: PreTrainedModel) -> dict[str, int | str]:
         "max_position_embeddings",
     ):
         facts[name] = int(getattr(config, name))
-    facts["intermediate_size"] = int(getattr(config, layout.inner))
+    facts["intermediate_size"] = inner_width(config)
     facts["type_vocab_size"] = int(getattr(config, "type_vocab_size", 0))
     # 0 unless a Linear stands between embeddings and layers
     projected = getattr(base, "embeddings_project", None) or getattr(
-        base.get_submodule("embeddings"), "embed_proj", None
+        base.get_submodule(layout.embeddings), "embed_proj", None
     )
     facts["embedding_size"] = 0 if projected is None else int(projected.in_features)
     # embeddings of distances, and how many products they take part in
@@ -447,26 +579,33 @@ def architecture(model: PreTrainedModel) -> dict[str, int | str]:
     facts["encoder_parameters"] = sum(p.numel() for p in encoder.parameters())
     facts["weight_bytes"] = sum(p.numel() * p.element_size() for p in model.parameters())
     facts["encoder_element_bytes"] = weight.element_size()
-    return facts if layout.biases else facts | _shape_of_layers(layers_of(model), layout)
+    return facts if layout.biases else facts | _shape_of_layers(layers_of(model), layout, config)
 
 
-def _shape_of_layers(layers: nn.ModuleList, layout: Layout) -> dict[str, int | str]:
+def _shape_of_layers(layers: nn.ModuleList, layout: Layout, config: Any) -> dict[str, int | str]:
     """What `obce.plan` needs to know of layers that are not made as BERT's."""
+    linears = {name for kind in SITE_KINDS for name in layout.linears(kind)}
 
     def norms(layer: nn.Module) -> int:
-        return sum(p.numel() for name in layout.norms for p in layer.get_submodule(name).parameters())
+        of_linears = sum(p.numel() for name in linears for p in layer.get_submodule(name).parameters())
+        return sum(p.numel() for p in layer.parameters()) - of_linears
 
     def bias(kind: str) -> int:
         return int(layers[0].get_submodule(layout.writers[kind]).bias is not None)
 
-    return {
-        "intermediate_rows": len(layout.blocks_of("intermediate")),
+    facts: dict[str, int | str] = {
+        "intermediate_rows": len(layout.blocks_of("intermediate")) * len(layout.linears("intermediate")),
         "attention_bias": bias("attention_output"),
         "intermediate_bias": bias("output"),
         "norms": norms(layers[-1]),
         "first_norms": norms(layers[0]),
         "rotary": int(layout.rotary),
     }
+    if layout.whole:
+        attention, groups = attention_shape(config)
+        facts |= {"whole": ", ".join(layout.whole), "attention_size": attention, "groups": groups}
+        facts["value_bias"] = bias("value")
+    return facts
 
 
 @contextmanager
@@ -486,7 +625,10 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-_BODY = ("embeddings.", "embeddings_project.", "encoder.", "transformer.", "layers.", "final_norm.")
+_BODY = (
+    *("embeddings.", "embeddings_project.", "encoder.", "transformer.", "layers.", "final_norm."),
+    *("embed_tokens.", "norm.", "wte.", "wpe.", "h.", "ln_f."),  # of decoders
+)
 
 
 def _body_parameters(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
@@ -506,26 +648,50 @@ def _refuse_unknown_family(model: PreTrainedModel) -> None:
         )
     if family not in LAYOUTS:
         raise unknown_family(f"model is a {cls}", family)
-    if family == "deberta-v2":
-        _refuse_deberta(cls, config)
+    _refuse_settings(cls, config)
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         raise ValueError(
             f"model is a {cls} set up as a decoder (config.is_decoder or config.add_cross_attention), "
             "expected an encoder; load it with is_decoder=False and add_cross_attention=False."
+            if not LAYOUTS[family].causal
+            else f"model is a {cls} with add_cross_attention=True, expected False: obce does not cut attention to "
+            "another text."
         )
 
 
-def _refuse_deberta(cls: str, config: Any) -> None:
-    if config.relative_attention and not config.share_att_key and config.pos_att_type:
+def _refuse_settings(cls: str, config: Any) -> None:
+    """Refuses what some checkpoints of a known family have and obce does not cut."""
+    if config.model_type == "deberta-v2" and (
+        config.relative_attention and not config.share_att_key and config.pos_att_type
+    ):
         raise ValueError(
             f"model is a {cls} with share_att_key=False, expected True: query and key of its distances have Linears of "
             "their own, which obce does not cut."
         )
-    if getattr(config, "conv_kernel_size", 0) > 0:
+    for name, (plain, why) in _PLAIN.get(str(config.model_type), {}).items():
+        if (getattr(config, name, plain) or plain) != plain:
+            raise ValueError(f"model is a {cls} with {name}={getattr(config, name)}, expected {plain}: {why}.")
+    if set(getattr(config, "layer_types", None) or ()) - {"full_attention"} and LAYOUTS[config.model_type].causal:
         raise ValueError(
-            f"model is a {cls} with conv_kernel_size={config.conv_kernel_size}, expected 0: a convolution stands "
-            "between its layers, past which least squares cannot see."
+            f"model is a {cls} with layer_types={config.layer_types}, expected 'full_attention' in every layer: "
+            f"{_WINDOW}."
         )
+
+
+_WINDOW = "obce does not cut layers that look at a window of tokens"
+
+# Family -> field of its config -> the value that obce knows, and why no other.
+_PLAIN: dict[str, dict[str, tuple[Any, str]]] = {
+    "deberta-v2": {
+        "conv_kernel_size": (0, "a convolution stands between its layers, past which least squares cannot see"),
+    },
+    "gpt2": {
+        "scale_attn_by_inverse_layer_idx": (False, "its attention scales by a layer's number, which dropping changes"),
+        "reorder_and_upcast_attn": (False, "its attention is computed in another way than the pruned layers are"),
+    },
+    "qwen2": {"use_sliding_window": (False, _WINDOW)},
+    "qwen3": {"use_sliding_window": (False, _WINDOW)},
+}
 
 
 def _layer_stack(base: PreTrainedModel, cls: str, layout: Layout) -> str:
@@ -548,15 +714,16 @@ def _layer_stack(base: PreTrainedModel, cls: str, layout: Layout) -> str:
 
 
 def _check_linear(module: nn.Module, where: str, inputs: int, width: int, bias: bool) -> None:
-    if not isinstance(module, nn.Linear) or (bias and module.bias is None):
+    if not (isinstance(module, nn.Linear) or transposed(module)) or (bias and module.bias is None):
         raise ValueError(
             f"model {where} is a {type(module).__name__}, expected a torch.nn.Linear{' with a bias' if bias else ''}; "
             "merge or remove adapters first."
         )
     # A quantized Linear is a subclass that keeps packed integers of another shape.
-    if tuple(module.weight.shape) != (width, inputs) or not module.weight.is_floating_point():
+    weight = matrix(module)
+    if tuple(weight.shape) != (width, inputs) or not weight.is_floating_point():
         raise ValueError(
-            f"model {where} has a {str(module.weight.dtype).removeprefix('torch.')} weight of shape "
-            f"{tuple(module.weight.shape)}, expected floating point of shape {(width, inputs)} as its config "
+            f"model {where} has a {str(weight.dtype).removeprefix('torch.')} weight of shape "
+            f"{tuple(weight.shape)}, expected floating point of shape {(width, inputs)} as its config "
             "states; load the dense, unquantized checkpoint."
         )

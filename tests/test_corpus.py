@@ -1040,9 +1040,20 @@ def test_tokenize_refusals(tokenizer: Any, own_tokenizer: Any) -> None:
 
 
 def test_a_tokenizer_without_padding(own_tokenizer: Any) -> None:
+    """Its end-of-text token or 0 fills the places that the attention mask covers."""
+    import torch
+
+    texts = ["a b", "abc", "a"]
+    given = [batch.inputs for batch in tokenize(texts, own_tokenizer)]
     own_tokenizer.pad_token = None
-    with pytest.raises(ValueError, match="has no padding token, expected one to fill batches; set tokenizer"):
-        tokenize(["a"], own_tokenizer)
+    for end in (None, "[SEP]"):
+        own_tokenizer.eos_token = end
+        filled = 0 if end is None else own_tokenizer.sep_token_id
+        for before, batch in zip(given, tokenize(texts, own_tokenizer), strict=True):
+            assert torch.equal(batch.inputs["attention_mask"], before["attention_mask"])
+            real = before["attention_mask"].bool()
+            assert not real.all()
+            assert torch.equal(batch.inputs["input_ids"], torch.where(real, before["input_ids"], filled))
 
 
 def test_a_text_without_tokens() -> None:

@@ -68,7 +68,7 @@ def read_alone(model: Any, inputs: dict[str, torch.Tensor], read: str) -> torch.
     if read == "head":
         pooler = model.bert.pooler
         return torch.tanh(last[0] @ pooler.dense.weight.T + pooler.dense.bias)
-    return {"cls": last[0], "mean": last.mean(0), "tokens": last}[read]
+    return {"cls": last[0], "last": last[-1], "mean": last.mean(0), "tokens": last}[read]
 
 
 class Held:
@@ -252,9 +252,11 @@ def test_hooks_and_flags_come_back_after_an_error(tiny_bert: BertModel, batches:
         tiny_bert.encoder.layer[1].intermediate.dense.weight[5] = float("nan")
     with pytest.raises(ValueError, match=r"gives neuron 0\.query\.0 the effect nan on text 0, but every effect must"):
         effect_clouds(tiny_bert, batches, sites, means)
-    with pytest.raises(ValueError, match="read is 'logits', but a BertModel has no classifier: read 'cls', 'mean'"):
+    with pytest.raises(
+        ValueError, match="read is 'logits', but a BertModel has no classifier: read 'cls', 'last', 'mean'"
+    ):
         effect_clouds(tiny_bert, batches, sites, means, read="logits")
-    with pytest.raises(ValueError, match="read is 'all', expected 'auto' or one of 'head', 'cls', 'mean'"):
+    with pytest.raises(ValueError, match="read is 'all', expected 'auto' or one of 'head', 'cls', 'last', 'mean'"):
         effect_clouds(tiny_bert, batches, sites, means, read="all")
     assert all(p.requires_grad for p in tiny_bert.parameters())
     assert hooks(tiny_bert) == 0

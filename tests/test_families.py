@@ -1,4 +1,4 @@
-"""Every family of encoders goes the whole way: sites, scores, plan, cut, repair, file and back, with all its heads."""
+"""Every family goes the whole way: sites, scores, plan, cut, repair, file and back, with all its heads."""
 
 from __future__ import annotations
 
@@ -26,9 +26,20 @@ from obce.prune import masked, prune
 from obce.repair import start
 from obce.run import load_model
 from obce.sensitivity import sensitivity
-from obce.sites import LAYOUTS, SITE_KINDS, find_sites, model_hash, usable_max_length
+from obce.sites import LAYOUTS, SITE_KINDS, find_sites, matrix, model_hash, usable_max_length
 
-from tiny import DEPTH, HEADS, HIDDEN, INNER, PREFIXES, make_encoder, make_plan
+from tiny import (
+    DEPTH,
+    HEAD_SIZE,
+    HEADS,
+    HIDDEN,
+    INNER,
+    KEY_VALUE_HEADS,
+    PREFIXES,
+    class_name,
+    make_encoder,
+    make_plan,
+)
 
 if TYPE_CHECKING:
     from obce.plan import Plan
@@ -38,6 +49,9 @@ COMMON = ["MaskedLM", "SequenceClassification", "MultipleChoice", "TokenClassifi
 HEADS_OF = dict.fromkeys(PREFIXES, COMMON)
 HEADS_OF["bert"] = [*COMMON, "PreTraining", "NextSentencePrediction"]
 HEADS_OF["electra"] = [*COMMON, "PreTraining"]
+DECODERS = [family for family in PREFIXES if LAYOUTS[family].causal]
+for decoder in DECODERS:
+    HEADS_OF[decoder] = ["CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering"]
 EVERY = [(family, head) for family in PREFIXES for head in ("", *HEADS_OF[family])]
 EAGER = ("deberta-v2", "mpnet")  # transformers has no other attention for these
 SHARED_BIASES = "all layers of an MPNet share the position biases of its heads"
@@ -81,13 +95,17 @@ def test_sites(family: str) -> None:
     assert [site.name for site in sites] == [f"{layer}.{kind}" for layer in range(DEPTH[family]) for kind in SITE_KINDS]
     body = model.base_model
     rows: dict[str, int] = {}
+    heads = {"query": HEADS, "key": KEY_VALUE_HEADS[family], "value": KEY_VALUE_HEADS[family]}
     for site in sites:
-        assert site.width == (INNER if "interm" in site.name else HIDDEN)
+        per_head = heads.get(site.kind, 0) * HEAD_SIZE[family]
+        assert site.width == (INNER if "interm" in site.name else per_head or HIDDEN)
+        assert site.heads == heads.get(site.kind, 1)
         assert site.starts[0] == rows.get(site.writer, 0)
-        rows[site.writer] = site.starts[-1] + site.width
+        for writer in site.writers:
+            rows[writer] = site.starts[-1] + site.width
         if site.reader is not None:
-            assert body.get_submodule(site.reader).in_features == site.width
-    assert rows == {name: body.get_submodule(name).out_features for name in rows}
+            assert matrix(body.get_submodule(site.reader)).shape[1] == site.width * site.groups == len(site.sources())
+    assert rows == {name: len(matrix(body.get_submodule(name))) for name in rows}
     assert model_hash(model) == model_hash(body)
     with torch.no_grad():
         body.get_submodule(sites[2].writer).weight[0, 0] += 1
@@ -119,6 +137,8 @@ def test_scored_planned_and_cut(
     assert scores.meta["read"] == "head"
     assert np.isfinite(scores.column("effect")).all()
     units = ("query_key", "value", "intermediate") if memory == "model" or family == "mpnet" else ("heads", "output")
+    if LAYOUTS[family].whole:
+        units = ("value", "intermediate") if memory == "model" else ("value", "intermediate", "output")
     plan = obce.plan(scores, model, keep=0.6, of="encoder", units=units)
     batches = tokenize(texts, tokenizer, max_length=64)
     before = answers(model, inputs)
@@ -132,8 +152,8 @@ def test_scored_planned_and_cut(
         assert weight_bytes(small) == plan.after.bytes
         assert flops(small, length=64) == flops_at(plan, small, 64)
         with masked(model, plan, repair=repair, **how):
-            # positions turn query and key in float32
-            limit = 1e-5 if LAYOUTS[family].rotary else 1e-8
+            # positions turn query and key, or norms see their tokens, in float32
+            limit = 1e-5 if LAYOUTS[family].rotary or LAYOUTS[family].whole else 1e-8
             assert distance(answers(small, inputs), answers(model, inputs)) < limit
         assert distance(answers(small, inputs), before) > 1e-3
     assert torch.equal(answers(model, inputs), before)
@@ -159,7 +179,10 @@ def test_every_head_is_cut_saved_and_loaded(
     model = make_encoder(family, head)
     kept: dict[str, tuple[int, ...]] = {"0.intermediate": tuple(range(0, INNER, 3)), "1.output": (0, 5, 31)}
     pairs = (0, 4, 9, 13, 17, 21, 26, 30) if LAYOUTS[family].rotary else (0, 9, 17, 25)
-    kept |= {"0.query": pairs, "0.key": pairs, "1.value": (1, 2, 8, 9, 16, 17, 30, 31)}
+    if not LAYOUTS[family].whole:
+        kept |= {"0.query": pairs, "0.key": pairs}
+    size = HEAD_SIZE[family]
+    kept["1.value"] = tuple(h * size + i for h in range(KEY_VALUE_HEADS[family]) for i in (h % 2, size - 1))
     plan = make_plan(model, kept)
     small = prune(model, plan, repair="none")
     with masked(model, plan, repair="none"):
@@ -175,7 +198,7 @@ def test_every_head_is_cut_saved_and_loaded(
     again = load_model(tmp_path, pruned=True)
     assert type(again) is type(small)
     assert torch.equal(answers(again, inputs), found)
-    if "MaskedLM" in head:
+    if "MaskedLM" in head or (head, family) == ("CausalLM", "gpt2"):
         assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
 
 
@@ -192,7 +215,7 @@ def test_hidden_states_and_gradients(family: str, inputs: dict[str, torch.Tensor
     small(**inputs).last_hidden_state.sum().backward()
     layout = LAYOUTS[family]
     inner = small.get_submodule(f"{layout.stack}.0.{layout.writers['intermediate']}")
-    assert inner.weight.shape == (3 * len(layout.blocks_of("intermediate")), HIDDEN)
+    assert matrix(inner).shape == (3 * len(layout.blocks_of("intermediate")), HIDDEN)
     assert inner.weight.grad.abs().sum() > 0
 
 
@@ -371,7 +394,8 @@ def cut_of(scores: obce.Scores) -> tuple[int, ...]:
 def test_every_class_belongs_to_a_family() -> None:
     """No class of a family was forgotten here, and no head that transformers has for a family is missing there."""
     ours = {name for name in modeling_obce.__all__ if "For" in name}
-    assert ours == {f"Obce{PREFIXES[family]}For{head}" for family, head in EVERY if head}
+    ours |= {name for name in modeling_obce.__all__ if name.endswith("LMHeadModel")}
+    assert ours == {f"Obce{class_name(family, head)}" for family, head in EVERY if head}
     for family, prefix in PREFIXES.items():
         module = getattr(transformers.models, family.replace("-", "_"))
         theirs = {name for name in dir(module) if name.startswith(f"{prefix}For")}
@@ -388,7 +412,9 @@ def test_the_page_has_every_family_and_no_empty_cell() -> None:
     for family, row in cells.items():
         assert len(row) == 7
         assert all(row)
-        assert all(float(cell) < 1e-5 for cell in row[1:6])
+        numbers = row[1:5] if row[5].startswith("none: ") else row[1:6]
+        assert all(float(cell) < 1e-5 for cell in numbers)
+        assert (len(numbers) == 4) == (family == "qwen3")
         assert row[6].split(", ") == HEADS_OF[family]
 
 
@@ -397,6 +423,7 @@ def cuts(draw: st.DrawFn, family: str) -> tuple[dict[str, tuple[int, ...]], tupl
     """Kept indices of any sites, and layers dropped."""
     size, layers = HIDDEN // HEADS, DEPTH[family]
     whole_heads, turned = family != "mpnet", size // 2 if LAYOUTS[family].rotary else 0
+    stay = bool(LAYOUTS[family].whole)
     dropped = tuple(sorted(draw(st.sets(st.integers(0, layers - 1), max_size=layers - 1))))
     kept = {}
     for layer in set(range(layers)) - set(dropped):
@@ -406,7 +433,11 @@ def cuts(draw: st.DrawFn, family: str) -> tuple[dict[str, tuple[int, ...]], tupl
         def some(width: int, count: int, rng: np.random.Generator = rng) -> list[int]:
             return sorted(int(i) for i in rng.choice(width, count, replace=False))
 
-        if draw(st.booleans()):
+        if stay and draw(st.booleans()):
+            values = draw(st.integers(1, HEAD_SIZE[family]))
+            each = [(h * HEAD_SIZE[family], some(HEAD_SIZE[family], values)) for h in range(KEY_VALUE_HEADS[family])]
+            kept[f"{layer}.value"] = tuple(h + i for h, here in each for i in here)
+        elif not stay and draw(st.booleans()):
             pairs, values = draw(st.integers(1, turned or size)), draw(st.integers(1, size))
             alone = [(h * size, i) for h in heads for i in some(turned or size, pairs)]
             kept[f"{layer}.query"] = tuple(sorted({h + i + other for h, i in alone for other in (0, turned)}))

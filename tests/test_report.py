@@ -234,7 +234,7 @@ def test_constant_sites_are_called_undefined(scores: Scores, page: Page) -> None
     # one line in each of three strips, one box in each of three panels
     assert len(re.findall(r"constant at \[CLS\]: ?undefined", page.text)) == 6
     other = Page(render_html(make_scores(position="mean"), title="t")).text
-    assert "All 40 neurons are constant at mean: r_f is undefined." in other
+    assert "All 40 neurons are constant at the mean over tokens: r_f is undefined." in other
 
 
 def test_stability_and_warning_are_those_of_the_scores(scores: Scores, page: Page) -> None:

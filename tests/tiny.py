@@ -1,4 +1,4 @@
-"""Random tiny encoders and plans that tests and scripts share; imported by its name, as it lies beside them."""
+"""Random tiny models and plans that tests and scripts share; imported by its name, as it lies beside them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ PREFIXES = {
     "distilbert": "DistilBert",
     "mpnet": "MPNet",
     "modernbert": "ModernBert",
+    "gpt2": "GPT2",
+    "llama": "Llama",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
 }
 """Family -> how the names of its classes begin."""
 
@@ -41,6 +45,12 @@ BERT_HEADS = {
 
 LAYERS, HEADS, HIDDEN, INNER = 2, 4, 32, 48
 
+KEY_VALUE_HEADS = dict.fromkeys(PREFIXES, HEADS) | {"llama": 2, "qwen2": 2, "qwen3": 2}
+"""Family -> heads of key and value; each is shared by the same number of query heads."""
+
+HEAD_SIZE = dict.fromkeys(PREFIXES, HIDDEN // HEADS) | {"qwen3": 12}
+"""Family -> size of a head, dense."""
+
 DEPTH = dict.fromkeys(PREFIXES, LAYERS) | {"modernbert": 4}
 """Family -> layers; the first and the last of a ModernBERT look at all tokens, those between at their neighbours."""
 
@@ -52,6 +62,9 @@ _OF_FAMILY: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("bos_token_id", "cls_token_id"), 1),
         **dict.fromkeys(("eos_token_id", "sep_token_id"), 2),
     },
+    "llama": {"num_key_value_heads": 2},
+    "qwen2": {"num_key_value_heads": 2},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 12},
     "deberta-v2": {
         "relative_attention": True,
         "share_att_key": True,
@@ -61,6 +74,13 @@ _OF_FAMILY: dict[str, dict[str, Any]] = {
         "position_biased_input": False,
     },
 }
+
+
+def class_name(family: str, head: str = "") -> str:
+    """Name of transformers' class of a family with a head, or without one."""
+    if (family, head) == ("gpt2", "CausalLM"):
+        return "GPT2LMHeadModel"
+    return f"{PREFIXES[family]}For{head}" if head else f"{PREFIXES[family]}Model"
 
 
 def make_encoder(family: str, head: str = "", seed: int = 0, **config: Any) -> Any:
@@ -77,10 +97,9 @@ def make_encoder(family: str, head: str = "", seed: int = 0, **config: Any) -> A
         sizes = {"dim": HIDDEN, "n_layers": DEPTH[family], "n_heads": HEADS}
     given = {"vocab_size": 256, "max_position_embeddings": 70, "initializer_range": 0.25, "pad_token_id": 0}
     given |= {LAYOUTS[family].inner: INNER, **sizes, **_OF_FAMILY.get(family, {}), **config}
-    kind = PREFIXES[family]
     torch.manual_seed(seed)
-    name = f"{kind}For{head}" if head else f"{kind}Model"
-    model = getattr(transformers, name)(getattr(transformers, f"{kind}Config")(**given)).eval()
+    made = getattr(transformers, f"{PREFIXES[family]}Config")(**given)
+    model = getattr(transformers, class_name(family, head))(made).eval()
     shift_biases(model, seed)
     return model
 

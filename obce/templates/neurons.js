@@ -290,7 +290,7 @@
     at("neuron").textContent = name;
     detail.replaceChildren();
     const facts = [];
-    if (constant(i)) facts.push("constant at [CLS]");
+    if (constant(i)) facts.push(`constant at ${data.at}`);
     if (kept) facts.push(kept(i) ? "kept by the plan" : "removed by the plan");
     if (page) facts.unshift(page.verdict);
     detail.append(make("p", facts.join("; ") || "scored", "verdict"));
@@ -305,7 +305,7 @@
       detail.append(make("p", `No page was made for this neuron: obce explain RUN --neuron ${name}`));
     } else {
       if (page.gap) {
-        detail.append(make("p", "Outputs at [CLS], one line a text:"));
+        detail.append(make("p", `Outputs at ${data.at}, one line a text:`));
         detail.append(strip(page), make("h3", "Merge tree of these outputs"), tree(page), make("h3", "Barcode"), barcode(page));
       }
       for (const line of page.lines) detail.append(make("p", line));
