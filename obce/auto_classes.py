@@ -21,7 +21,8 @@ from types import ModuleType
 from typing import Any
 
 # Kind of pruned model -> how its classes' names begin, and its tokenizer: directories with a vocabulary but no
-# tokenizer_config.json are read by the kind of model.
+# tokenizer_config.json are read by the kind of model. Empty for models that read pictures; the file of an image
+# processor always names its class.
 _FAMILIES = {
     "obce_bert": ("ObceBert", "BertTokenizer"),
     "obce_roberta": ("ObceRoberta", "RobertaTokenizer"),
@@ -31,6 +32,7 @@ _FAMILIES = {
     "obce_distilbert": ("ObceDistilBert", "BertTokenizer"),
     "obce_mpnet": ("ObceMPNet", "MPNetTokenizer"),
     "obce_modernbert": ("ObceModernBert", "PreTrainedTokenizerFast"),
+    "obce_vit": ("ObceViT", ""),
 }
 
 # Auto class -> how our class's name ends; those that transformers maps to a class of the same head.
@@ -44,6 +46,8 @@ _HEADS = {
     "AutoModelForMultipleChoice": "ForMultipleChoice",
     "AutoModelForTokenClassification": "ForTokenClassification",
     "AutoModelForQuestionAnswering": "ForQuestionAnswering",
+    "AutoModelForImageClassification": "ForImageClassification",
+    "AutoModelForMaskedImageModeling": "ForMaskedImageModeling",
 }
 
 
@@ -152,8 +156,11 @@ def _register(modeling: ModuleType) -> None:
     for model_type, (prefix, tokenizer) in _FAMILIES.items():
         config_class = getattr(modeling, f"{prefix}Config")
         auto.AutoConfig.register(model_type, config_class, exist_ok=True)
-        auto.AutoTokenizer.register(config_class, getattr(auto, tokenizer), exist_ok=True)
+        if tokenizer:
+            auto.AutoTokenizer.register(config_class, getattr(auto, tokenizer), exist_ok=True)
         for name, ending in _HEADS.items():
+            if not tokenizer and name == "AutoModelForTextEncoding":
+                continue
             if hasattr(modeling, prefix + ending):
                 getattr(auto, name).register(config_class, getattr(modeling, prefix + ending), exist_ok=True)
 

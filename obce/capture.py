@@ -115,7 +115,7 @@ class _Observer:
         inputs = {name: tensor.to(self.device) for name, tensor in batch.inputs.items()}
         self.batch = batch
         self.places = torch.from_numpy(batch.indices).to(self.device)
-        self.lengths = batch.inputs["attention_mask"].sum(1).numpy()
+        self.lengths = batch.lengths
         return inputs
 
     def _current(self) -> Batch | Pack:
@@ -327,8 +327,8 @@ class _ResidentObserver(_Observer):
     def see(self, batch: Batch | Pack) -> dict[str, torch.Tensor]:
         names = list(batch.inputs)
         both = [batch.inputs[name] for name in names]
-        # one copy for all: they are int64 of one shape
-        stacked = upload(torch.stack(both), self.device)
+        # one copy for all: they are of one shape and dtype
+        stacked = upload(torch.stack(both), self.device) if both else []
         inputs = dict(zip(names, stacked, strict=True))
         self.first += len(self.order[-1]) if self.order else 0
         self.order.append(batch.indices)
@@ -338,7 +338,10 @@ class _ResidentObserver(_Observer):
             self.real = torch.full((1,), int(batch.lengths.sum()), dtype=torch.int32, device=self.device)
         else:
             self.starts = None
-            self.real = inputs["attention_mask"].sum(1, dtype=torch.int32)
+            if batch.tokens:
+                self.real = torch.full((len(batch.indices),), batch.tokens, dtype=torch.int32, device=self.device)
+            else:
+                self.real = inputs["attention_mask"].sum(1, dtype=torch.int32)
         return inputs
 
     def _take_values(self, site: Site, tokens: torch.Tensor) -> None:
@@ -597,6 +600,7 @@ def first_inputs(
                 run_to_stop(body, **inputs)
         by_kind = dict(zip(doors, held, strict=True))
         held.clear()
+        batch = cast("Passed", batch if isinstance(batch, Pack) else batch.entered())
         yield batch, by_kind[kinds[first]][0], {layer: by_kind[kind][1] for layer, kind in kinds.items()}
 
 

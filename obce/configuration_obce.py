@@ -14,6 +14,7 @@ from transformers.models.electra.configuration_electra import ElectraConfig
 from transformers.models.modernbert.configuration_modernbert import ModernBertConfig
 from transformers.models.mpnet.configuration_mpnet import MPNetConfig
 from transformers.models.roberta.configuration_roberta import RobertaConfig
+from transformers.models.vit.configuration_vit import ViTConfig
 from transformers.models.xlm_roberta.configuration_xlm_roberta import XLMRobertaConfig
 
 
@@ -233,6 +234,15 @@ class ObceRobertaConfig(NarrowConfig, RobertaConfig):
 
 
 @strict
+class ObceViTConfig(NarrowConfig, ViTConfig):
+    """Configuration of `ObceViTModel` and its heads: see `NarrowConfig`."""
+
+    model_type = "obce_vit"
+
+    obce: dict[str, Any] | None = None
+
+
+@strict
 class ObceXLMRobertaConfig(NarrowConfig, XLMRobertaConfig):
     """Configuration of `ObceXLMRobertaModel` and its heads: see `NarrowConfig`."""
 
@@ -271,5 +281,6 @@ __all__ = [
     "ObceMPNetConfig",
     "ObceModernBertConfig",
     "ObceRobertaConfig",
+    "ObceViTConfig",
     "ObceXLMRobertaConfig",
 ]

@@ -285,7 +285,7 @@ def start(body: PreTrainedModel, batches: TokenBatches) -> list[Passing]:
         )
     passing = []
     for batch, hidden, given in first_inputs(body, batches):
-        real = batch.inputs["attention_mask"].to(hidden.device).bool()
+        real = batch.real.to(hidden.device).bool()
         small_given = given
         if not shared:
             # pruned models have sdpa where the dense one has neither: True is a place to look at
@@ -385,7 +385,8 @@ def fit_layer(
 
 def _fit_queries(dense: Any, narrow: Any, predictors: torch.Tensor) -> None:
     narrow.weight.copy_((predictors.T @ dense.weight.double()).to(narrow.weight.dtype))
-    narrow.bias.copy_((predictors.T @ dense.bias.double()).to(narrow.bias.dtype))
+    if dense.bias is not None:
+        narrow.bias.copy_((predictors.T @ dense.bias.double()).to(narrow.bias.dtype))
 
 
 def _apply(site: str, reader: Any, moments: _Moments, ridge: float) -> Fit:

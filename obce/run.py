@@ -28,8 +28,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from hashlib import blake2b
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -183,20 +184,41 @@ def load_model(source: str | Path, *, pruned: bool = False) -> PreTrainedModel:
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """Loads a checkpoint's tokenizer.
+    """Loads a checkpoint's tokenizer, or the image processor of a model that reads pictures.
 
     Raises:
         ValueError: There is none, or it cannot be read.
+        ImportError: A package that the image processor needs is not installed.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoImageProcessor, AutoTokenizer
 
     with quiet_transformers():
+        pictures = False
         try:
             if Path(source).is_dir():
                 check_checkpoint(source, weights=False)
-            return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            pictures = _reads_pictures(source)
+            reader: Any = AutoImageProcessor if pictures else AutoTokenizer
+            return cast("PreTrainedTokenizerBase", reader.from_pretrained(source, trust_remote_code=False))
         except Exception as error:
-            raise ValueError(f"model '{source}' has no tokenizer that loads: {_first_sentence(error)}") from error
+            if pictures and find_spec("PIL") is None:
+                raise ImportError(
+                    f"the image processor of model '{source}' needs the package pillow: pip install 'obce[pictures]'"
+                ) from error
+            if pictures and find_spec("torchvision") is None and "torchvision" in str(error).lower():
+                raise ImportError(
+                    f"the image processor of model '{source}' needs the package torchvision: pip install torchvision"
+                ) from error
+            what = "image processor" if pictures else "tokenizer"
+            raise ValueError(f"model '{source}' has no {what} that loads: {_first_sentence(error)}") from error
+
+
+def _reads_pictures(source: str | Path) -> bool:
+    from transformers import PreTrainedConfig
+
+    stated, _ = PreTrainedConfig.get_config_dict(source)
+    family = LAYOUTS.get(str(stated.get("model_type")).removeprefix("obce_").replace("_", "-"))
+    return family is not None and family.pictures
 
 
 def _load_config(source: str | Path) -> Any:
