@@ -327,8 +327,8 @@ class _ResidentObserver(_Observer):
     def see(self, batch: Batch | Pack) -> dict[str, torch.Tensor]:
         names = list(batch.inputs)
         both = [batch.inputs[name] for name in names]
-        # one copy for all: they are of one shape and dtype
-        stacked = upload(torch.stack(both), self.device) if both else []
+        # one copy for all: they are of one shape and dtype; none are left of pictures that have entered
+        stacked = upload(torch.stack(both), self.device) if both else torch.empty(0)
         inputs = dict(zip(names, stacked, strict=True))
         self.first += len(self.order[-1]) if self.order else 0
         self.order.append(batch.indices)
@@ -600,8 +600,8 @@ def first_inputs(
                 run_to_stop(body, **inputs)
         by_kind = dict(zip(doors, held, strict=True))
         held.clear()
-        batch = cast("Passed", batch if isinstance(batch, Pack) else batch.entered())
-        yield batch, by_kind[kinds[first]][0], {layer: by_kind[kind][1] for layer, kind in kinds.items()}
+        entered = cast("Passed", batch if isinstance(batch, Pack) else batch.entered())
+        yield entered, by_kind[kinds[first]][0], {layer: by_kind[kind][1] for layer, kind in kinds.items()}
 
 
 def _at_cls_alone(block: nn.Module) -> bool:

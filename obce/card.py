@@ -171,9 +171,7 @@ def render_card(model: PreTrainedModel, origin: Origin, way: str = "") -> str:
         facts=_facts(made, origin),
         widths=_widths(model) if way != "dense" else [],
         load_text=text,
-        load_code=code.format(
-            auto=auto_class_of(model), **(_OF_PICTURES if layout_of(model).pictures else _OF_TEXTS)
-        ),
+        load_code=code.format(auto=auto_class_of(model), **(_OF_PICTURES if layout_of(model).pictures else _OF_TEXTS)),
         pooling=_plain(origin.pooling),
         results=[_result(row) for row in origin.results],
         license=_license(carried),

@@ -101,9 +101,7 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def entries(
-        self, positions: Iterable[int] | None = None
-    ) -> list[str] | list[tuple[str, str]] | list[Picture]:
+    def entries(self, positions: Iterable[int] | None = None) -> list[str] | list[tuple[str, str]] | list[Picture]:
         """What `tokenize` takes, of all texts or of those at some positions."""
         chosen = range(len(self)) if positions is None else positions
         if self.pictures is not None:
@@ -281,7 +279,8 @@ def read_corpus(
             raise ValueError(_too_few(len(source), source.source))
         if limit is None or limit >= len(source):
             return source
-        pairs, pictures = (None if part is None else part[:limit] for part in (source.pairs, source.pictures))
+        pairs = None if source.pairs is None else source.pairs[:limit]
+        pictures = None if source.pictures is None else source.pictures[:limit]
         return replace(source, texts=source.texts[:limit], pairs=pairs, pictures=pictures, reading=None)
 
     dataset = _dataset_name(source) if isinstance(source, str) else None
@@ -346,14 +345,17 @@ def read_pictures(source: Any, *, limit: int | None = None) -> Corpus:
             break
     if len(found) < MIN_TEXTS:
         raise ValueError(
-            f"source: {label} has {len(found)} distinct pictures, expected at least {MIN_TEXTS}, since a score is a gap "
-            f"between two of them and its stability compares two halves; give more ({', '.join(ENDINGS)})."
+            f"source: {label} has {len(found)} distinct pictures, expected at least {MIN_TEXTS}, since a score is a "
+            f"gap between two of them and its stability compares two halves; give more ({', '.join(ENDINGS)})."
         )
     reading = None
     if file:
         reading = {
             "source": str(Path(os.path.expanduser(source)).resolve()),
-            **{"column": None, "split": "train", "limit": limit, "strict": False},
+            "column": None,
+            "split": "train",
+            "limit": limit,
+            "strict": False,
         }
         if others := other_files(source):
             label += f" ({others} files of other kinds left out)"
@@ -1017,13 +1019,12 @@ def tokenize(
     entries = _entries(texts)
     if isinstance(entries[0], Picture):
         return PictureBatches(
-            cast("list[Picture]", entries),
+            entries,
             tokenizer,
             tokens=_at_least_one("max_length", max_length),
             batch_size=_at_least_one("batch_size", batch_size),
             batch_tokens=None if batch_tokens is None else _at_least_one("batch_tokens", batch_tokens),
         )
-    entries = cast("list[str] | list[tuple[str, str]]", entries)
     if not callable(tokenizer) or not hasattr(tokenizer, "num_special_tokens_to_add"):
         raise TypeError(
             f"tokenizer is {_a(tokenizer)}, expected a tokenizer of transformers; make one with "

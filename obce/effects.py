@@ -160,9 +160,9 @@ def _effects(
 def reading_of(model: PreTrainedModel) -> str:
     """What is read of a model if nothing else is said.
 
-    The head of a classifier of sequences or pictures reads `"head"`; token classifiers, question answerers and language models `"tokens"`;
-    a bare encoder is read at `"cls"`, or as `"mean"` if it was loaded from a directory of sentence-transformers that
-    says so in `1_Pooling`.
+    The head of a classifier of sequences or pictures reads `"head"`; token classifiers, question answerers, language
+    models and what restores masked pictures `"tokens"`; a bare encoder is read at `"cls"`, or as `"mean"` if it was
+    loaded from a directory of sentence-transformers that says so in `1_Pooling`.
 
     Raises:
         ValueError: That file is not readable JSON.

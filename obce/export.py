@@ -423,8 +423,9 @@ def onnx(model: PreTrainedModel, folder: str | Path, tokenizer: PreTrainedTokeni
     outputs = list(_named_answers(wide, inputs))
     axes = {name: torch.export.Dim(name, min=1) for name in ("batch", "choices")}
     axes["length"] = torch.export.Dim("length", min=1, max=usable_positions(wide))
-    shape = ("batch", "choices", "length") if inputs[names[0]].ndim == 3 else ("batch", "length")
-    shape = shape[:1] if layout_of(wide).pictures else shape
+    shape: tuple[str, ...] = ("batch", "choices", "length") if inputs[names[0]].ndim == 3 else ("batch", "length")
+    if layout_of(wide).pictures:
+        shape = ("batch",)
     path = Path(folder) / "model.onnx"
     large = sum(p.numel() * p.element_size() for p in wide.parameters()) > _ONNX_BYTES
     with _quiet_exporter():

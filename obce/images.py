@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -105,18 +105,16 @@ def read_pictures(source: Any) -> Iterator[Picture]:
     if isinstance(source, str | os.PathLike):
         folder = Path(os.path.expanduser(source))
         if not folder.is_dir():
-            raise ValueError(f"source: '{source}' is not a directory, expected one of picture files, or a list of them.")
+            raise ValueError(
+                f"source: '{source}' is not a directory, expected one of picture files, or a list of them."
+            )
         for file in _files(folder):
             if _ending(file):
                 yield _of_file(file, file.relative_to(folder).as_posix())
         return
-    if isinstance(source, bytes | bytearray | Mapping | set | frozenset):
+    if isinstance(source, bytes | bytearray | Mapping | set | frozenset) or not hasattr(source, "__iter__"):
         raise TypeError(f"source is {_a(source)}, expected a directory of picture files or a list of pictures.")
-    try:
-        entries = iter(cast("Iterable[Any]", source))
-    except TypeError:
-        raise TypeError(f"source is {_a(source)}, expected a directory of picture files or a list of pictures.") from None
-    for index, entry in enumerate(entries):
+    for index, entry in enumerate(source):
         if isinstance(entry, str | os.PathLike):
             yield _of_file(Path(os.path.expanduser(entry)), str(entry))
         elif hasattr(entry, "shape"):
@@ -190,8 +188,8 @@ def _of_array(given: Any, name: str) -> Picture:
     array: NDArray[Any] = np.asarray(given)
     if array.ndim != 3 or array.dtype.kind != "f":
         raise ValueError(
-            f"source: {name} is {array.dtype} of shape {array.shape}, expected floating point [channels, height, width] "
-            "that is processed already; give pictures that are not as PIL images."
+            f"source: {name} is {array.dtype} of shape {array.shape}, expected floating point [channels, height, "
+            "width] that is processed already; give pictures that are not as PIL images."
         )
     array = np.ascontiguousarray(array, dtype=np.float32)
     if not np.isfinite(array).all():

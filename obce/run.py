@@ -40,7 +40,7 @@ from obce.card import Origin, front_matter, name_of, render_card, sizes_of
 from obce.checkpoint_obce import check_checkpoint, read_json, write_manifest
 from obce.clouds import CLOUD_KINDS, Clouds, place_of, points_of
 from obce.compare import COLUMNS, key_of, row_of
-from obce.corpus import read_corpus, tokenize
+from obce.corpus import corpus_of, read_corpus, tokenize
 from obce.effects import reading_of
 from obce.explain import TAIL, Findings, examine, sample
 from obce.explain import search as search_texts
@@ -71,6 +71,7 @@ from obce.sites import (
     SITE_KINDS,
     architecture,
     find_sites,
+    layout_of,
     model_hash,
     quiet_transformers,
     unknown_family,
@@ -906,7 +907,7 @@ class Run:
 
         Args:
             model_source: A checkpoint's directory, or a hub name.
-            corpus: Distinct texts.
+            corpus: Distinct texts; distinct pictures for a model that reads these.
             seed, max_length, threads: As in `obce.score`.
             device: `"auto"` (CUDA where there is one), or a device of torch.
             keep_sketch: Keep what `merge_runs` takes, too.
@@ -922,6 +923,7 @@ class Run:
                 writes to it.
         """
         model = load_model(model_source)
+        corpus_of(corpus, pictures=layout_of(model).pictures)  # refuses one of the other kind
         facts = architecture(model)
         if model.dtype in (torch.float16, torch.bfloat16):
             torch.nn.Module.to(model, torch.float32)  # in place
