@@ -18,7 +18,7 @@ from obce.prune import prune
 from obce.run import Run, export_model, load_model, push
 from obce.sites import base_model, find_sites, layout_of
 
-from tiny import BERT_HEADS, make_encoder, make_plan
+from tiny import BERT_HEADS, classifier_of, make_encoder, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import BertModel, PreTrainedTokenizerBase
 
 # Other shapes of layer, config and attention.
-FAMILIES = ("roberta", "electra", "distilbert", "mpnet", "deberta-v2", "modernbert")
+FAMILIES = ("roberta", "electra", "distilbert", "mpnet", "deberta-v2", "modernbert", "vit")
 INPUTS = ("input_ids", "attention_mask")
 
 
@@ -154,12 +154,12 @@ def test_every_head_opens_with_its_code_and_without_obce(tiny_bert: BertModel, t
 def test_other_families_open_with_their_code(tmp_path: Path) -> None:
     expected = {}
     for family in FAMILIES:
-        small = small_of(make_encoder(family, "SequenceClassification"), **how_of(family))
+        small = small_of(make_encoder(family, classifier_of(family)), **how_of(family))
         (tmp_path / family).mkdir()
         export.remote_code(small, tmp_path / family)
         np.savez(tmp_path / f"{family}.npz", **{k: t.numpy() for k, t in export.example(small, 2, 11, INPUTS).items()})
         expected[family] = answers(small)
-    elsewhere(tmp_path, True, dict.fromkeys(FAMILIES, "AutoModelForSequenceClassification"))
+    elsewhere(tmp_path, True, {family: f"AutoModelFor{classifier_of(family)}" for family in FAMILIES})
     for family, tensors in expected.items():
         assert all(torch.equal(a, b) for a, b in zip(tensors, found_in(tmp_path, family), strict=True)), family
 
@@ -200,7 +200,7 @@ def test_every_head_is_dense_again_for_stock_transformers(tiny_bert: BertModel, 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("planned", [True, False])
 def test_other_families_are_dense_again(family: str, planned: bool) -> None:
-    model = make_encoder(family, "SequenceClassification")
+    model = make_encoder(family, classifier_of(family))
     small = small_of(model, **how_of(family))
     filled = export.to_dense(small, plan_of(model, **how_of(family)) if planned else None)
     assert type(filled) is type(model)
@@ -287,11 +287,13 @@ def test_onnx_of_every_head(tiny_bert: BertModel, tmp_path: Path, name: str) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_onnx_of_other_families(tmp_path: Path, family: str) -> None:
-    small = small_of(make_encoder(family, "SequenceClassification"), **how_of(family))
+    small = small_of(make_encoder(family, classifier_of(family)), **how_of(family))
     assert export.onnx(small, tmp_path) < export.TOLERANCE
     for batch, length in ((1, 1), (5, 3), (4, 60)):
         inputs = export.example(small, batch, length, INPUTS)
-        given = inputs if family in ("MPNet", "DistilBert") else {**inputs, "token_type_ids": 0 * inputs["input_ids"]}
+        given = inputs
+        if family not in ("MPNet", "DistilBert", "vit"):
+            given = {**inputs, "token_type_ids": 0 * inputs["input_ids"]}
         assert furthest(answers(small, batch, length), asked(tmp_path, given)) < export.TOLERANCE
 
 
