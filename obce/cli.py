@@ -1350,17 +1350,19 @@ def layernorm_command(
     """Show what removing LayerNorm does, one by one and all together, in three ways; the paper keeps it."""
     from dataclasses import asdict
 
-    from obce.corpus import read_corpus, tokenize
+    from obce.corpus import corpus_of, read_corpus, tokenize
     from obce.glue import read_task
     from obce.layernorm import study
     from obce.report import plain_table
     from obce.run import load_model, load_tokenizer, to_device
+    from obce.sites import layout_of
 
     loaded, tokenizer = to_device(load_model(model, pruned=True), device), load_tokenizer(model)
     length = _task_length(loaded, tokenizer, max_length)
     data = None
     if task is None:
         texts = read_corpus(corpus, column=column, split=split, limit=limit)
+        texts = corpus_of(texts, pictures=layout_of(loaded).pictures)
     else:
         texts, data = _task_texts(task, corpus, limit, model)[0], read_task(task, corpus)
     batches = tokenize(texts, tokenizer, max_length=length, batch_tokens=4096)

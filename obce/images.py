@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,32 @@ class Picture:
         # one at a time, so that no picture depends on those beside it; some processors group them by their sizes
         found: torch.Tensor = processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
         return found.to(torch.float32)
+
+
+def load_processor(source: str | os.PathLike[str]) -> Any:
+    """The image processor of a checkpoint.
+
+    Args:
+        source: Directory or hub name.
+
+    Raises:
+        ImportError: A package that it needs is not installed: Pillow, or torchvision, which `AutoImageProcessor` of
+            transformers 5.14 cannot do without.
+        OSError, ValueError: As transformers raises them.
+    """
+    from transformers import AutoImageProcessor
+
+    reader: Any = AutoImageProcessor
+    try:
+        return reader.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:
+        if find_spec("PIL") is None:
+            needed = "pillow: pip install 'obce[pictures]'"
+        elif isinstance(error, ImportError) and find_spec("torchvision") is None:
+            needed = "torchvision: pip install torchvision, or a newer transformers"
+        else:
+            raise
+        raise ImportError(f"the image processor of model '{source}' needs the package {needed}") from error
 
 
 def check_processor(pictures: Iterable[Picture], processor: Any) -> None:

@@ -35,6 +35,7 @@ from transformers.models.modernbert.modeling_modernbert import ModernBertRotaryE
 from obce import __version__, modeling_obce
 from obce.capture import capture
 from obce.corpus import Corpus, TokenBatches, corpus_of, tokenize
+from obce.images import load_processor
 from obce.modeling_obce import NarrowAttention, NarrowModel, ObceDebertaV2SelfAttention, ObceRows, parts_of
 from obce.repair import RIDGE, Fit, least_squares
 from obce.sites import PER_HEAD, Site, base_model, find_sites, layers_of, layout_of, model_hash, usable_max_length
@@ -474,18 +475,19 @@ def _token_means(
 
 
 def _own_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase:
-    from transformers import AutoImageProcessor, AutoTokenizer
+    from transformers import AutoTokenizer
 
     source = model.config.name_or_path
-    reader: Any = AutoImageProcessor if layout_of(model).pictures else AutoTokenizer
     try:
         if not source:
             raise OSError("the model was not loaded from a checkpoint")
-        return cast("PreTrainedTokenizerBase", reader.from_pretrained(source))
+        if layout_of(model).pictures:
+            return cast("PreTrainedTokenizerBase", load_processor(source))
+        return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"texts are given without a tokenizer and '{source}', where the model came from, has none: give "
-            "the model's tokenizer with them."
+            "the model's tokenizer (of a model that reads pictures its image processor) with them."
         ) from error
 
 

@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from hashlib import blake2b
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -48,6 +47,7 @@ from obce.files import PARTIAL, whole, write_text
 from obce.glue import BATCH_TOKENS, calibration, read_task
 from obce.h0 import H0, h0
 from obce.heads import check_cloud, explain_clouds, sample_clouds
+from obce.images import load_processor
 from obce.pages import Explained, explained
 from obce.plan import Plan
 from obce.prune import prune
@@ -191,25 +191,19 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         ValueError: There is none, or it cannot be read.
         ImportError: A package that the image processor needs is not installed.
     """
-    from transformers import AutoImageProcessor, AutoTokenizer
+    from transformers import AutoTokenizer
 
     with quiet_transformers():
         pictures = False
         try:
             if Path(source).is_dir():
                 check_checkpoint(source, weights=False)
-            pictures = _reads_pictures(source)
-            reader: Any = AutoImageProcessor if pictures else AutoTokenizer
-            return cast("PreTrainedTokenizerBase", reader.from_pretrained(source, trust_remote_code=False))
+            if pictures := _reads_pictures(source):
+                return cast("PreTrainedTokenizerBase", load_processor(source))
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except Exception as error:
-            if pictures and find_spec("PIL") is None:
-                raise ImportError(
-                    f"the image processor of model '{source}' needs the package pillow: pip install 'obce[pictures]'"
-                ) from error
-            if pictures and find_spec("torchvision") is None and "torchvision" in str(error).lower():
-                raise ImportError(
-                    f"the image processor of model '{source}' needs the package torchvision: pip install torchvision"
-                ) from error
+            if pictures and isinstance(error, ImportError):
+                raise
             what = "image processor" if pictures else "tokenizer"
             raise ValueError(f"model '{source}' has no {what} that loads: {_first_sentence(error)}") from error
 

@@ -22,6 +22,8 @@ from obce.corpus import tokenize
 from obce.effects import effect_clouds, reading_of
 from obce.evaluate import count_parameters, embed, flops, weight_bytes
 from obce.explain import explain
+from obce.finetune import with_head
+from obce.glue import TASKS
 from obce.prune import masked, prune
 from obce.run import Run, load_model, load_tokenizer
 from obce.sites import find_sites, model_hash, usable_max_length
@@ -179,7 +181,7 @@ def test_a_missing_package_is_named(folder: Path, vit_dir: Path, monkeypatch: py
     monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", refuse)
     with pytest.raises(ImportError, match="needs the package torchvision: pip install torchvision"):
         load_tokenizer(vit_dir)
-    monkeypatch.setattr("obce.run.find_spec", lambda name: None if name == "PIL" else name)
+    monkeypatch.setattr("obce.images.find_spec", lambda name: None if name == "PIL" else name)
     with pytest.raises(ImportError, match=r"needs the package pillow: pip install 'obce\[pictures\]'"):
         load_tokenizer(vit_dir)
 
@@ -423,6 +425,8 @@ def test_texts_and_pictures_do_not_mix(
     plan = make_plan(tiny_bert, {"0.intermediate": (0, 1)})
     with pytest.raises(ValueError, match="holds pictures, but the model reads texts"):
         prune(tiny_bert, plan, texts=pictures, tokenizer=tiny_tokenizer)
+    with pytest.raises(ValueError, match="encoder is a ViTModel, which reads pictures, expected one that reads texts"):
+        with_head(vit, TASKS["SST-2"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="is a directory, expected a file"):
         obce.read_corpus(tmp_path / "empty")
