@@ -434,7 +434,8 @@ def _read(model: PreTrainedModel, inputs: dict[str, torch.Tensor], batch: Batch,
             handle.remove()
         return taken[0]
     hidden: torch.Tensor = base_model(model)(**inputs).last_hidden_state
-    return read_hidden(hidden, batch.real.to(hidden.device), read)
+    mask = batch.real.to(hidden.device) if batch.tokens else inputs["attention_mask"]
+    return read_hidden(hidden, mask, read)
 
 
 def read_hidden(hidden: torch.Tensor, mask: torch.Tensor, read: str) -> torch.Tensor:

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Endings of the files that are taken from a directory, in letters of either case."""
 
+# Pillow goes by a file's content, and opens some formats by starting other programs.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+
+# More than 8 bits a channel, which Pillow would cut off at 255.
+_WIDE = ("I", "F")
+
 
 @dataclass(frozen=True, eq=False)
 class Picture:
@@ -147,6 +153,7 @@ def read_pictures(source: Any) -> Iterator[Picture]:
         elif hasattr(entry, "shape"):
             yield _of_array(entry, f"picture {index}")
         elif hasattr(entry, "convert") and hasattr(entry, "tobytes"):
+            _check_mode(entry, f"picture {index}")
             whole = f"{entry.mode}\0{entry.size}\0".encode() + entry.tobytes()
             yield Picture(f"picture {index}", entry, _digest(whole))
         else:
@@ -161,13 +168,16 @@ def other_files(folder: str | os.PathLike[str]) -> int:
     return sum(not _ending(file) for file in _files(Path(os.path.expanduser(folder))))
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """Files of a directory in the order of their names, without those whose name begins with a dot."""
+    real = folder.resolve()
+    if real in above:  # a link to a directory that it lies in
+        return
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from () if entry.is_symlink() else _files(entry)
+            yield from _files(entry, (*above, real))
         elif entry.is_file():
             yield entry
 
@@ -178,8 +188,16 @@ def _ending(file: Path) -> bool:
 
 def _of_file(file: Path, name: str) -> Picture:
     content = _content(file, name)
-    _decoded(content, name, verify=True)
+    _check_mode(_decoded(content, name, verify=True), name)
     return Picture(name, file, _digest(content))
+
+
+def _check_mode(image: Any, name: str) -> None:
+    if image.mode.startswith(_WIDE):
+        raise ValueError(
+            f"picture '{name}' has the mode {image.mode}, expected 8 bits a channel or fewer: convert it, or give it "
+            "as an array that is processed already."
+        )
 
 
 def _content(file: Path, name: str) -> bytes:
@@ -197,8 +215,10 @@ def _decoded(content: bytes, name: str, *, verify: bool = False) -> Any:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise ImportError("picture files need the package pillow: pip install 'obce[pictures]'") from error
+    Image.init()
     try:
-        image = Image.open(BytesIO(content))
+        # a Pillow may be built without some of them
+        image = Image.open(BytesIO(content), formats=[name for name in _FORMATS if name in Image.OPEN])
         if verify:
             image.verify()
             return image

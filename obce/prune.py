@@ -38,7 +38,18 @@ from obce.corpus import Corpus, TokenBatches, corpus_of, tokenize
 from obce.images import load_processor
 from obce.modeling_obce import NarrowAttention, NarrowModel, ObceDebertaV2SelfAttention, ObceRows, parts_of
 from obce.repair import RIDGE, Fit, least_squares
-from obce.sites import PER_HEAD, Site, base_model, find_sites, layers_of, layout_of, model_hash, usable_max_length
+from obce.sites import (
+    DEFAULT_MAX_LENGTH,
+    PER_HEAD,
+    Site,
+    base_model,
+    find_sites,
+    layers_of,
+    layout_of,
+    model_hash,
+    usable_max_length,
+    usable_positions,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,7 +60,8 @@ if TYPE_CHECKING:
 REPAIRS = ("none", "mean", "least_squares")
 
 REPAIR_TEXTS = 1000
-"""Texts that least squares takes of a longer corpus: enough tokens for a reader of 4,096 inputs."""
+"""Texts that least squares takes of a longer corpus: enough tokens for a reader of 4,096 inputs. Of pictures as many as
+have no more tokens than so many texts of 128."""
 
 # Places a forward pass of the repair, padding included.
 _BATCH_TOKENS = 4096
@@ -98,6 +110,8 @@ class _Repair:
         texts: Any = self.texts
         if pictures or isinstance(texts, Corpus):
             texts = corpus_of(texts, pictures=pictures).entries()
+        if most is not None and pictures:  # no more tokens than of so many texts of full length
+            most = max(1, min(most, most * DEFAULT_MAX_LENGTH // usable_positions(model)))
         if most is not None and len(texts) > most:
             texts = [texts[i] for i in np.random.default_rng(0).choice(len(texts), most, replace=False)]
         tokenizer: Any = self.tokenizer

@@ -6,6 +6,7 @@ import builtins
 import io
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i, pixels in enumerate(make_pictures(59, size=20)):
         Image.fromarray(pixels).save(root / ("more" if i % 2 else ".") / f"{i:02d}.{('png', 'JPG', 'webp')[i % 3]}")
     shutil.copy(root / "00.png", root / "more" / "same.png")
+    (root / "more" / "up").symlink_to(root)
     (root / "labels.csv").write_text("a,b\n")
     (root / ".hidden.png").write_bytes(b"no picture")
     return root
@@ -143,7 +145,9 @@ def test_damaged_files_are_named(folder: Path, tmp_path: Path, processor: Any) -
             shutil.copy(path, tmp_path)
     png, jpg = tmp_path / "00.png", tmp_path / "04.JPG"
     whole = png.read_bytes(), jpg.read_bytes()
-    for content in (b"", b"no picture at all", whole[0][:60], whole[0][:-30] + bytes(30)):
+    other = io.BytesIO()
+    Image.open(png).save(other, "eps")
+    for content in (b"", b"no picture at all", whole[0][:60], whole[0][:-30] + bytes(30), other.getvalue()):
         png.write_bytes(content)
         with pytest.raises(
             ValueError, match=r"picture '00\.png' is damaged or no picture \(.*\): replace it, or leave"
@@ -223,6 +227,9 @@ def test_every_mode_and_turned_pictures(processor: Any) -> None:
     assert taken.shape == (6, 3, 16, 16)
     assert torch.allclose(taken[0], torch.from_numpy(processed(pixels[None])[0]), atol=1e-6)
     assert torch.equal(taken[2], taken[0])  # RGBA
+    wide = Image.fromarray(np.full((4, 4), 60000, np.uint16))
+    with pytest.raises(ValueError, match="picture 'picture 0' has the mode I;16, expected 8 bits a channel or fewer"):
+        obce.read_pictures([wide])
     turned = io.BytesIO()
     exif = picture.getexif()
     exif[0x0112] = 3  # upside down
@@ -377,10 +384,22 @@ def test_what_restores_masked_pictures() -> None:
 
 
 def test_repairs_take_pictures_in_any_form(
-    scored: tuple[Any, obce.Scores], arrays: obce.Corpus, vit_dir: Path, folder: Path, processor: Any
+    scored: tuple[Any, obce.Scores],
+    arrays: obce.Corpus,
+    vit_dir: Path,
+    folder: Path,
+    processor: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, scores = scored
     plan = obce.plan(scores, model, keep=0.6, of="encoder")
+    monkeypatch.setattr(sys.modules[prune.__module__], "REPAIR_TEXTS", 60)
+    monkeypatch.setattr(
+        sys.modules[prune.__module__], "DEFAULT_MAX_LENGTH", 2
+    )  # tokens a text: 24 pictures have as many as 60
+    some: Any = prune(model, plan, texts=arrays)
+    assert some.config.obce["least_squares"]["texts"] == 24
+    monkeypatch.undo()
     fitted: Any = prune(model, plan, texts=arrays)
     again: Any = prune(model, plan, texts=processed(make_pictures(80)))  # type: ignore[arg-type]
     assert fitted.config.obce["least_squares"]["texts"] == 80
