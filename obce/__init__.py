@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from obce.corpus import Corpus as Corpus
     from obce.corpus import read_corpus as read_corpus
+    from obce.corpus import read_pictures as read_pictures
     from obce.dropins import linkage as linkage
     from obce.dropins import ripser as ripser
     from obce.explain import explain as explain
@@ -51,6 +52,7 @@ _PUBLIC = {
     "prune": "obce.prune",
     "r_f": "obce.h0",
     "read_corpus": "obce.corpus",
+    "read_pictures": "obce.corpus",
     "ripser": "obce.dropins",
     "score": "obce.scoring",
     "sensitivity": "obce.sensitivity",

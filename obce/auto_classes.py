@@ -21,7 +21,8 @@ from types import ModuleType
 from typing import Any
 
 # Kind of pruned model -> how its classes' names begin, and its tokenizer: directories with a vocabulary but no
-# tokenizer_config.json are read by the kind of model.
+# tokenizer_config.json are read by the kind of model. Empty for models that read pictures; the file of an image
+# processor always names its class.
 _FAMILIES = {
     "obce_bert": ("ObceBert", "BertTokenizer"),
     "obce_roberta": ("ObceRoberta", "RobertaTokenizer"),
@@ -35,6 +36,7 @@ _FAMILIES = {
     "obce_llama": ("ObceLlama", "LlamaTokenizer"),
     "obce_qwen2": ("ObceQwen2", "Qwen2Tokenizer"),
     "obce_qwen3": ("ObceQwen3", "Qwen2Tokenizer"),
+    "obce_vit": ("ObceViT", ""),
 }
 
 # Auto class and how our class's name ends; those that transformers maps to a class of the same head.
@@ -50,6 +52,8 @@ _HEADS = (
     ("AutoModelForMultipleChoice", "ForMultipleChoice"),
     ("AutoModelForTokenClassification", "ForTokenClassification"),
     ("AutoModelForQuestionAnswering", "ForQuestionAnswering"),
+    ("AutoModelForImageClassification", "ForImageClassification"),
+    ("AutoModelForMaskedImageModeling", "ForMaskedImageModeling"),
 )
 
 
@@ -158,8 +162,11 @@ def _register(modeling: ModuleType) -> None:
     for model_type, (prefix, tokenizer) in _FAMILIES.items():
         config_class = getattr(modeling, f"{prefix}Config")
         auto.AutoConfig.register(model_type, config_class, exist_ok=True)
-        auto.AutoTokenizer.register(config_class, getattr(auto, tokenizer), exist_ok=True)
+        if tokenizer:
+            auto.AutoTokenizer.register(config_class, getattr(auto, tokenizer), exist_ok=True)
         for name, ending in _HEADS:
+            if not tokenizer and name == "AutoModelForTextEncoding":
+                continue
             if hasattr(modeling, prefix + ending):
                 getattr(auto, name).register(config_class, getattr(modeling, prefix + ending), exist_ok=True)
 

@@ -141,8 +141,8 @@ class _Observer:
         inputs = {name: tensor.to(self.device) for name, tensor in batch.inputs.items()}
         self.batch = batch
         self.places = torch.from_numpy(batch.indices).to(self.device)
-        self.lengths = batch.inputs["attention_mask"].sum(1).numpy()
-        self.real = inputs["attention_mask"].sum(1, dtype=torch.int32)
+        self.lengths = batch.lengths
+        self.real = torch.from_numpy(self.lengths).to(self.device)
         return inputs
 
     def _current(self) -> Batch | Pack:
@@ -361,8 +361,8 @@ class _ResidentObserver(_Observer):
     def see(self, batch: Batch | Pack) -> dict[str, torch.Tensor]:
         names = list(batch.inputs)
         both = [batch.inputs[name] for name in names]
-        # one copy for all: they are int64 of one shape
-        stacked = upload(torch.stack(both), self.device)
+        # one copy for all: they are of one shape and dtype; none are left of pictures that have entered
+        stacked = upload(torch.stack(both), self.device) if both else torch.empty(0)
         inputs = dict(zip(names, stacked, strict=True))
         self.first += len(self.order[-1]) if self.order else 0
         self.order.append(batch.indices)
@@ -373,7 +373,10 @@ class _ResidentObserver(_Observer):
             self.real = torch.full((1,), int(batch.lengths.sum()), dtype=torch.int32, device=self.device)
         else:
             self.starts = None
-            self.real = inputs["attention_mask"].sum(1, dtype=torch.int32)
+            if batch.tokens:
+                self.real = torch.full((len(batch.indices),), batch.tokens, dtype=torch.int32, device=self.device)
+            else:
+                self.real = inputs["attention_mask"].sum(1, dtype=torch.int32)
         return inputs
 
     def _copy(self, tokens: torch.Tensor, out: torch.Tensor) -> None:
@@ -692,7 +695,8 @@ def first_inputs(
                 run_to_stop(body, **inputs)
         by_kind = dict(zip(doors, held, strict=True))
         held.clear()
-        yield batch, by_kind[kinds[first]][0], {layer: by_kind[kind][1] for layer, kind in kinds.items()}
+        entered = cast("Passed", batch if isinstance(batch, Pack) else batch.entered())
+        yield entered, by_kind[kinds[first]][0], {layer: by_kind[kind][1] for layer, kind in kinds.items()}
 
 
 def _at_cls_alone(block: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from obce import __version__
 from obce.evaluate import count_parameters, weight_bytes
 from obce.export import auto_class_of
+from obce.sites import layout_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,28 +26,42 @@ if TYPE_CHECKING:
 _CARRIED = ("license", "license_name", "license_link", "language", "pipeline_tag")
 
 _OBCE_CODE = """import obce
-from transformers import {auto}, AutoTokenizer
+from transformers import {auto}, {reader}
 
 model = {auto}.from_pretrained("DIRECTORY")
-tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")"""
+{reading} = {reader}.from_pretrained("DIRECTORY")"""
 
-_REMOTE_CODE = """from transformers import {auto}, AutoTokenizer
+_REMOTE_CODE = """from transformers import {auto}, {reader}
 
 model = {auto}.from_pretrained("DIRECTORY", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")"""
+{reading} = {reader}.from_pretrained("DIRECTORY")"""
 
-_DENSE_CODE = """from transformers import {auto}, AutoTokenizer
+_DENSE_CODE = """from transformers import {auto}, {reader}
 
 model = {auto}.from_pretrained("DIRECTORY")
-tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")"""
+{reading} = {reader}.from_pretrained("DIRECTORY")"""
 
 _ONNX_CODE = """import onnxruntime
-from transformers import AutoTokenizer
+from transformers import {reader}
 
 session = onnxruntime.InferenceSession("DIRECTORY/model.onnx")
-tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")
-texts = tokenizer(["A text."], padding=True, return_tensors="np")
-outputs = session.run(None, {{one.name: texts[one.name] for one in session.get_inputs()}})"""
+{reading} = {reader}.from_pretrained("DIRECTORY")
+{given} = {call}
+outputs = session.run(None, {{one.name: {given}[one.name] for one in session.get_inputs()}})"""
+
+# What stands between a text, or a picture, and the model, in the code.
+_OF_TEXTS = {
+    "reader": "AutoTokenizer",
+    "reading": "tokenizer",
+    "given": "texts",
+    "call": 'tokenizer(["A text."], padding=True, return_tensors="np")',
+}
+_OF_PICTURES = {
+    "reader": "AutoImageProcessor",
+    "reading": "processor",
+    "given": "pictures",
+    "call": 'processor(images=[image], return_tensors="np")',
+}
 
 _SENTENCES_CODE = """from sentence_transformers import SentenceTransformer
 
@@ -156,7 +171,7 @@ def render_card(model: PreTrainedModel, origin: Origin, way: str = "") -> str:
         facts=_facts(made, origin),
         widths=_widths(model) if way != "dense" else [],
         load_text=text,
-        load_code=code.format(auto=auto_class_of(model)),
+        load_code=code.format(auto=auto_class_of(model), **(_OF_PICTURES if layout_of(model).pictures else _OF_TEXTS)),
         pooling=_plain(origin.pooling),
         results=[_result(row) for row in origin.results],
         license=_license(carried),
@@ -179,7 +194,7 @@ def _sizes(model: PreTrainedModel, plan: Plan | None, made: Mapping[str, Any], w
     words = {
         "parameters": "parameters",
         "encoder": "of these in the encoder",
-        "flops": "FLOPs of a text of 128 tokens",
+        "flops": "FLOPs of a picture" if layout_of(model).pictures else "FLOPs of a text of 128 tokens",
         "bytes": "bytes of weights",
     }
     return [(word, _count(before.get(key)), _count(after.get(key))) for key, word in words.items()]

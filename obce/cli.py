@@ -234,7 +234,10 @@ def _plan_facts(made: Plan) -> dict[str, Any]:
 Model = Annotated[str, typer.Argument(help="Directory of a BERT checkpoint, or a hub name.")]
 CorpusArg = Annotated[
     str,
-    typer.Argument(metavar="CORPUS", help="txt, jsonl, csv, tsv or parquet file (also .gz), or a datasets name."),
+    typer.Argument(
+        metavar="CORPUS",
+        help="txt, jsonl, csv, tsv or parquet file (also .gz), or a datasets name; for a ViT a directory of pictures.",
+    ),
 ]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory that `obce score` wrote.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run directory to write.")]
@@ -532,6 +535,9 @@ def _show_scores(scores: Scores, done: str, as_json: bool, reused: bool = False)
         f"dropped, {meta['replaced']:,} with text that is no UTF-8 replaced, {meta['truncated']:,} cut at "
         f"{meta['max_length']} tokens)"
     ]
+    if meta.get("pictures"):
+        dropped = f"{meta['dropped_duplicate']:,} duplicates dropped"
+        notes = [f"{meta['n_texts']:,} pictures of {meta['max_length']:,} tokens each ({dropped})"]
     if scores.certified() < 1:
         notes.append(f"r_f is exact for {100 * scores.certified():.2f} % of the neurons, else between rf and rf_high")
     if "precision_agreement" in meta:
@@ -542,14 +548,15 @@ def _show_scores(scores: Scores, done: str, as_json: bool, reused: bool = False)
 
 
 def _dry_score(model: str, run: Run, texts: Corpus, max_length: int | None, exact: bool | None, as_json: bool) -> None:
-    from obce.corpus import tokenize
+    from obce.corpus import corpus_of, tokenize
     from obce.run import load_model, load_tokenizer
     from obce.scoring import kept_exactly
-    from obce.sites import find_sites, usable_max_length
+    from obce.sites import find_sites, layout_of, usable_max_length
     from obce.sketch import Sketch
 
     loaded, tokenizer = load_model(model), load_tokenizer(model)
     length = usable_max_length(loaded, tokenizer, max_length)
+    texts = corpus_of(texts, pictures=layout_of(loaded).pictures)
     batches = tokenize(texts, tokenizer, max_length=length)
     neurons = sum(site.width for site in find_sites(loaded))
     values = 4 * neurons * len(texts)
@@ -1351,17 +1358,19 @@ def layernorm_command(
     """Show what removing LayerNorm does, one by one and all together, in three ways; the paper keeps it."""
     from dataclasses import asdict
 
-    from obce.corpus import read_corpus, tokenize
+    from obce.corpus import corpus_of, read_corpus, tokenize
     from obce.glue import read_task
     from obce.layernorm import study
     from obce.report import plain_table
     from obce.run import load_model, load_tokenizer, to_device
+    from obce.sites import layout_of
 
     loaded, tokenizer = to_device(load_model(model, pruned=True), device), load_tokenizer(model)
     length = _task_length(loaded, tokenizer, max_length)
     data = None
     if task is None:
         texts = read_corpus(corpus, column=column, split=split, limit=limit)
+        texts = corpus_of(texts, pictures=layout_of(loaded).pictures)
     else:
         texts, data = _task_texts(task, corpus, limit, model)[0], read_task(task, corpus)
     batches = tokenize(texts, tokenizer, max_length=length, batch_tokens=4096)

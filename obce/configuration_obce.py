@@ -18,6 +18,7 @@ from transformers.models.mpnet.configuration_mpnet import MPNetConfig
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 from transformers.models.roberta.configuration_roberta import RobertaConfig
+from transformers.models.vit.configuration_vit import ViTConfig
 from transformers.models.xlm_roberta.configuration_xlm_roberta import XLMRobertaConfig
 
 
@@ -326,6 +327,15 @@ class ObceRobertaConfig(NarrowConfig, RobertaConfig):
 
 
 @strict
+class ObceViTConfig(NarrowConfig, ViTConfig):
+    """Configuration of `ObceViTModel` and its heads: see `NarrowConfig`."""
+
+    model_type = "obce_vit"
+
+    obce: dict[str, Any] | None = None
+
+
+@strict
 class ObceXLMRobertaConfig(NarrowConfig, XLMRobertaConfig):
     """Configuration of `ObceXLMRobertaModel` and its heads: see `NarrowConfig`."""
 
@@ -368,5 +378,6 @@ __all__ = [
     "ObceQwen2Config",
     "ObceQwen3Config",
     "ObceRobertaConfig",
+    "ObceViTConfig",
     "ObceXLMRobertaConfig",
 ]

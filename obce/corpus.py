@@ -30,6 +30,9 @@ from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 
+from obce.images import ENDINGS, Picture, check_processor, is_picture_directory, other_files
+from obce.images import read_pictures as _each_picture
+
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
@@ -79,7 +82,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Distinct texts in order of first appearance; `read_corpus` makes one.
+    """Distinct texts in order of first appearance; `read_corpus` makes one, `read_pictures` one of pictures.
 
     Attributes:
         texts: Distinct, stripped, non-empty texts; a tuple, or, of a large corpus, `FileTexts`.
@@ -88,6 +91,7 @@ class Corpus:
         dropped_duplicate: Entries left out because the same text came before.
         replaced: Texts in which bytes that are no UTF-8, or halves of surrogate pairs, became U+FFFD.
         pairs: Second text of each, as in tasks on pairs of sentences, or None; then a "text" is the pair of both.
+        pictures: The pictures whose names stand in `texts`, or None; then a "text" is a picture, known by its bytes.
         reading: What to call `read_corpus` with to read it again, or None if it was not read from a file or dataset.
     """
 
@@ -98,19 +102,25 @@ class Corpus:
     replaced: int = 0
     pairs: tuple[str, ...] | None = None
     reading: dict[str, Any] | None = field(default=None, compare=False)
+    pictures: tuple[Picture, ...] | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    def entries(self, positions: Iterable[int] | None = None) -> list[str] | list[tuple[str, str]]:
+    def entries(self, positions: Iterable[int] | None = None) -> list[str] | list[tuple[str, str]] | list[Picture]:
         """What `tokenize` takes, of all texts or of those at some positions."""
         chosen = range(len(self)) if positions is None else positions
+        if self.pictures is not None:
+            return [self.pictures[i] for i in chosen]
         if self.pairs is None:
             return [self.texts[i] for i in chosen]
         return [(self.texts[i], self.pairs[i]) for i in chosen]
 
     def _contents(self) -> Iterator[bytes]:
-        """Each text as bytes; the byte between the two of a pair is in no UTF-8."""
+        """Each text as bytes; the byte between the two of a pair is in no UTF-8. Of a picture its digest."""
+        if self.pictures is not None:
+            yield from (picture.digest for picture in self.pictures)
+            return
         for i, text in enumerate(self.texts):
             yield text.encode() if self.pairs is None else text.encode() + b"\xff" + self.pairs[i].encode()
 
@@ -250,6 +260,8 @@ def read_corpus(
     a dataset for `datasets.load_dataset`, streamed: `[hf:][owner/]name[:configuration]`, for instance
     `hf:Salesforce/wikitext:wikitext-2-raw-v1`. With `hf:` it is a dataset even where a file has that name.
 
+    A directory of picture files is read by `read_pictures`.
+
     Args:
         source: Path, dataset name, or iterable of strings (a list, a generator, another `Corpus`).
         column: Column of a table; for a source that is no table it must be left out.
@@ -282,7 +294,8 @@ def read_corpus(
         if limit is None or limit >= len(source):
             return source
         pairs = None if source.pairs is None else source.pairs[:limit]
-        return replace(source, texts=source.texts[:limit], pairs=pairs, reading=None)
+        pictures = None if source.pictures is None else source.pictures[:limit]
+        return replace(source, texts=source.texts[:limit], pairs=pairs, pictures=pictures, reading=None)
 
     dataset = _dataset_name(source) if isinstance(source, str) else None
     if dataset is not None:
@@ -291,6 +304,9 @@ def read_corpus(
         values = _read_dataset(name, configuration, split, column, label)
     elif isinstance(source, str | os.PathLike):
         path = Path(os.path.expanduser(source))
+        if is_picture_directory(path):
+            _refuse_column(column, "a directory of pictures")
+            return read_pictures(source, limit=limit)
         label = str(source)
         values = _reader(path)(path, column, strict)
     else:
@@ -305,6 +321,77 @@ def read_corpus(
     return replace(
         corpus, reading={"source": place, "column": column, "split": split, "limit": limit, "strict": strict}
     )
+
+
+def read_pictures(source: Any, *, limit: int | None = None) -> Corpus:
+    """Read distinct pictures from a directory or a list, for a model that reads pictures.
+
+    A picture is known by its bytes: its name decides nothing, and equal ones are dropped and counted. Files are decoded
+    when their batch comes.
+
+    Args:
+        source: As for `obce.images.read_pictures`: a directory, an iterable of paths, of PIL images, or of arrays or
+            tensors [channels, height, width] that are processed already, or one of all of these; or a `Corpus` of
+            pictures.
+        limit: Stop after so many distinct pictures.
+
+    Returns:
+        The corpus, at least `MIN_TEXTS` pictures; `texts` are their names.
+
+    Raises:
+        TypeError: `source` or an entry of it is not of a usable type.
+        ValueError: A file is missing, damaged or no picture, an array is of another form, or too few distinct pictures
+            are left.
+        ImportError: Pillow is not installed.
+    """
+    if isinstance(source, Corpus):
+        return read_corpus(corpus_of(source, pictures=True), limit=limit)
+    file = isinstance(source, str | os.PathLike)
+    label = str(source) if file else f"{_kind(source)} in memory"
+    found: dict[bytes, Picture] = {}
+    duplicate = 0
+    for picture in _each_picture(source):
+        if picture.digest in found:
+            duplicate += 1
+            continue
+        found[picture.digest] = picture
+        if len(found) == limit:
+            break
+    if len(found) < MIN_TEXTS:
+        raise ValueError(
+            f"source: {label} has {len(found)} distinct pictures, expected at least {MIN_TEXTS}, since a score is a "
+            f"gap between two of them and its stability compares two halves; give more ({', '.join(ENDINGS)})."
+        )
+    reading = None
+    if file:
+        reading = {
+            "source": str(Path(os.path.expanduser(source)).resolve()),
+            "column": None,
+            "split": "train",
+            "limit": limit,
+            "strict": False,
+        }
+        if others := other_files(source):
+            label += f" ({others} files of other kinds left out)"
+    names = tuple(picture.name for picture in found.values())
+    return Corpus(names, label, 0, duplicate, reading=reading, pictures=tuple(found.values()))
+
+
+def corpus_of(source: Any, *, pictures: bool) -> Corpus:
+    """What a caller gave as texts, or as pictures, read; a `Corpus` as it is.
+
+    Raises:
+        ValueError: A `Corpus` is of the other kind, or as `read_corpus` or `read_pictures`.
+    """
+    if not isinstance(source, Corpus):
+        source = read_pictures(source) if pictures else read_corpus(source)
+    if (source.pictures is not None) != pictures:
+        kinds = ("texts", "pictures")
+        raise ValueError(
+            f"the corpus {source.source} holds {kinds[not pictures]}, but the model reads {kinds[pictures]}: give it "
+            f"{'a directory or a list of pictures' if pictures else 'a file or a list of texts'}."
+        )
+    return cast("Corpus", source)
 
 
 def _gather(values: Iterator[str | None], label: str, limit: int | None, strict: bool) -> Corpus:
@@ -901,11 +988,34 @@ class Batch:
     Attributes:
         indices: int64 [b], positions of the texts in the corpus.
         inputs: `input_ids`, `attention_mask` and, if the tokenizer makes them, `token_type_ids`: int64 [b, T]
-            on the CPU, padded on the right to the longest text of the batch, so that [CLS] is at position 0.
+            on the CPU, padded on the right to the longest text of the batch, so that [CLS] is at position 0. Of
+            pictures `pixel_values`, float32 [b, channels, height, width].
+        tokens: Tokens of each picture, [CLS] the first of them; 0 for texts.
     """
 
     indices: NDArray[np.int64]
     inputs: dict[str, torch.Tensor]
+    tokens: int = 0
+
+    @property
+    def real(self) -> torch.Tensor:
+        """int64 [b, T], 1 where a place is no padding."""
+        import torch
+
+        if not self.tokens:
+            return self.inputs["attention_mask"]
+        return torch.ones((len(self.indices), self.tokens), dtype=torch.int64)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """int64 [b], tokens of each text."""
+        if not self.tokens:
+            return cast("NDArray[np.int64]", self.inputs["attention_mask"].sum(1).numpy())
+        return np.full(len(self.indices), self.tokens, np.int64)
+
+    def entered(self) -> Batch:
+        """The batch when its hidden states are at hand: pictures are let go, which are as large as these."""
+        return replace(self, inputs={}) if self.tokens else self
 
 
 @dataclass(frozen=True)
@@ -1022,8 +1132,57 @@ class TokenBatches:
             yield Pack(indices, lengths, {name: torch.from_numpy(array[None]) for name, array in arrays.items()})
 
 
+class PictureBatches(TokenBatches):
+    """Pictures in batches, in the order of the corpus; each iteration decodes them anew, a batch at a time.
+
+    All have `max_length` tokens, and none is truncated.
+    """
+
+    def __init__(
+        self, pictures: Sequence[Picture], processor: Any, *, tokens: int, batch_size: int, batch_tokens: int | None
+    ) -> None:
+        check_processor(pictures, processor)
+        lengths = np.full(len(pictures), tokens, np.int64)
+        super().__init__(
+            lengths,
+            np.empty(0, np.int32),
+            None,
+            truncated=0,
+            max_length=tokens,
+            batch_size=batch_size,
+            batch_tokens=batch_tokens,
+            pad_id=0,
+            pad_type=0,
+        )
+        self.n_tokens = int(lengths.sum())
+        self._pictures = pictures
+        self._processor = processor
+
+    def __iter__(self) -> Iterator[Batch]:
+        import torch
+
+        for first, end in pairwise(self._bounds):
+            chosen = self._pictures[first:end]
+            pixels = [picture.pixels(self._processor) for picture in chosen]
+            for picture, own in zip(chosen, pixels, strict=True):
+                if own.shape != pixels[0].shape:
+                    raise ValueError(
+                        f"picture '{picture.name}' has the shape {tuple(own.shape)} where '{chosen[0].name}' has "
+                        f"{tuple(pixels[0].shape)}, expected one shape: give a processor that resizes and crops."
+                    )
+            yield Batch(np.arange(first, end), {"pixel_values": torch.stack(pixels)}, self.max_length)
+
+    def packs(self, tokens: int) -> Iterator[Pack]:
+        """Pictures have no padding that packs could leave out.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError("pictures have no padding, expected batches of texts to pack")
+
+
 def tokenize(
-    texts: Corpus | Sequence[str] | Sequence[tuple[str, str]],
+    texts: Corpus | Sequence[str] | Sequence[tuple[str, str]] | Sequence[Picture],
     tokenizer: Any,
     *,
     max_length: int = 128,
@@ -1033,12 +1192,14 @@ def tokenize(
     """Tokenise texts once and keep them as batches of similar length.
 
     Args:
-        texts: A corpus, or a sequence of strings, or of pairs of strings, taken as they are.
+        texts: A corpus, or a sequence of strings, or of pairs of strings, taken as they are; or of pictures, as
+            `Corpus.entries` gives them.
         tokenizer: A tokenizer of transformers, fast or slow. Its own padding side plays no part: batches are padded
             on the right. Where it has no padding token, as many of decoders, its end-of-text token or 0 fills the
-            places that the attention mask covers.
+            places that the attention mask covers. For pictures an image processor.
         max_length: Most tokens a text may have, special tokens included; longer texts are cut by the
-            tokenizer, which keeps the special tokens, and counted.
+            tokenizer, which keeps the special tokens, and counted. Of pictures the tokens of each, as
+            `obce.sites.usable_max_length` says.
         batch_size: Texts a batch.
         batch_tokens: Most places a batch, padding included, instead of a number of texts; a text longer than
             that is a batch of its own.
@@ -1053,6 +1214,14 @@ def tokenize(
             above the tokenizer's own, or `batch_size` or `batch_tokens` is below 1.
     """
     entries = _entries(texts)
+    if isinstance(entries[0], Picture):
+        return PictureBatches(
+            entries,
+            tokenizer,
+            tokens=_at_least_one("max_length", max_length),
+            batch_size=_at_least_one("batch_size", batch_size),
+            batch_tokens=None if batch_tokens is None else _at_least_one("batch_tokens", batch_tokens),
+        )
     if not callable(tokenizer) or not hasattr(tokenizer, "num_special_tokens_to_add"):
         raise TypeError(
             f"tokenizer is {_a(tokenizer)}, expected a tokenizer of transformers; make one with "
@@ -1070,11 +1239,9 @@ def tokenize(
             f"max_length is {max_length}, expected at most {tokenizer.model_max_length}, the tokenizer's "
             "model_max_length."
         )
-    batch_size = _integer("batch_size", batch_size)
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1.")
-    if batch_tokens is not None and (batch_tokens := _integer("batch_tokens", batch_tokens)) < 1:
-        raise ValueError(f"batch_tokens is {batch_tokens}, expected at least 1.")
+    batch_size = _at_least_one("batch_size", batch_size)
+    if batch_tokens is not None:
+        batch_tokens = _at_least_one("batch_tokens", batch_tokens)
 
     lengths: list[int] = []
     ids: list[NDArray[np.int32]] = []
@@ -1102,11 +1269,22 @@ def tokenize(
     )
 
 
-def _entries(texts: Corpus | Sequence[str] | Sequence[tuple[str, str]]) -> list[str] | list[tuple[str, str]]:
+def _at_least_one(name: str, value: object) -> int:
+    number = _integer(name, value)
+    if number < 1:
+        raise ValueError(f"{name} is {number}, expected at least 1.")
+    return number
+
+
+def _entries(
+    texts: Corpus | Sequence[str] | Sequence[tuple[str, str]] | Sequence[Picture],
+) -> list[str] | list[tuple[str, str]] | list[Picture]:
     if isinstance(texts, Corpus):
         entries: list[Any] = texts.entries()
     elif isinstance(texts, Sequence) and not isinstance(texts, str | bytes | bytearray):
         entries = list(texts)
+        if entries and all(isinstance(entry, Picture) for entry in entries):
+            return entries
         pairs = bool(entries) and isinstance(entries[0], tuple)
         for index, entry in enumerate(entries):
             if pairs and not (isinstance(entry, tuple) and [isinstance(part, str) for part in entry] == [True, True]):

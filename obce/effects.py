@@ -44,6 +44,8 @@ PARTNER = {"query": "key", "key": "query"}
 
 _ONE_CLASS = "single_label_classification"
 
+_CLASSIFIERS = ("SequenceClassification", "ImageClassification")
+
 
 def effect_clouds(
     model: PreTrainedModel,
@@ -161,19 +163,19 @@ def _effects(
 def reading_of(model: PreTrainedModel) -> str:
     """What is read of a model if nothing else is said.
 
-    A sequence classifier's head reads `"head"`; token classifiers, question answerers and language models `"tokens"`;
-    a bare encoder is read at `"cls"`, a bare decoder at `"last"`, and either as `"mean"` if it was loaded from a
-    directory of sentence-transformers that says so in `1_Pooling`.
+    The head of a classifier of sequences or pictures reads `"head"`; token classifiers, question answerers, language
+    models and what restores masked pictures `"tokens"`; a bare encoder is read at `"cls"`, a bare decoder at `"last"`,
+    and either as `"mean"` if it was loaded from a directory of sentence-transformers that says so in `1_Pooling`.
 
     Raises:
         ValueError: That file is not readable JSON.
     """
     name = type(model).__name__
-    if head_linear(model) is not None and "SequenceClassification" in name:
+    if head_linear(model) is not None and any(kind in name for kind in _CLASSIFIERS):
         return "head"
     if model is base_model(model):
         return "mean" if _mean_pooled(Path(str(model.config.name_or_path or ""))) else position_of(model)
-    return "cls" if any(kind in name for kind in ("NextSentence", "MultipleChoice")) else "tokens"
+    return "cls" if any(kind in name for kind in ("NextSentence", "MultipleChoice", "ImageClass")) else "tokens"
 
 
 def head_linear(model: PreTrainedModel) -> nn.Linear | None:
@@ -201,7 +203,7 @@ def checked_labels(model: PreTrainedModel, labels: ArrayLike, n_texts: int) -> N
     """Labels as the loss of the model's head takes them: int64 numbers of classes, or float32 for regression.
 
     Args:
-        model: A sequence classifier, or a model that predicts the next sentence.
+        model: A classifier of sequences or pictures, or a model that predicts the next sentence.
         labels: [n_texts].
         n_texts: Number of texts.
 
@@ -210,7 +212,7 @@ def checked_labels(model: PreTrainedModel, labels: ArrayLike, n_texts: int) -> N
     """
     name, config = type(model).__name__, model.config
     outputs = int(config.num_labels or 0)
-    if not any(kind in name for kind in ("SequenceClassification", "NextSentence")):
+    if not any(kind in name for kind in (*_CLASSIFIERS, "NextSentence")):
         raise ValueError(
             f"labels are given, but a {name} takes none of a text: load the model with the head they are for."
         )
@@ -422,10 +424,10 @@ def _projection(
     model: PreTrainedModel, inputs: dict[str, torch.Tensor], read: str, batch: Batch, seed: int
 ) -> torch.Tensor:
     """Sum over texts of <v_s, what is read>, v_s standard normal."""
-    vectors = _read(model, inputs, read)  # [b, d], or [b, T, d]
+    vectors = _read(model, inputs, batch, read)  # [b, d], or [b, T, d]
     vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
     directions = np.zeros(vectors.shape, np.float32)
-    lengths = batch.inputs["attention_mask"].sum(1).tolist()
+    lengths = batch.lengths.tolist()
     for row, text in enumerate(batch.indices.tolist()):
         rng = np.random.default_rng([seed, text])
         if vectors.ndim == 3:
@@ -436,7 +438,7 @@ def _projection(
     return (vectors * upload(directions, vectors.device)).sum()
 
 
-def _read(model: PreTrainedModel, inputs: dict[str, torch.Tensor], read: str) -> torch.Tensor:
+def _read(model: PreTrainedModel, inputs: dict[str, torch.Tensor], batch: Batch, read: str) -> torch.Tensor:
     if read in ("head", "logits"):
         classifier = head_linear(model)
         if classifier is None:
@@ -458,7 +460,8 @@ def _read(model: PreTrainedModel, inputs: dict[str, torch.Tensor], read: str) ->
             handle.remove()
         return taken[0]
     states: torch.Tensor = base_model(model)(**inputs).last_hidden_state
-    return read_hidden(states, inputs["attention_mask"], read)
+    mask = batch.real.to(states.device) if batch.tokens else inputs["attention_mask"]
+    return read_hidden(states, mask, read)
 
 
 def _pooled_tokens(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -21,7 +21,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from obce.capture import eval_mode, read_texts
 from obce.corpus import Batch
 from obce.plan import FLOPS_LENGTH
-from obce.sites import SITE_KINDS, base_model, encoder_of, layers_of, layout_of, matrix, usable_positions
+from obce.sites import (
+    SITE_KINDS,
+    base_model,
+    encoder_of,
+    layers_of,
+    layout_of,
+    matrix,
+    picture_shape,
+    usable_positions,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -123,20 +132,21 @@ def weight_bytes(model: torch.nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
-def flops(model: PreTrainedModel, *, length: int = FLOPS_LENGTH, batch: int = 1) -> int:
+def flops(model: PreTrainedModel, *, length: int | None = None, batch: int = 1) -> int:
     """Floating-point operations of one forward pass of the base model, measured with torch's FLOP counter.
 
     Counted are matrix products, two operations for a multiply-add: for a sequence of T tokens each Linear
     applied to every token counts `2 * T * rows * columns`, the pooler, which is applied to [CLS] alone,
     `2 * rows * columns`, and each layer's attention `2 * T * T * qk_width + 2 * T * T * v_width`
-    (scores, then weighted sum, over all heads together), all of it times `batch`. Biases, softmax, LayerNorm,
+    (scores, then weighted sum, over all heads together), all of it times `batch`; of pictures also the product that
+    makes tokens of their patches. Biases, softmax, LayerNorm,
     activation functions, embedding look-ups, the angles of rotary positions and a task's head are not counted. The
     model runs without padding and with eager attention, because the fused kernels hide their two products from the
     counter on some devices. `Plan.before.flops` and `Plan.after.flops` predict this number.
 
     Args:
         model: an encoder of transformers with or without a head.
-        length: tokens of each sequence.
+        length: tokens of each sequence (default: `obce.plan.FLOPS_LENGTH`, or those of a picture).
         batch: number of sequences.
 
     Returns:
@@ -147,25 +157,35 @@ def flops(model: PreTrainedModel, *, length: int = FLOPS_LENGTH, batch: int = 1)
             cannot run with eager attention.
     """
     body = base_model(model)
-    positions = usable_positions(model)
-    if not 1 <= length <= positions:
+    positions, pictures = usable_positions(model), layout_of(model).pictures
+    length = (positions if pictures else FLOPS_LENGTH) if length is None else length
+    if not (positions if pictures else 1) <= length <= positions:
         raise ValueError(
             f"length: found {length}, expected 1 to {positions} tokens; choose a length that the model's position "
             "embeddings cover."
         )
     if batch < 1:
         raise ValueError(f"batch: found {batch}, expected at least 1; pass the number of sequences to count.")
-    ids = torch.zeros(batch, length, dtype=torch.long, device=_device(body))
+    inputs = _zeros(body, batch, length)
     with (
         eval_mode(body),
         _eager_attention(body),
         torch.no_grad(),
         FlopCounterMode(display=False) as counter,
     ):
-        body(input_ids=ids, attention_mask=torch.ones_like(ids))
+        body(**inputs)
     # angles, which some versions of transformers make by a product
     angles = (sum(one.values()) for name, one in counter.get_flop_counts().items() if name.endswith(".rotary_emb"))
     return int(counter.get_total_flops()) - int(sum(angles))
+
+
+def _zeros(body: PreTrainedModel, batch: int, length: int) -> dict[str, torch.Tensor]:
+    """Inputs of a model that say nothing."""
+    device = _device(body)
+    if layout_of(body).pictures:
+        return {"pixel_values": torch.zeros(batch, *picture_shape(body), device=device)}
+    ids = torch.zeros(batch, length, dtype=torch.long, device=device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def embed(model: PreTrainedModel, batches: Iterable[Batch], *, pooling: str = "mean") -> NDArray[np.float32]:
@@ -195,10 +215,10 @@ def embed(model: PreTrainedModel, batches: Iterable[Batch], *, pooling: str = "m
             inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
             hidden = body(**inputs).last_hidden_state.float()  # [b, T, hidden]
             if pooling == "mean":
-                mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)  # [b, T, 1]
+                mask = batch.real.to(device).unsqueeze(-1).to(hidden.dtype)  # [b, T, 1]
                 pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
             else:
-                pooled = read_texts(hidden, inputs["attention_mask"].sum(dim=1), pooling)
+                pooled = read_texts(hidden, torch.from_numpy(batch.lengths).to(device), pooling)
             positions.append(np.asarray(batch.indices, dtype=np.int64))
             vectors.append(pooled.cpu().numpy())
     if not positions:

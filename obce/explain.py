@@ -17,11 +17,11 @@ import torch
 
 from obce.capture import capture, cloud_widths, eval_mode, precise_products, read_texts
 from obce.clouds import CLOUD_KINDS
-from obce.corpus import Corpus, TokenBatches, read_corpus, tokenize
+from obce.corpus import Corpus, TokenBatches, corpus_of, tokenize
 from obce.heads import HeadExplanation, Standing, as_one, check_cloud, explain_clouds, texts_of
 from obce.removal import Pruned, Replacement
 from obce.scores import place_of_reading
-from obce.sites import SITE_KINDS, Site, base_model, find_sites, layers_of, model_hash
+from obce.sites import SITE_KINDS, Site, base_model, find_sites, layers_of, layout_of, model_hash
 from obce.splits import BALANCE, Facts, Reason, Recurrence, Split, balanced_gap, largest_gap, recurrence, screen
 
 if TYPE_CHECKING:
@@ -382,8 +382,9 @@ def examine(
         raise ValueError(f"tail is {tail}, expected at least 1 text at each end.")
     if removal and plan is None:
         raise ValueError("removal is True, but plan is not given: give the plan that removes neurons.")
-    corpus = texts if isinstance(texts, Corpus) else read_corpus(texts)
-    others = held_out if held_out is None or isinstance(held_out, Corpus) else read_corpus(held_out)
+    pictures = layout_of(model).pictures
+    corpus = corpus_of(texts, pictures=pictures)
+    others = None if held_out is None else corpus_of(held_out, pictures=pictures)
     if scores.meta["model_hash"] != model_hash(model):
         raise ValueError("model is not the one that was scored: load the weights that the scores are of.")
     if scores.meta["corpus_hash"] != corpus.hash:
@@ -625,7 +626,7 @@ def _walk(
         for batch in batches:
             here = texts[batch.indices]
             inside = np.flatnonzero(place[here] >= 0)
-            real = batch.inputs["attention_mask"].numpy().astype(bool)
+            real = batch.real.numpy().astype(bool)
             for (what, of), output in taking.run(batch.inputs).items():
                 if what == "cls":
                     found.outputs[of][here] = output
@@ -673,11 +674,22 @@ def _walk_at_cls(
     yield through
 
 
+def _words(corpus: Corpus, tokenizer: Any, ids: NDArray[np.int64]) -> tuple[str, ...]:
+    """How tokens are written; those of a picture by their places, row by row."""
+    if corpus.pictures is None:
+        return tuple(tokenizer.convert_ids_to_tokens(ids.tolist()))
+    return tuple(f"[patch {i}]" if i else "[CLS]" for i in ids.tolist())
+
+
 def _take_ids(batches: TokenBatches, corpus: Corpus, tokenizer: Any, texts: NDArray[np.int64], found: _Passed) -> None:
-    """Tokens of every text, and which texts were cut."""
+    """Tokens of every text, and which texts were cut; of pictures the places of their tokens."""
+    if corpus.pictures is not None:
+        for text in texts.tolist():
+            found.ids[text] = np.arange(batches.max_length)
+        return
     full: list[int] = []
     for batch in batches:
-        lengths = batch.inputs["attention_mask"].sum(1).tolist()
+        lengths = batch.lengths.tolist()
         for row, text in enumerate(texts[batch.indices].tolist()):
             found.ids[text] = batch.inputs["input_ids"][row, : lengths[row]].numpy().copy()
             if lengths[row] == batches.max_length:
@@ -721,7 +733,7 @@ class _Judging:
             [as_one(texts, i) for texts, _ in passed for i in range(len(texts))],
             [ids for _, one in passed for ids in one.ids],
             np.concatenate([one.cut for _, one in passed]),
-            lambda token: cast(str, tokenizer.convert_ids_to_tokens(int(token))),
+            lambda token: _words(corpus, tokenizer, np.array([token]))[0],
         )
         self.fitted_on = f"the {np.count_nonzero(self.fit):,} {'scored texts' if more else 'texts of the first half'}"
         self.judged_on = f"{np.count_nonzero(~self.fit):,} {'other texts' if more else 'texts of the second half'}"
@@ -835,7 +847,9 @@ class _Splits:
             self.balanced = balanced_gap(every[by.fit], BALANCE)
         if self.balanced is not None:
             self.recurs = recurrence(self.balanced, every[~by.fit])
-            self.reason = by.facts.best_reason(self.balanced.small_side(every), by.fit)
+            # the name of a file is no fact about the picture in it
+            if by.corpus.pictures is None:
+                self.reason = by.facts.best_reason(self.balanced.small_side(every), by.fit)
         self.fitted_on, self.judged_on = by.fitted_on, by.judged_on
 
     @property
@@ -960,7 +974,7 @@ def _shown(
         for text in sorted(split.shown):
             ids = own.ids[text]
             if text not in words:
-                words[text] = tuple(tokenizer.convert_ids_to_tokens(ids.tolist()))
+                words[text] = _words(corpus, tokenizer, ids)
             place = places[i]
             if place is None:
                 at = at_tokens[i][text]
@@ -999,7 +1013,7 @@ def _again(
     with taking.watching("float32"):
         for batch in batches:
             found = taking.run(batch.inputs)
-            lengths = batch.inputs["attention_mask"].sum(1).tolist()
+            lengths = batch.lengths.tolist()
             for row, text in enumerate(chosen[batch.indices].tolist()):
                 for i, (one, shown) in enumerate(wanted):
                     if text in shown:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from obce.checkpoint_obce import inside, read_json
-from obce.modeling_obce import ObceRows
+from obce.modeling_obce import ObceRows, parts_of
 from obce.sites import (
     PER_HEAD,
     Site,
@@ -30,6 +30,7 @@ from obce.sites import (
     layers_of,
     layout_of,
     matrix,
+    picture_shape,
     quiet_transformers,
     transposed,
     usable_positions,
@@ -260,9 +261,8 @@ def to_dense(model: PreTrainedModel, plan: Plan | None = None) -> PreTrainedMode
     """
     _check_pruned(model)
     config = _stock_config(model)
-    pooling = {"add_pooling_layer": False} if getattr(model, "pooler", model) is None else {}
     with torch.device("meta"):
-        filled: PreTrainedModel = _stock_class(model)(config, **pooling)
+        filled: PreTrainedModel = _stock_class(model)(config, **parts_of(model))
     rows, columns = _places(model, filled, plan)
     body, small = base_model(filled), dict(model.named_modules(remove_duplicate=False))
     inner = dict(base_model(model).named_modules())
@@ -424,7 +424,8 @@ def onnx(model: PreTrainedModel, folder: str | Path, tokenizer: PreTrainedTokeni
     """Saves the model as `model.onnx`, in float32, for batches and lengths of any size, with config and tokenizer.
 
     Inputs and outputs have the names that they have in transformers: `input_ids` and what else the tokenizer gives,
-    int64 [batch, length] ([batch, choices, length] for multiple choice). The graph is tried in onnxruntime before
+    int64 [batch, length] ([batch, choices, length] for multiple choice), or `pixel_values`, float32 [batch, channels,
+    height, width]. The graph is tried in onnxruntime before
     it counts as made.
 
     Args:
@@ -453,7 +454,9 @@ def onnx(model: PreTrainedModel, folder: str | Path, tokenizer: PreTrainedTokeni
     outputs = list(_named_answers(wide, inputs))
     axes = {name: torch.export.Dim(name, min=1) for name in ("batch", "choices")}
     axes["length"] = torch.export.Dim("length", min=1, max=usable_positions(wide))
-    shape = ("batch", "choices", "length") if inputs[names[0]].ndim == 3 else ("batch", "length")
+    shape: tuple[str, ...] = ("batch", "choices", "length") if inputs[names[0]].ndim == 3 else ("batch", "length")
+    if layout_of(wide).pictures:
+        shape = ("batch",)
     path = Path(folder) / "model.onnx"
     large = sum(p.numel() * p.element_size() for p in wide.parameters()) > _ONNX_BYTES
     with _quiet_exporter():
@@ -522,12 +525,16 @@ def _quiet_exporter() -> Iterator[None]:
 def example(model: PreTrainedModel, batch: int, length: int, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """Random tokens with some padding, int64 [batch, length], or [batch, 2, length] for multiple choice.
 
+    Of a model that reads pictures, random numbers, float32 [batch, channels, height, width].
+
     Args:
         model: Whose vocabulary the tokens are of.
         batch, length: Shape.
-        names: Inputs that are wanted, of `input_ids`, `attention_mask` and `token_type_ids`.
+        names: Inputs that are wanted, of `input_ids`, `attention_mask` and `token_type_ids`, or `pixel_values` alone.
     """
     generator = torch.Generator().manual_seed(batch * 1000 + length)
+    if layout_of(model).pictures:
+        return {"pixel_values": torch.randn(batch, *picture_shape(model), generator=generator)}
     choices = (2,) if type(model).__name__.endswith("MultipleChoice") else ()
     shape = (batch, *choices, length)
     # tokens from the second half of the vocabulary: those that stand for padding and the like come first
@@ -546,6 +553,8 @@ def example(model: PreTrainedModel, batch: int, length: int, names: Sequence[str
 
 def _input_names(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
     """What the tokenizer gives and the model takes."""
+    if layout_of(model).pictures:
+        return ["pixel_values"]
     types = ["token_type_ids"] if getattr(model.config, "type_vocab_size", 0) else []
     given = ["input_ids", "attention_mask", *types] if tokenizer is None else list(tokenizer.model_input_names)
     taken = inspect.signature(model.forward).parameters

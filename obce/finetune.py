@@ -155,14 +155,19 @@ def with_head(encoder: PreTrainedModel, task: Task, seed: int = 0) -> PreTrained
         of the encoder.
 
     Raises:
-        ValueError: The model is of another family, or has a sequence classification head that does not fit.
+        ValueError: The model is of another family or reads pictures, or has a sequence classification head that does
+            not fit.
     """
     if type(encoder).__name__.endswith("ForSequenceClassification"):
         label_order(encoder, task)
         copied: PreTrainedModel = copy.deepcopy(encoder).eval()
         return copied
     body = base_model(encoder)
-    layout_of(body)  # refuses other families with the reason
+    if layout_of(body).pictures:  # refuses other families with the reason, too
+        raise ValueError(
+            f"encoder is a {type(body).__name__}, which reads pictures, expected one that reads texts, as {task.name} "
+            "has them: train it on pictures with transformers' own Trainer."
+        )
     ours = isinstance(body, NarrowModel)
     name = type(body).__name__.removesuffix("Model") + "ForSequenceClassification"
     kind: Any = getattr(modeling_obce if ours else transformers, name, None)

@@ -101,8 +101,9 @@ def layernorms(model: PreTrainedModel) -> dict[str, nn.Module]:
     layout = layout_of(model)
     places = {} if layout.first_norm is None else {"embeddings": layout.first_norm}
     layers = layers_of(model)
-    if layout.pre_norm and not isinstance(layers[0].get_submodule(layout.norms[0]), nn.Identity):
-        places["0.input"] = f"{layout.stack}.0.{layout.norms[0]}"  # of a layer that was not the first
+    first = f"{layout.stack}.0.{layout.norms[0]}"
+    if layout.pre_norm and first != layout.first_norm and not isinstance(body.get_submodule(first), nn.Identity):
+        places["0.input"] = first  # of a layer that was not the first
     for layer in range(len(layers)):
         here, there = (f"{layout.stack}.{at}" for at in (layer, layer + 1))
         behind = [f"{here}.{norm}" for norm in layout.norms]
@@ -173,8 +174,8 @@ def layernorm_statistics(model: PreTrainedModel, batches: Iterable[Batch]) -> di
             hooks.callback(module.register_forward_pre_hook(watch(name)).remove)
         for batch in batches:
             inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-            real = inputs["attention_mask"].bool()  # [b, T]
-            tokens += int(batch.inputs["attention_mask"].sum())
+            real = batch.real.to(device).bool()  # [b, T]
+            tokens += int(batch.lengths.sum())
             body(**inputs)
     if not tokens:
         raise ValueError("batches: found no token, expected at least one; pass a corpus that is not empty.")

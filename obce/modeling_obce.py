@@ -151,6 +151,14 @@ from transformers.models.roberta.modeling_roberta import (
     RobertaForTokenClassification,
     RobertaModel,
 )
+from transformers.models.vit.modeling_vit import (
+    ViTForImageClassification,
+    ViTForMaskedImageModeling,
+    ViTLayer,
+    ViTMLP,
+    ViTModel,
+)
+from transformers.models.vit.modeling_vit import eager_attention_forward as vit_eager_attention
 from transformers.models.xlm_roberta.modeling_xlm_roberta import (
     XLMRobertaForMaskedLM,
     XLMRobertaForMultipleChoice,
@@ -176,6 +184,7 @@ from .configuration_obce import (
     ObceQwen2Config,
     ObceQwen3Config,
     ObceRobertaConfig,
+    ObceViTConfig,
     ObceXLMRobertaConfig,
 )
 
@@ -245,9 +254,11 @@ class NarrowAttention(nn.Module):
         names: Names of the Linears for query, key and value, or none, where a subclass has another way.
         dropout: Of attention weights.
         layer: Number of the layer.
+        bias: Whether these Linears have biases.
 
     Attributes:
-        dropout_name: Name of the Dropout whose share attention weights lose; None: the config's `attention_dropout`.
+        dropout_name: Name of the Dropout whose share attention weights lose; None where the family has none as a
+            module.
         causal: Whether a token looks at itself and those before it alone.
         eager: Attention without a kernel.
     """
@@ -257,7 +268,13 @@ class NarrowAttention(nn.Module):
     eager: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = staticmethod(eager_attention_forward)
 
     def __init__(
-        self, config: NarrowConfig, widths: LayerWidths, names: tuple[str, ...], dropout: float, layer: int
+        self,
+        config: NarrowConfig,
+        widths: LayerWidths,
+        names: tuple[str, ...],
+        dropout: float,
+        layer: int,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.config: Any = config
@@ -268,7 +285,8 @@ class NarrowAttention(nn.Module):
         self.names = names
         if widths.heads:
             for name, width in zip(names, (widths.query_key, widths.query_key, widths.value), strict=bool(names)):
-                self.add_module(name, nn.Linear(self.config.hidden_size, width))
+                self.add_module(name, nn.Linear(self.config.hidden_size, width, bias=bias))
+        self.attention_dropout = dropout
         if self.dropout_name is not None:
             self.add_module(self.dropout_name, nn.Dropout(dropout))
         self.is_causal = self.causal
@@ -307,21 +325,18 @@ class NarrowAttention(nn.Module):
         attend: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, self.eager
         )
+        share = self.attention_dropout if self.dropout_name is None else self.get_submodule(self.dropout_name).p
         context, weights = attend(
             self,
             query,
             key,
             value,
             attention_mask,
-            dropout=self._dropped() if self.training else 0.0,
+            dropout=share if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
         )
         return context.reshape(*shape, -1).contiguous(), weights
-
-    def _dropped(self) -> float:
-        named = None if self.dropout_name is None else self.get_submodule(self.dropout_name)
-        return float(self.config.attention_dropout if named is None else named.p)  # type: ignore[arg-type]
 
 
 # ---- BERT, RoBERTa, XLM-RoBERTa, ELECTRA: one shape of layer ---------------------------------------------------------
@@ -639,7 +654,7 @@ class ObceLlamaAttention(NarrowAttention):
     eager = staticmethod(llama_eager_attention)
 
     def __init__(self, config: Any, widths: LayerWidths, layer: int) -> None:
-        super().__init__(config, widths, (), 0.0, layer)
+        super().__init__(config, widths, (), config.attention_dropout, layer)
         hidden, bias = config.hidden_size, self.biased(config)
         self.shared_heads = config.num_key_value_heads
         self.num_key_value_groups = config.num_attention_heads // self.shared_heads
@@ -739,6 +754,41 @@ class ObceQwen3Layer(_NarrowDecoderLayer, Qwen3DecoderLayer):
     """One layer of its own widths."""
 
     parts = ObceQwen3Attention, Qwen3MLP, Qwen3RMSNorm
+
+
+# ---- ViT -------------------------------------------------------------------------------------------------------------
+
+
+class ObceViTAttention(NarrowAttention):
+    """Self-attention of ViT's shape, with the projection back to the residual stream."""
+
+    dropout_name = None
+    eager = staticmethod(vit_eager_attention)
+
+    def __init__(self, config: Any, widths: LayerWidths, layer: int) -> None:
+        names = ("q_proj", "k_proj", "v_proj")
+        super().__init__(config, widths, names, config.attention_probs_dropout_prob, layer, bias=config.qkv_bias)
+        self.o_proj = _writer(widths.value, config.hidden_size, widths.attention_output)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attends and projects: [B, T, hidden] -> [B, T, hidden]."""
+        context, weights = self.context(hidden_states, attention_mask, **kwargs)
+        return self.o_proj(context), weights
+
+
+class ObceViTLayer(ViTLayer):
+    """One encoder layer of its own widths."""
+
+    def __init__(self, config: Any, widths: LayerWidths, layer: int) -> None:
+        nn.Module.__init__(self)
+        self.attention = ObceViTAttention(config, widths, layer)  # type: ignore[assignment]
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = ViTMLP(_with_inner(config, widths))
+        self.mlp.fc2 = _writer(widths.intermediate, config.hidden_size, widths.output)  # type: ignore[assignment]
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
 
 # ---- DeBERTa-v2 and -v3 ----------------------------------------------------------------------------------------------
@@ -847,6 +897,19 @@ class ObceDebertaV2Layer(DebertaV2Layer):
 # ---- models ----------------------------------------------------------------------------------------------------------
 
 
+def parts_of(model: nn.Module) -> dict[str, bool]:
+    """What a model of any family was made with or without, beside its config, as arguments of its class.
+
+    A head makes its encoder by itself; of a model with one, this is nothing.
+    """
+    found = {}
+    if getattr(model, "pooler", model) is None:
+        found["add_pooling_layer"] = False
+    if getattr(getattr(model, "embeddings", None), "mask_token", None) is not None:
+        found["use_mask_token"] = True
+    return found
+
+
 class NarrowModel(PreTrainedModel):
     """What pruned models of all families share; stands before the family's class among the bases.
 
@@ -879,8 +942,7 @@ class NarrowModel(PreTrainedModel):
             stack: Any = next(module for module in self.modules() if isinstance(module, nn.ModuleList))
             stack.extend(self.narrow_layer(config, widths, i) for i, widths in enumerate(config.layer_widths()))
         else:
-            pooling = {"add_pooling_layer": False} if getattr(body, "pooler", self) is None else {}
-            setattr(self, self.base_model_prefix, _BODIES[type(body)](config, **pooling))
+            setattr(self, self.base_model_prefix, _BODIES[type(body)](config, **parts_of(body)))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -1348,6 +1410,30 @@ class ObceQwen3ForQuestionAnswering(ObceQwen3PreTrainedModel, Qwen3ForQuestionAn
     """`Qwen3ForQuestionAnswering` on `ObceQwen3Model`."""
 
 
+class ObceViTPreTrainedModel(NarrowModel):
+    """Settings shared by `ObceViTModel` and its heads."""
+
+    config_class = ObceViTConfig
+    narrow_layer = ObceViTLayer
+    _no_split_modules = ["ViTEmbeddings", "ObceViTLayer"]  # noqa: RUF012  (transformers' own form)
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": ObceViTLayer,
+        "attentions": ObceViTAttention,
+    }
+
+
+class ObceViTModel(ObceViTPreTrainedModel, ViTModel):
+    """`ViTModel` with layers of unequal widths."""
+
+
+class ObceViTForImageClassification(ObceViTPreTrainedModel, ViTForImageClassification):
+    """`ViTForImageClassification` on `ObceViTModel`."""
+
+
+class ObceViTForMaskedImageModeling(ObceViTPreTrainedModel, ViTForMaskedImageModeling):
+    """`ViTForMaskedImageModeling` on `ObceViTModel`."""
+
+
 _BODIES: dict[type[Any], type[NarrowModel]] = {
     BertModel: ObceBertModel,
     RobertaModel: ObceRobertaModel,
@@ -1361,6 +1447,7 @@ _BODIES: dict[type[Any], type[NarrowModel]] = {
     LlamaModel: ObceLlamaModel,
     Qwen2Model: ObceQwen2Model,
     Qwen3Model: ObceQwen3Model,
+    ViTModel: ObceViTModel,
 }
 
 __all__ = [
@@ -1443,6 +1530,10 @@ __all__ = [
     "ObceRobertaModel",
     "ObceRobertaPreTrainedModel",
     "ObceRows",
+    "ObceViTForImageClassification",
+    "ObceViTForMaskedImageModeling",
+    "ObceViTModel",
+    "ObceViTPreTrainedModel",
     "ObceXLMRobertaForMaskedLM",
     "ObceXLMRobertaForMultipleChoice",
     "ObceXLMRobertaForQuestionAnswering",
@@ -1450,4 +1541,5 @@ __all__ = [
     "ObceXLMRobertaForTokenClassification",
     "ObceXLMRobertaModel",
     "ObceXLMRobertaPreTrainedModel",
+    "parts_of",
 ]

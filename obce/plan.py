@@ -92,7 +92,7 @@ class Size(NamedTuple):
         parameters: All distinct parameters, heads and embeddings included.
         encoder: Parameters of the encoder layers alone.
         flops: Floating-point operations (a multiply-add is two) of the matrix products of the base model
-            (encoder and, if there is one, pooler) on one text of `FLOPS_LENGTH` tokens.
+            (encoder and, if there is one, pooler) on one text of `FLOPS_LENGTH` tokens, or on one picture.
         bytes: Bytes of all distinct parameters in their own dtype: the data of the safetensors file, which holds
             8 bytes more for every row kept of a site of attention_output or output that loses some.
     """
@@ -434,23 +434,27 @@ def _levels(scores: Scores, layers: Sequence[int], preset: str | None) -> dict[i
     return {layer: PRESETS[preset][int(rank[i]) * 3 // len(layers)] for i, layer in enumerate(layers)}
 
 
-def flops(architecture: Mapping[str, Any], widths: Mapping[int, Widths], length: int = FLOPS_LENGTH) -> int:
-    """Floating-point operations of a base model's matrix products on one text.
+def flops(architecture: Mapping[str, Any], widths: Mapping[int, Widths], length: int | None = None) -> int:
+    """Floating-point operations of a base model's matrix products on one text, or one picture.
 
     Args:
         architecture: Facts of the dense model (`obce.sites.architecture`).
         widths: Layer -> its widths, for every layer that stays.
-        length: Tokens of the text, T.
+        length: Tokens of the text, T (default: `FLOPS_LENGTH`, or those of a picture).
 
     Returns:
         Sum over layers of 2 T (h (2 q + v + i) + a v + o i) for the Linears, of which attention_output computes a
         rows and output o rows, and 2 T^2 (q + v) for the two attention products (where g query heads share a head of
         key and value: h (q + q / g + v), a v g and q + v g), plus 2 h^2 for a pooler, 2 T h e for a
         Linear between embeddings of e numbers and the layers, and in each layer 4 D h q + 2 T D q p for p products with
-        D embeddings of distances; an intermediate neuron of two rows counts h i twice; a multiply-add counts as two.
+        D embeddings of distances; an intermediate neuron of two rows counts h i twice; a multiply-add counts as two. Of
+        pictures also 2 (T - 1) h n for patches of n numbers; a pooler has outputs of its own number.
     """
     hidden = int(architecture["hidden_size"])
-    total = 2 * hidden * hidden if architecture["pooler"] else 0
+    tokens = int(architecture.get("tokens", FLOPS_LENGTH))
+    length = tokens if length is None else length
+    total = 2 * hidden * int(architecture.get("pooler_size", hidden)) if architecture["pooler"] else 0
+    total += 2 * (tokens - 1) * hidden * int(architecture.get("patch_numbers", 0))
     total += 2 * length * hidden * int(architecture.get("embedding_size", 0))
     rows, groups = int(architecture.get("intermediate_rows", 1)), int(architecture.get("groups", 1))
     for one in widths.values():

@@ -37,10 +37,12 @@ from transformers.models.modernbert.modeling_modernbert import ModernBertRotaryE
 
 from obce import __version__, modeling_obce
 from obce.capture import capture
-from obce.corpus import Corpus, TokenBatches, tokenize
-from obce.modeling_obce import NarrowAttention, NarrowModel, ObceDebertaV2SelfAttention, ObceRows
+from obce.corpus import Corpus, TokenBatches, corpus_of, tokenize
+from obce.images import load_processor
+from obce.modeling_obce import NarrowAttention, NarrowModel, ObceDebertaV2SelfAttention, ObceRows, parts_of
 from obce.repair import RIDGE, Fit, least_squares
 from obce.sites import (
+    DEFAULT_MAX_LENGTH,
     PER_HEAD,
     Site,
     base_model,
@@ -51,6 +53,7 @@ from obce.sites import (
     model_hash,
     transposed,
     usable_max_length,
+    usable_positions,
 )
 
 if TYPE_CHECKING:
@@ -62,7 +65,8 @@ if TYPE_CHECKING:
 REPAIRS = ("none", "mean", "least_squares")
 
 REPAIR_TEXTS = 1000
-"""Texts that least squares takes of a longer corpus: enough tokens for a reader of 4,096 inputs."""
+"""Texts that least squares takes of a longer corpus: enough tokens for a reader of 4,096 inputs. Of pictures as many as
+have no more tokens than so many texts of 128."""
 
 # Places a forward pass of the repair, padding included.
 _BATCH_TOKENS = 4096
@@ -114,10 +118,17 @@ class _Repair:
                 f"repair={self.name!r} reads texts, but texts is not given: give texts= (and tokenizer=), or use "
                 "repair='mean' with scores=, or repair='none'."
             )
-        texts = self.texts.entries() if isinstance(self.texts, Corpus) else self.texts
+        pictures = layout_of(model).pictures
+        texts: Any = self.texts
+        if pictures or isinstance(texts, Corpus):
+            texts = corpus_of(texts, pictures=pictures).entries()
+        if most is not None and pictures:  # no more tokens than of so many texts of full length
+            most = max(1, min(most, most * DEFAULT_MAX_LENGTH // usable_positions(model)))
         if most is not None and len(texts) > most:
             texts = [texts[i] for i in np.random.default_rng(0).choice(len(texts), most, replace=False)]
-        tokenizer = self.tokenizer or _own_tokenizer(model)
+        tokenizer: Any = self.tokenizer
+        if tokenizer is None and not (pictures and all(picture.processed for picture in texts)):
+            tokenizer = _own_tokenizer(model)
         length = usable_max_length(model, tokenizer, self.max_length)
         return tokenize(texts, tokenizer, max_length=length, batch_tokens=_BATCH_TOKENS)
 
@@ -146,8 +157,8 @@ def prune(
         scores: For `repair="mean"`: take the means from this table (its column `token_mean`).
         texts: What `"least_squares"` is fitted on (of a longer list, `REPAIR_TEXTS` drawn evenly), or, for `"mean"`
             instead of `scores`, what the means are taken over. Texts of the task that the model is for are best.
-            `TokenBatches` are taken as they are.
-        tokenizer: Tokenizer of the model, with `texts` (default: the one saved beside the model).
+            `TokenBatches` are taken as they are. For a model that reads pictures anything `obce.read_pictures` takes.
+        tokenizer: Tokenizer or image processor of the model, with `texts` (default: the one saved beside the model).
         max_length: Tokens a text is cut to (default: 128, or the most the model takes).
         ridge: Of least squares, as a share of the mean variance of a reader's inputs.
         progress: Called with (layers done, layers in all) by least squares.
@@ -168,9 +179,8 @@ def prune(
     cuts = _cuts(model, plan, how)
     batches = how.batches(model, REPAIR_TEXTS) if repair == "least_squares" else None
     config = _narrow_config(model, narrow, plan, repair, cuts)
-    pooling = {"add_pooling_layer": False} if getattr(model, "pooler", model) is None else {}
     with torch.device("meta"):
-        small = narrow(config, **pooling)
+        small = narrow(config, **parts_of(model))
     _fill(small, model, cuts)
     small.train(model.training)
     if small.can_generate():
@@ -514,11 +524,13 @@ def _own_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase:
     try:
         if not source:
             raise OSError("the model was not loaded from a checkpoint")
+        if layout_of(model).pictures:
+            return cast("PreTrainedTokenizerBase", load_processor(source))
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"texts are given without a tokenizer and '{source}', where the model came from, has none: give "
-            "the model's tokenizer with them."
+            "the model's tokenizer (of a model that reads pictures its image processor) with them."
         ) from error
 
 

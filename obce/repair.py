@@ -290,7 +290,7 @@ def start(body: PreTrainedModel, batches: TokenBatches) -> list[Passing]:
         )
     passing = []
     for batch, hidden, given in first_inputs(body, batches):
-        real = batch.inputs["attention_mask"].to(hidden.device).bool()
+        real = batch.real.to(hidden.device).bool()
         small_given = given
         if not shared:
             # pruned models have sdpa where the dense one has neither: True is a place to look at
@@ -396,7 +396,8 @@ def _fit_queries(dense: Any, narrow: Any, predictors: torch.Tensor) -> None:
     rows, kept = predictors.shape
     weight = matrix(narrow)[:kept]
     weight.copy_((predictors.T @ matrix(dense)[:rows].double()).to(weight.dtype))
-    narrow.bias[:kept].copy_((predictors.T @ dense.bias[:rows].double()).to(narrow.bias.dtype))
+    if dense.bias is not None:
+        narrow.bias[:kept].copy_((predictors.T @ dense.bias[:rows].double()).to(narrow.bias.dtype))
 
 
 def _apply(site: str, reader: Any, moments: _Moments, ridge: float) -> Fit:

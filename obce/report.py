@@ -483,10 +483,11 @@ def _kept_shares(scores: Scores, plan: Plan, layer: int) -> list[dict[str, Any]]
 
 def _sizes(plan: Plan) -> list[dict[str, Any]]:
     rows = []
+    what = "picture" if "patch_numbers" in plan.architecture else f"text of {FLOPS_LENGTH} tokens"
     for label, name in (
         ("Parameters, all", "parameters"),
         ("Parameters, encoder", "encoder"),
-        (f"FLOPs, one text of {FLOPS_LENGTH} tokens", "flops"),
+        (f"FLOPs, one {what}", "flops"),
         ("Weights", "bytes"),
     ):
         before, after = getattr(plan.before, name), getattr(plan.after, name)

@@ -29,7 +29,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from obce.card import Origin, front_matter, name_of, render_card, sizes_of
 from obce.checkpoint_obce import check_checkpoint, read_json, write_manifest
 from obce.clouds import CLOUD_KINDS, Clouds, place_of, points_of
 from obce.compare import COLUMNS, key_of, row_of
-from obce.corpus import read_corpus, tokenize
+from obce.corpus import corpus_of, read_corpus, tokenize
 from obce.effects import reading_of
 from obce.explain import TAIL, Findings, examine, sample
 from obce.explain import search as search_texts
@@ -47,6 +47,7 @@ from obce.files import PARTIAL, whole, write_text
 from obce.glue import BATCH_TOKENS, calibration, read_task
 from obce.h0 import H0, h0
 from obce.heads import check_cloud, explain_clouds, sample_clouds
+from obce.images import load_processor
 from obce.pages import Explained, explained
 from obce.plan import Plan, default_units
 from obce.prune import prune
@@ -70,6 +71,7 @@ from obce.sites import (
     SITE_KINDS,
     architecture,
     find_sites,
+    layout_of,
     model_hash,
     position_of,
     quiet_transformers,
@@ -187,20 +189,35 @@ def load_model(source: str | Path, *, pruned: bool = False) -> PreTrainedModel:
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """Loads a checkpoint's tokenizer.
+    """Loads a checkpoint's tokenizer, or the image processor of a model that reads pictures.
 
     Raises:
         ValueError: There is none, or it cannot be read.
+        ImportError: A package that the image processor needs is not installed.
     """
     from transformers import AutoTokenizer
 
     with quiet_transformers():
+        pictures = False
         try:
             if Path(source).is_dir():
                 check_checkpoint(source, weights=False)
+            if pictures := _reads_pictures(source):
+                return cast("PreTrainedTokenizerBase", load_processor(source))
             return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except Exception as error:
-            raise ValueError(f"model '{source}' has no tokenizer that loads: {_first_sentence(error)}") from error
+            if pictures and isinstance(error, ImportError):
+                raise
+            what = "image processor" if pictures else "tokenizer"
+            raise ValueError(f"model '{source}' has no {what} that loads: {_first_sentence(error)}") from error
+
+
+def _reads_pictures(source: str | Path) -> bool:
+    from transformers import PreTrainedConfig
+
+    stated, _ = PreTrainedConfig.get_config_dict(source)
+    family = LAYOUTS.get(str(stated.get("model_type")).removeprefix("obce_").replace("_", "-"))
+    return family is not None and family.pictures
 
 
 def _load_config(source: str | Path) -> Any:
@@ -891,7 +908,7 @@ class Run:
 
         Args:
             model_source: A checkpoint's directory, or a hub name.
-            corpus: Distinct texts.
+            corpus: Distinct texts; distinct pictures for a model that reads these.
             seed, max_length, threads: As in `obce.score`.
             device: `"auto"` (CUDA where there is one), or a device of torch.
             keep_sketch: Keep what `merge_runs` takes, too.
@@ -907,6 +924,7 @@ class Run:
                 writes to it.
         """
         model = load_model(model_source)
+        corpus_of(corpus, pictures=layout_of(model).pictures)  # refuses one of the other kind
         facts = architecture(model)
         if model.dtype in (torch.float16, torch.bfloat16):
             torch.nn.Module.to(model, torch.float32)  # in place

@@ -25,7 +25,7 @@ import torch
 from obce import __version__
 from obce.capture import Memory, Precision, Resident, capture, capture_resident, cloud_widths
 from obce.clouds import CLOUD_KINDS, cloud_scores
-from obce.corpus import GROUP, Corpus, Shard, TokenBatches, joined_hash, read_corpus, tokenize
+from obce.corpus import GROUP, Corpus, Shard, TokenBatches, corpus_of, joined_hash, tokenize
 from obce.device import (
     ColumnSums,
     DeviceCells,
@@ -63,6 +63,7 @@ from obce.sites import (
     base_model,
     find_sites,
     inner_width,
+    layout_of,
     model_hash_later,
     position_of,
     usable_max_length,
@@ -1050,8 +1051,8 @@ def score(
     Args:
         model: An encoder or decoder with any head or none; never changed. Scored in eval mode, without the caller's
             autocast.
-        tokenizer: The model's tokenizer.
-        texts: A `Corpus`, or anything `obce.read_corpus` takes.
+        tokenizer: The model's tokenizer; of a model that reads pictures its image processor.
+        texts: A `Corpus`, or anything `obce.read_corpus` takes; for a model that reads pictures, `obce.read_pictures`.
         seed: Decides the `random` score, the two halves of the texts, and their shards.
         max_length: Tokens a text is cut to (default: 128, or the most the model takes); `meta["truncated"]` says how
             many texts were.
@@ -1091,7 +1092,8 @@ def score(
     Source: OBCE, arXiv 2312.10702 (r_f of the 0-dimensional Vietoris-Rips persistence of [CLS] outputs).
     """
     sites = find_sites(model)
-    corpus = texts if isinstance(texts, Corpus) else read_corpus(texts)
+    pictures = layout_of(model).pictures
+    corpus = corpus_of(texts, pictures=pictures)
     device = next(base_model(model).parameters()).device.type
     batch_tokens = default_batch_tokens(device) if batch_tokens is None else batch_tokens
     if cloud_texts < 0:
@@ -1187,6 +1189,7 @@ def score(
         "position": job.position,
         "seed": seed,
         "heads": sites[0].heads,
+        **({"pictures": True} if pictures else {}),
         "versions": {
             "obce": __version__,
             "python": platform.python_version(),

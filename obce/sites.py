@@ -55,6 +55,7 @@ class Layout:
             reader takes in.
         whole: Kinds none of whose neurons can go.
         causal: Whether a token sees itself and those before it alone, so that the last token is the one to read.
+        pictures: Whether the family reads pictures: patches are its tokens, and [CLS] stands before them.
     """
 
     stack: str
@@ -75,6 +76,7 @@ class Layout:
     partners: Mapping[str, str] = field(default_factory=dict)
     whole: tuple[str, ...] = ()
     causal: bool = False
+    pictures: bool = False
 
     def reader(self, kind: str) -> str | None:
         """The Linear that takes in a kind's outputs, relative to the layer."""
@@ -201,6 +203,18 @@ _LLAMA = Layout(
     causal=True,
 )
 
+_VIT = Layout(
+    "layers",
+    _named("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj", "mlp.fc1", "mlp.fc2"),
+    between=("layernorm_after", "mlp"),
+    norms=("layernorm_before", "layernorm_after"),
+    biases=False,
+    pre_norm=True,
+    first_norm="layers.0.layernorm_before",
+    last_norm="layernorm",
+    pictures=True,
+)
+
 LAYOUTS = {
     "bert": _BERT,
     "roberta": _BERT,
@@ -214,6 +228,7 @@ LAYOUTS = {
     "llama": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "vit": _VIT,
 }
 """Family (`config.model_type`) -> its layout."""
 
@@ -221,7 +236,6 @@ LAYOUTS = {
 _REFUSED = {
     "albert": "its layers are one and the same, so that no neuron can go from one of them alone",
     "modernbert-decoder": "of decoders obce knows GPT-2, Llama, Qwen2 and Qwen3",
-    "vit": "it reads pictures, and obce scores texts",
 }
 
 PER_HEAD = ("query", "key", "value")
@@ -429,20 +443,41 @@ def encoder_of(model: PreTrainedModel) -> nn.Module:
 
 
 def usable_positions(model: PreTrainedModel) -> int:
-    """Tokens that the position table has room for; some families keep its first rows for padding."""
+    """Tokens that the position table has room for; some families keep its first rows for padding.
+
+    Of a model that reads pictures these are the tokens of every picture.
+    """
     body = base_model(model)
+    if layout_of(model).pictures:
+        return int(cast(nn.Parameter, body.get_submodule("embeddings").position_embeddings).shape[1])
     table = getattr(getattr(body, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
     return int(body.config.max_position_embeddings) - (0 if padding is None else padding + 1)
 
 
+def picture_shape(model: PreTrainedModel) -> tuple[int, int, int]:
+    """Channels, height and width of the pictures that a model reads."""
+    config: Any = base_model(model).config
+    size = config.image_size
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return int(config.num_channels), int(height), int(width)
+
+
 def usable_max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> int:
     """Tokens a text is cut to: as asked, else `DEFAULT_MAX_LENGTH` or the most that model and tokenizer take.
 
+    Of a model that reads pictures, the tokens of every picture.
+
     Raises:
-        ValueError: More was asked than the model has positions.
+        ValueError: More was asked than the model has positions, or something else than a picture has.
     """
     positions = usable_positions(model)
+    if layout_of(model).pictures:
+        if max_length not in (None, positions):
+            raise ValueError(
+                f"max_length is {max_length}, but every picture has {positions} tokens for this model: leave it out"
+            )
+        return positions
     if max_length is None:
         return min(DEFAULT_MAX_LENGTH, positions, int(tokenizer.model_max_length))
     if max_length > positions:
@@ -543,9 +578,11 @@ def architecture(model: PreTrainedModel) -> dict[str, int | str]:
         there is one), `parameters` (distinct ones, heads included), `encoder_parameters`, `weight_bytes` (of
         the distinct parameters) and `encoder_element_bytes` (of one encoder weight). Of a family whose layers are not
         made as BERT's, also `intermediate_rows` (rows of one neuron), `attention_bias` and `intermediate_bias` (1 or
-        0), `norms` and `first_norms` (parameters of a layer's LayerNorms, and of the first one's), `rotary`; of one
-        whose query and key stay whole (`whole`) also `attention_size` (width of query), `groups` (query heads that
-        share a head of key and value) and `value_bias`.
+        0), `norms` and `first_norms` (parameters of a layer's LayerNorms, and of the first one's), `rotary`, and where
+        it differs from `attention_bias`, `value_bias`; of one whose query and key stay whole (`whole`) also
+        `attention_size` (width of query) and `groups` (query heads that share a head of key and value). Of a family that
+        reads pictures also `tokens` (of a picture), `patch_numbers` (numbers in a patch) and `pooler_size` (of its
+        outputs).
     """
     base = base_model(model)
     config, layout = base.config, layout_of(model)
@@ -556,8 +593,7 @@ def architecture(model: PreTrainedModel) -> dict[str, int | str]:
         "hidden_size",
         "num_hidden_layers",
         "num_attention_heads",
-        "vocab_size",
-        "max_position_embeddings",
+        *(() if layout.pictures else ("vocab_size", "max_position_embeddings")),
     ):
         facts[name] = int(getattr(config, name))
     facts["intermediate_size"] = inner_width(config)
@@ -579,7 +615,20 @@ def architecture(model: PreTrainedModel) -> dict[str, int | str]:
     facts["encoder_parameters"] = sum(p.numel() for p in encoder.parameters())
     facts["weight_bytes"] = sum(p.numel() * p.element_size() for p in model.parameters())
     facts["encoder_element_bytes"] = weight.element_size()
+    if layout.pictures:
+        facts |= _facts_of_pictures(model)
     return facts if layout.biases else facts | _shape_of_layers(layers_of(model), layout, config)
+
+
+def _facts_of_pictures(model: PreTrainedModel) -> dict[str, int | str]:
+    """What `obce.plan` needs to know of a model that reads pictures, to count what it computes."""
+    body: Any = base_model(model)
+    pooler = getattr(body, "pooler", None)
+    return {
+        "tokens": usable_positions(model),
+        "patch_numbers": int(body.embeddings.patch_embeddings.projection.weight[0].numel()),
+        "pooler_size": 0 if pooler is None else int(pooler.dense.out_features),
+    }
 
 
 def _shape_of_layers(layers: nn.ModuleList, layout: Layout, config: Any) -> dict[str, int | str]:
@@ -604,6 +653,7 @@ def _shape_of_layers(layers: nn.ModuleList, layout: Layout, config: Any) -> dict
     if layout.whole:
         attention, groups = attention_shape(config)
         facts |= {"whole": ", ".join(layout.whole), "attention_size": attention, "groups": groups}
+    if bias("value") != bias("attention_output"):  # query and key are as value
         facts["value_bias"] = bias("value")
     return facts
 
@@ -626,14 +676,17 @@ def quiet_transformers() -> Iterator[None]:
 
 
 _BODY = (
-    *("embeddings.", "embeddings_project.", "encoder.", "transformer.", "layers.", "final_norm."),
+    *("embeddings.", "embeddings_project.", "encoder.", "transformer.", "layers.", "final_norm.", "layernorm."),
     *("embed_tokens.", "norm.", "wte.", "wpe.", "h.", "ln_f."),  # of decoders
 )
+
+# Of the body, but read by the task of a head alone.
+_OF_HEADS = ("embeddings.mask_token",)
 
 
 def _body_parameters(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
     for name, parameter in base_model(model).named_parameters():
-        if name.startswith(_BODY):
+        if name.startswith(_BODY) and name not in _OF_HEADS:
             yield name, parameter
 
 

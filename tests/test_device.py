@@ -16,7 +16,7 @@ import torch
 from obce import device, scoring
 from obce.capture import capture, capture_resident
 from obce.clouds import CLOUD_KINDS
-from obce.corpus import read_corpus, tokenize
+from obce.corpus import read_corpus, read_pictures, tokenize
 from obce.device import DeviceCells, TokenSlots
 from obce.h0 import r_f
 from obce.run import _Files
@@ -25,7 +25,7 @@ from obce.scoring import Kept, MemoryStore, ShardProgress, _rank_correlations, s
 from obce.sites import find_sites
 from obce.sketch import GapCells, Moments, TokenMoments, TokenSums
 
-from tiny import equal_scores, make_encoder
+from tiny import equal_scores, make_encoder, make_pictures, processed
 
 if TYPE_CHECKING:
     from transformers import BertModel
@@ -454,6 +454,17 @@ def test_rank_correlations() -> None:
     for row in range(2):
         assert found[row] == pytest.approx(rank_correlation(x[row][live[row]], y[row][live[row]]), abs=1e-12)
     assert np.isnan(found[2])
+
+
+@pytest.mark.usefixtures("resident")
+@pytest.mark.parametrize("memory", ["model", "layer"])
+def test_scores_of_pictures(memory: Any) -> None:
+    model = make_encoder("vit", "ImageClassification")
+    given: dict[str, Any] = {"tokenizer": None, "texts": read_pictures(processed(make_pictures(100))), "memory": memory}
+    settings = {name: value for name, value in SETTINGS.items() if name != "max_length"}
+    found = score(model, **given, labels=np.arange(100) % 2, **settings)
+    device.RESIDENT.clear()
+    check_scores(found, score(model, **given, labels=np.arange(100) % 2, **settings))
 
 
 @pytest.mark.usefixtures("resident")

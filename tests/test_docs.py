@@ -1,8 +1,8 @@
 """What README.md and docs/ show is run as it stands there: every Python block, every `obce` line, every link.
 
 Blocks of a file run one after the other in a folder of its own that holds what they name: MODEL_DIR (a tiny random BERT
-with 6 layers), sentences.txt, GLUE_DIR, RUN. A block or line that cannot run stands in the markdown below
-`<!-- not run: reason -->`.
+with 6 layers), VIT_DIR, PICTURES_DIR, sentences.txt, GLUE_DIR, RUN. A block or line that cannot run stands in the
+markdown below `<!-- not run: reason -->`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 from obce.cli import app
+from PIL import Image
+from transformers import ViTImageProcessorPil
 from typer.testing import CliRunner
+
+from tiny import make_encoder, make_pictures
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results.md"  # written by `make results`
@@ -107,6 +111,11 @@ def shown(
     (model / "1_Pooling" / "config.json").write_text(
         json.dumps({"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False})
     )
+    make_encoder("vit", "ImageClassification").save_pretrained(folder / "VIT_DIR")
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder / "VIT_DIR")
+    (folder / "PICTURES_DIR").mkdir()
+    for i, pixels in enumerate(make_pictures(60)):
+        Image.fromarray(pixels).save(folder / "PICTURES_DIR" / f"{i}.png")
     for name, part in (("sentences", texts[:80]), ("part-1", texts[80:140]), ("part-2", texts[140:])):
         (folder / f"{name}.txt").write_text("\n".join(part) + "\n", encoding="utf-8")
     (folder / "GLUE_DIR" / "SST-2").mkdir(parents=True)

@@ -19,7 +19,7 @@ from obce.run import Run, export_model, load_model, push
 from obce.sites import base_model, find_sites, layout_of
 from transformers import LlamaForSequenceClassification
 
-from tiny import BERT_HEADS, make_encoder, make_plan
+from tiny import BERT_HEADS, classifier_of, make_encoder, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from transformers import BertModel, PreTrainedTokenizerBase
 
 # Other shapes of layer, config and attention.
-FAMILIES = ("roberta", "electra", "distilbert", "mpnet", "deberta-v2", "modernbert", "gpt2", "llama", "qwen2", "qwen3")
+FAMILIES = (
+    *("roberta", "electra", "distilbert", "mpnet", "deberta-v2", "modernbert", "gpt2", "llama", "qwen2", "qwen3"),
+    "vit",
+)
 INPUTS = ("input_ids", "attention_mask")
 
 
@@ -156,7 +159,7 @@ def test_every_head_opens_with_its_code_and_without_obce(tiny_bert: BertModel, t
 
 def test_other_families_open_with_their_code(tmp_path: Path) -> None:
     expected = {}
-    models = [(family, "SequenceClassification") for family in FAMILIES]
+    models = [(family, classifier_of(family)) for family in FAMILIES]
     models += [("gpt2", "CausalLM"), ("qwen3", "CausalLM"), ("llama", "QuestionAnswering"), ("qwen2", "")]
     for family, head in models:
         name = family + head
@@ -206,7 +209,7 @@ def test_every_head_is_dense_again_for_stock_transformers(tiny_bert: BertModel, 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("planned", [True, False])
 def test_other_families_are_dense_again(family: str, planned: bool) -> None:
-    model = make_encoder(family, "SequenceClassification")
+    model = make_encoder(family, classifier_of(family))
     small = small_of(model, **how_of(family))
     plan = plan_of(model, **how_of(family)) if planned else None
     if family == "qwen3":
@@ -301,11 +304,13 @@ def test_onnx_of_every_head(tiny_bert: BertModel, tmp_path: Path, name: str) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("gpt2", "llama", "qwen2")])
 def test_onnx_of_other_families(tmp_path: Path, family: str) -> None:
-    small = small_of(make_encoder(family, "SequenceClassification"), **how_of(family))
+    small = small_of(make_encoder(family, classifier_of(family)), **how_of(family))
     assert export.onnx(small, tmp_path) < export.TOLERANCE
     for batch, length in ((1, 1), (5, 3), (4, 60)):
         inputs = export.example(small, batch, length, INPUTS)
-        given = inputs if family in ("MPNet", "DistilBert") else {**inputs, "token_type_ids": 0 * inputs["input_ids"]}
+        given = inputs
+        if family not in ("MPNet", "DistilBert", "vit"):
+            given = {**inputs, "token_type_ids": 0 * inputs["input_ids"]}
         assert furthest(answers(small, batch, length), asked(tmp_path, given)) < export.TOLERANCE
 
 

@@ -37,8 +37,11 @@ from tiny import (
     KEY_VALUE_HEADS,
     PREFIXES,
     class_name,
+    classifier_of,
     make_encoder,
+    make_pictures,
     make_plan,
+    processed,
 )
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ HEADS_OF["electra"] = [*COMMON, "PreTraining"]
 DECODERS = [family for family in PREFIXES if LAYOUTS[family].causal]
 for decoder in DECODERS:
     HEADS_OF[decoder] = ["CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering"]
+HEADS_OF["vit"] = ["ImageClassification", "MaskedImageModeling"]
 EVERY = [(family, head) for family in PREFIXES for head in ("", *HEADS_OF[family])]
 EAGER = ("deberta-v2", "mpnet")  # transformers has no other attention for these
 SHARED_BIASES = "all layers of an MPNet share the position biases of its heads"
@@ -70,12 +74,22 @@ def inputs() -> dict[str, torch.Tensor]:
     ids = torch.randint(5, 200, (3, 11), generator=torch.Generator().manual_seed(3))
     mask = torch.ones_like(ids)
     mask[1, 7:] = mask[2, 4:] = 0
-    return {"input_ids": ids * mask, "attention_mask": mask}
+    pixels = torch.from_numpy(processed(make_pictures(3, seed=9)))
+    return {"input_ids": ids * mask, "attention_mask": mask, "pixel_values": pixels}
+
+
+def taken(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of the texts and pictures, what the model reads."""
+    pictures = model.main_input_name == "pixel_values"
+    return {name: tensor for name, tensor in inputs.items() if (name == "pixel_values") == pictures}
 
 
 @torch.no_grad()
 def answers(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """What the model says, of the real tokens, in one row."""
+    inputs = taken(model, inputs)
+    if "pixel_values" in inputs:
+        return torch.cat([one.flatten().double() for one in model(**inputs).to_tuple()])
     if type(model).__name__.endswith("MultipleChoice"):
         inputs = {name: tensor[:, None].repeat(1, 2, 1) for name, tensor in inputs.items()}
     real = inputs["attention_mask"].bool()
@@ -88,9 +102,16 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max())
 
 
+def given_to(family: str, tokenizer: Any, texts: list[str]) -> dict[str, Any]:
+    """Tokenizer, or image processor, and texts, or as many pictures, as `obce.score` takes them."""
+    if LAYOUTS[family].pictures:
+        return {"tokenizer": None, "texts": obce.read_pictures(processed(make_pictures(len(texts))))}
+    return {"tokenizer": tokenizer, "texts": obce.read_corpus(texts)}
+
+
 @pytest.mark.parametrize("family", PREFIXES)
 def test_sites(family: str) -> None:
-    model = make_encoder(family, "SequenceClassification")
+    model = make_encoder(family, classifier_of(family))
     sites = find_sites(model)
     assert [site.name for site in sites] == [f"{layer}.{kind}" for layer in range(DEPTH[family]) for kind in SITE_KINDS]
     body = model.base_model
@@ -109,7 +130,7 @@ def test_sites(family: str) -> None:
     assert model_hash(model) == model_hash(body)
     with torch.no_grad():
         body.get_submodule(sites[2].writer).weight[0, 0] += 1
-    assert model_hash(model) != model_hash(make_encoder(family, "SequenceClassification"))
+    assert model_hash(model) != model_hash(make_encoder(family, classifier_of(family)))
     assert len(layernorms(model)) == 1 + 2 * DEPTH[family]
 
 
@@ -130,9 +151,10 @@ def test_scored_planned_and_cut(
     family: str, memory: Any, tokenizer: Any, texts: list[str], inputs: dict[str, torch.Tensor]
 ) -> None:
     """Predicted sizes are exact, least squares is no worse than the mean, and the masked model is the cut one."""
-    model = make_encoder(family, "SequenceClassification").double()
+    model = make_encoder(family, classifier_of(family)).double()
     labels = np.arange(len(texts)) % 2
-    scores = obce.score(model, tokenizer, texts, memory=memory, labels=labels, cloud_texts=40)
+    given = given_to(family, tokenizer, texts)
+    scores = obce.score(model, **given, memory=memory, labels=labels, cloud_texts=40)
     assert {"rf", "std", "effect", "effect_abs", "spread", "magnitude", "taylor", "random"} <= set(scores.names())
     assert scores.meta["read"] == "head"
     assert np.isfinite(scores.column("effect")).all()
@@ -140,7 +162,8 @@ def test_scored_planned_and_cut(
     if LAYOUTS[family].whole:
         units = ("value", "intermediate") if memory == "model" else ("value", "intermediate", "output")
     plan = obce.plan(scores, model, keep=0.6, of="encoder", units=units)
-    batches = tokenize(texts, tokenizer, max_length=64)
+    length = usable_max_length(model, tokenizer)
+    batches = tokenize(**given, max_length=length)
     before = answers(model, inputs)
     for repair in ("none", "mean", "least_squares"):
         how: dict[str, Any] = {"scores": scores} if repair == "mean" else {}
@@ -150,7 +173,7 @@ def test_scored_planned_and_cut(
         assert type(small).__name__ == f"Obce{type(model).__name__}"
         assert count_parameters(small) == (plan.after.parameters, plan.after.encoder)
         assert weight_bytes(small) == plan.after.bytes
-        assert flops(small, length=64) == flops_at(plan, small, 64)
+        assert flops(small, length=length) == flops_at(plan, small, length)
         with masked(model, plan, repair=repair, **how):
             # positions turn query and key, or norms see their tokens, in float32
             limit = 1e-5 if LAYOUTS[family].rotary or LAYOUTS[family].whole else 1e-8
@@ -208,9 +231,11 @@ def test_hidden_states_and_gradients(family: str, inputs: dict[str, torch.Tensor
         make_encoder(family), make_plan(make_encoder(family), {"0.intermediate": (1, 2, 3)}), repair="none"
     )
     small.set_attn_implementation("eager")
+    inputs = taken(small, inputs)
     told = small(**inputs, output_hidden_states=True, output_attentions=True)
     assert len(told.hidden_states) == DEPTH[family] + 1
-    assert [tuple(one.shape) for one in told.attentions] == [(3, HEADS, 11, 11)] * DEPTH[family]
+    tokens = 5 if LAYOUTS[family].pictures else 11
+    assert [tuple(one.shape) for one in told.attentions] == [(3, HEADS, tokens, tokens)] * DEPTH[family]
     small.train()
     small(**inputs).last_hidden_state.sum().backward()
     layout = LAYOUTS[family]
@@ -219,7 +244,7 @@ def test_hidden_states_and_gradients(family: str, inputs: dict[str, torch.Tensor
     assert inner.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("family", PREFIXES)
+@pytest.mark.parametrize("family", [family for family in PREFIXES if not LAYOUTS[family].pictures])
 def test_a_head_for_a_task(family: str) -> None:
     dense = make_encoder(family)
     small = prune(dense, make_plan(dense, {"1.intermediate": (0, 4)}), repair="none")
@@ -236,7 +261,7 @@ def test_a_head_for_a_task(family: str) -> None:
 
 @pytest.mark.parametrize("family", PREFIXES)
 def test_layers_are_dropped(family: str, inputs: dict[str, torch.Tensor]) -> None:
-    model = make_encoder(family, "TokenClassification")
+    model = make_encoder(family, HEADS_OF[family][-1] if LAYOUTS[family].pictures else "TokenClassification")
     plan = make_plan(model, {"1.intermediate": (3, 4, 5)}, dropped=(0,))
     small: Any = prune(model, plan, repair="none")
     assert small.config.num_hidden_layers == DEPTH[family] - 1

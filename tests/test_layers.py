@@ -17,6 +17,7 @@ FLOW = (
     ("operators",),
     ("h0",),
     ("transformer", "dropins"),
+    ("images",),
     ("sites", "corpus"),
     ("sketch", "clouds", "world", "splits"),
     ("device",),

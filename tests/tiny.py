@@ -12,6 +12,7 @@ from obce.plan import Plan, Size
 from obce.sites import LAYOUTS, architecture, model_hash
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from obce.scores import Scores
     from transformers import PreTrainedModel
 
@@ -28,6 +29,7 @@ PREFIXES = {
     "llama": "Llama",
     "qwen2": "Qwen2",
     "qwen3": "Qwen3",
+    "vit": "ViT",
 }
 """Family -> how the names of its classes begin."""
 
@@ -65,6 +67,7 @@ _OF_FAMILY: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
     "qwen2": {"num_key_value_heads": 2},
     "qwen3": {"num_key_value_heads": 2, "head_dim": 12},
+    "vit": {"image_size": 16, "patch_size": 8, "encoder_stride": 8},
     "deberta-v2": {
         "relative_attention": True,
         "share_att_key": True,
@@ -83,6 +86,27 @@ def class_name(family: str, head: str = "") -> str:
     return f"{PREFIXES[family]}For{head}" if head else f"{PREFIXES[family]}Model"
 
 
+def classifier_of(family: str) -> str:
+    """The head that gives one answer about a whole text, or about a picture."""
+    return "ImageClassification" if LAYOUTS[family].pictures else "SequenceClassification"
+
+
+def make_pictures(n: int, seed: int = 0, size: int = 16) -> NDArray[np.uint8]:
+    """uint8 [n, size, size, 3]: distinct pictures of two colours that flow into each other, under some noise."""
+    rng = np.random.default_rng(seed)
+    colours = rng.integers(0, 256, (2, n, 1, 1, 3))
+    across, down = rng.random((2, n, 1, 1, 1))
+    place = np.arange(size) / size
+    blend = (across * place[None, None, :, None] + down * place[None, :, None, None]) / 2
+    drawn = colours[0] * blend + colours[1] * (1 - blend) + rng.normal(0, 12, (n, size, size, 3))
+    return np.asarray(drawn.clip(0, 255), np.uint8)
+
+
+def processed(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """float32 [n, 3, size, size], as an image processor gives them."""
+    return np.asarray(pictures.transpose(0, 3, 1, 2) / 127.5 - 1, np.float32)
+
+
 def make_encoder(family: str, head: str = "", seed: int = 0, **config: Any) -> Any:
     """A random model whose activations are far from zero mean, so that repairs and biases matter.
 
@@ -92,10 +116,12 @@ def make_encoder(family: str, head: str = "", seed: int = 0, **config: Any) -> A
         seed: Of its weights.
         **config: Other fields of its config.
     """
+    given: dict[str, Any] = {"initializer_range": 0.25}
+    if not LAYOUTS[family].pictures:
+        given |= {"vocab_size": 256, "max_position_embeddings": 70, "pad_token_id": 0}
     sizes = {"hidden_size": HIDDEN, "num_hidden_layers": DEPTH[family], "num_attention_heads": HEADS}
     if family == "distilbert":
         sizes = {"dim": HIDDEN, "n_layers": DEPTH[family], "n_heads": HEADS}
-    given = {"vocab_size": 256, "max_position_embeddings": 70, "initializer_range": 0.25, "pad_token_id": 0}
     given |= {LAYOUTS[family].inner: INNER, **sizes, **_OF_FAMILY.get(family, {}), **config}
     torch.manual_seed(seed)
     made = getattr(transformers, f"{PREFIXES[family]}Config")(**given)

@@ -20,12 +20,14 @@ import pytest
 import torch
 import transformers
 from obce import export
+from obce.corpus import tokenize
 from obce.prune import masked, prune
 from obce.run import load_model
+from obce.sites import usable_max_length
 
 from conftest import make_texts, make_tiny_tokenizer
-from test_families import HEADS_OF
-from tiny import PREFIXES, make_encoder
+from test_families import HEADS_OF, given_to
+from tiny import PREFIXES, classifier_of, make_encoder
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "families.md"
@@ -39,8 +41,9 @@ class Blocked:
             raise ImportError(name)
 sys.meta_path.insert(0, Blocked())
 import torch, transformers
-folder, inputs, out, remote = sys.argv[1:]
-opened = transformers.AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=remote == "remote")
+folder, inputs, out, remote, auto = sys.argv[1:]
+auto = getattr(transformers, auto)
+opened = auto.from_pretrained(folder, trust_remote_code=remote == "remote")
 with torch.no_grad():
     torch.save(opened.eval()(**torch.load(inputs)).logits, out)
 """
@@ -58,9 +61,10 @@ way. A cell is the greatest difference in its logits from the pruned model in me
 {table}
 
 - **pruned, masked**: the dense model with the same neurons replaced, beside the pruned one.
-- **`import obce`**: `AutoModelForSequenceClassification.from_pretrained` after `import obce`.
+- **`import obce`**: `AutoModelForSequenceClassification.from_pretrained` after `import obce`
+  (`AutoModelForImageClassification` for vit, which reads pictures).
 - **its own code**: `trust_remote_code=True` in a process that has no obce.
-- **ONNX**: onnxruntime, three shapes of batch and length.
+- **ONNX**: onnxruntime, three shapes of batch and length (of vit three batches).
 - **dense, zeros**: the family's own class of transformers (of Qwen2 a Llama with biases, which is the same) in a
   process that has no obce. A Qwen3 has such a form where it was pruned with `repair="none"`: constants need a bias.
 - **heads**: the family's heads that are cut, saved and loaded in `tests/test_families.py`.
@@ -90,11 +94,14 @@ def main() -> None:
 
 
 def row(family: str, tokenizer: Any, texts: list[str]) -> list[str]:
-    model = make_encoder(family, "SequenceClassification")
-    scores = obce.score(model, tokenizer, texts)
+    model = make_encoder(family, classifier_of(family))
+    given = given_to(family, tokenizer, texts)
+    scores = obce.score(model, **given)
     plan = obce.plan(scores, model, keep=0.6, of="encoder")
-    small: Any = prune(model, plan, texts=texts, tokenizer=tokenizer, ridge=0.1)
-    inputs = dict(tokenizer(texts[:5], padding=True, return_tensors="pt"))
+    small: Any = prune(model, plan, **given, ridge=0.1)
+    tokens = usable_max_length(model, tokenizer)
+    (batch,) = tokenize(given["texts"].entries(range(5)), given["tokenizer"], max_length=tokens)
+    inputs, auto = batch.inputs, f"AutoModelFor{classifier_of(family)}"
 
     @torch.no_grad()
     def says(one: Any) -> torch.Tensor:
@@ -105,10 +112,10 @@ def row(family: str, tokenizer: Any, texts: list[str]) -> list[str]:
         places = {way: Path(folder) / way for way in ("own", "remote", "onnx", "dense")}
         for place in places.values():
             place.mkdir()
-        with masked(model, plan, texts=texts, tokenizer=tokenizer, ridge=0.1):
+        with masked(model, plan, **given, ridge=0.1):
             replaced = says(model)
         small.save_pretrained(places["own"])
-        own = transformers.AutoModelForSequenceClassification.from_pretrained(places["own"]).eval()
+        own = getattr(transformers, auto).from_pretrained(places["own"]).eval()
         assert torch.equal(says(load_model(places["own"], pruned=True)), says(own))
         export.remote_code(small, places["remote"])
         ways = ["remote"] if family in NO_DENSE else ["remote", "dense"]
@@ -118,10 +125,10 @@ def row(family: str, tokenizer: Any, texts: list[str]) -> list[str]:
         torch.save(inputs, Path(folder) / "inputs.pt")
         for way in ways:
             out = Path(folder) / f"{way}.pt"
-            command = [sys.executable, "-P", "-c", OPENED, str(places[way]), f"{folder}/inputs.pt", str(out), way]
+            command = [sys.executable, "-P", "-c", OPENED, str(places[way]), f"{folder}/inputs.pt", str(out), way, auto]
             subprocess.run(command, check=True, capture_output=True, cwd=folder)
             found.append(torch.load(out))
-        onnx = export.onnx(small, places["onnx"], tokenizer)
+        onnx = export.onnx(small, places["onnx"], given["tokenizer"])
     differences = [float((one - expected).abs().max()) for one in found]
     differences.insert(3, onnx)
     limits = (1e-5, 0.0, 0.0, 1e-5, 1e-5)
