@@ -466,8 +466,8 @@ def padded_as_read(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> d
         ValueError: As `check_padding`.
     """
     check_padding(model)
-    pad = model.config.pad_token_id
-    if pad is None or not layout_of(model).causal:
+    pad = model.config.pad_token_id if layout_of(model).causal else None
+    if pad is None:
         return inputs
     return {**inputs, "input_ids": torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], pad)}
 

@@ -580,8 +580,8 @@ def architecture(model: PreTrainedModel) -> dict[str, int | str]:
         made as BERT's, also `intermediate_rows` (rows of one neuron), `attention_bias` and `intermediate_bias` (1 or
         0), `norms` and `first_norms` (parameters of a layer's LayerNorms, and of the first one's), `rotary`, and where
         it differs from `attention_bias`, `value_bias`; of one whose query and key stay whole (`whole`) also
-        `attention_size` (width of query) and `groups` (query heads that share a head of key and value). Of a family that
-        reads pictures also `tokens` (of a picture), `patch_numbers` (numbers in a patch) and `pooler_size` (of its
+        `attention_size` (width of query) and `groups` (query heads that share a head of key and value). Of a family
+        that reads pictures also `tokens` (of a picture), `patch_numbers` (numbers in a patch) and `pooler_size` (of its
         outputs).
     """
     base = base_model(model)
