@@ -225,8 +225,8 @@ def test_a_classifier_is_read_where_it_pools(family: str, batches: TokenBatches)
         padded = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], 1)
         with torch.no_grad():
             expected = model(input_ids=padded, attention_mask=inputs["attention_mask"]).logits
-            assert torch.equal(model.score(_read(model, inputs, "head")), _read(model, inputs, "logits"))
-            torch.testing.assert_close(_read(model, inputs, "logits"), expected)
+            assert torch.equal(model.score(_read(model, inputs, batch, "head")), _read(model, inputs, batch, "logits"))
+            torch.testing.assert_close(_read(model, inputs, batch, "logits"), expected)
 
 
 def test_labels_want_a_padding_token(texts: list[str], tokenizer: Any) -> None:
