@@ -1350,7 +1350,7 @@ def layernorm_command(
     split: Split = "train",
     limit: Annotated[int | None, typer.Option(help="Read the first N distinct texts only.")] = 200,
     task: TaskOption = None,
-    pooling: Annotated[Literal["mean", "cls"], typer.Option(help="How a text's vector is read.")] = "mean",
+    pooling: Annotated[Literal["mean", "cls", "last"], typer.Option(help="How a text's vector is read.")] = "mean",
     max_length: MaxLength = None,
     device: Device = "auto",
     as_json: AsJson = False,

@@ -254,7 +254,8 @@ def study(
         modes: Some of `MODES`.
         data: A task, on whose dev splits the model is measured too.
         tokenizer: The model's tokenizer, for `data`.
-        read: The vector of a text: `"mean"`, the last hidden state over its real tokens, or `"cls"`, at its first.
+        read: The vector of a text: `"mean"`, the last hidden state over its real tokens, `"cls"`, at its first, or
+            `"last"`, at its last.
         max_length: Most tokens a row of `data`, special tokens included.
         progress: Called with (measurements done, measurements in all).
 
