@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from obce.scores import Scores as Scores
     from obce.scoring import score as score
     from obce.sensitivity import sensitivity as sensitivity
+    from obce.sites import register_sites as register_sites
     from obce.transformer import H0Transformer as H0Transformer
 
 _PUBLIC = {
@@ -51,6 +52,7 @@ _PUBLIC = {
     "prune": "obce.prune",
     "r_f": "obce.h0",
     "read_corpus": "obce.corpus",
+    "register_sites": "obce.sites",
     "ripser": "obce.dropins",
     "score": "obce.scoring",
     "sensitivity": "obce.sensitivity",

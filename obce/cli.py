@@ -232,6 +232,28 @@ def _plan_facts(made: Plan) -> dict[str, Any]:
 
 
 Model = Annotated[str, typer.Argument(help="Directory of a BERT checkpoint, or a hub name.")]
+
+
+def _register(map_file: Path | None) -> None:
+    """Makes the family of a site map known before the command begins."""
+    if map_file is not None:
+        from obce.sites import register_sites
+
+        try:
+            register_sites(map_file)
+        except (ValueError, OSError) as error:
+            _say_error(str(error))
+            raise typer.Exit(2) from None
+
+
+SitesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--sites",
+        callback=_register,
+        help="TOML file that says where the neurons of a family are that obce does not know (docs/sites.md).",
+    ),
+]
 CorpusArg = Annotated[
     str,
     typer.Argument(metavar="CORPUS", help="txt, jsonl, csv, tsv or parquet file (also .gz), or a datasets name."),
@@ -409,6 +431,7 @@ def score_command(
     keep_sketch: KeepSketch = False,
     seed: Seed = 0,
     threads: Threads = None,
+    sites: SitesOption = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -601,6 +624,7 @@ def plan_command(
     corpus: CorpusOption = None,
     device: Device = "auto",
     random_seed: RandomSeed = None,
+    sites: SitesOption = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -645,6 +669,7 @@ def prune_command(
     model: Annotated[str | None, typer.Option(help="Where the scored model lies now, if it was moved.")] = None,
     corpus: CorpusOption = None,
     device: Device = "auto",
+    sites: SitesOption = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -745,6 +770,7 @@ def explain_command(
     ] = False,
     tail: Annotated[int, typer.Option(min=1, help="Texts shown at each end.")] = 5,
     device: Device = "auto",
+    sites: SitesOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Write report.html with pages of neurons and heads; with --neuron or --head, say here what that one does.
@@ -974,6 +1000,7 @@ def run_command(
     device: Device = "auto",
     seed: Seed = 0,
     threads: Threads = None,
+    sites: SitesOption = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -1055,6 +1082,7 @@ def finetune_command(
     distill: Distill = 0.0,
     precision: TrainPrecision = "float32",
     device: Device = "auto",
+    sites: SitesOption = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -1151,6 +1179,7 @@ def eval_command(
         int, typer.Option(min=0, help="Dev rows that models are timed on, all in turn; 0: no timing.")
     ] = 64,
     device: Device = "auto",
+    sites: SitesOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure models on a GLUE task: quality, size and speed in one table, beside the first of them."""
@@ -1252,6 +1281,7 @@ def compare_command(
     texts: Annotated[int, typer.Option(min=40, help="Training rows that scores and repairs are made of.")] = 1000,
     read: Read = "auto",
     device: Device = "auto",
+    sites: SitesOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare the dense model with every score at the same budget and the same training, on a GLUE task."""
@@ -1338,6 +1368,7 @@ def layernorm_command(
     pooling: Annotated[Literal["mean", "cls"], typer.Option(help="How a text's vector is read.")] = "mean",
     max_length: MaxLength = None,
     device: Device = "auto",
+    sites: SitesOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what removing LayerNorm does, one by one and all together, in three ways; the paper keeps it."""

@@ -339,7 +339,8 @@ class _Watch:
 
     def __enter__(self) -> _Watch:
         # the weights want no gradient, so something before the first layer has to
-        embeddings = self.body.get_submodule("embeddings")
+        mapped = layout_of(self.body).site_map is not None
+        embeddings = self.body.get_input_embeddings() if mapped else self.body.get_submodule("embeddings")
         self.handles.append(embeddings.register_forward_hook(lambda _m, _args, out: out.detach().requires_grad_()))
         if layout_of(self.body).positions:
             for block in layers_of(self.body):
@@ -431,7 +432,13 @@ def _read(model: PreTrainedModel, inputs: dict[str, torch.Tensor], read: str) ->
         finally:
             handle.remove()
         return taken[0]
-    hidden: torch.Tensor = base_model(model)(**inputs).last_hidden_state
+    told = base_model(model)(**inputs)
+    if not hasattr(told, "last_hidden_state"):
+        raise ValueError(
+            f"model is a {type(model).__name__}, whose base model gives no last_hidden_state, expected an encoder of "
+            "transformers that does."
+        )
+    hidden: torch.Tensor = told.last_hidden_state
     return read_hidden(hidden, inputs["attention_mask"], read)
 
 

@@ -95,10 +95,11 @@ def site_parameters(model: PreTrainedModel) -> dict[str, int]:
     for layer in layers_of(model):
         modules: dict[str, Any] = dict(layer.named_modules())
         for name in dict.fromkeys(layout.writers.values()):
-            kinds = [kind for kind in SITE_KINDS if layout.writers[kind] == name]
+            kinds = [kind for kind in SITE_KINDS if layout.writers.get(kind) == name]
             if name not in modules:
                 continue
-            whole = _numel(modules[name])
+            twin = [modules[layout.gates[kind]] for kind in kinds if kind in layout.gates]
+            whole = sum(map(_numel, (modules[name], *twin)))
             if len(kinds) == 1:
                 found[kinds[0]] += whole
                 continue

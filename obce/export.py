@@ -22,6 +22,7 @@ from torch import nn
 
 from obce.checkpoint_obce import inside, read_json
 from obce.modeling_obce import ObceRows
+from obce.modeling_obce_mapped import pooling_of
 from obce.sites import (
     PER_HEAD,
     Site,
@@ -29,6 +30,7 @@ from obce.sites import (
     find_sites,
     layers_of,
     layout_of,
+    mapped_sites,
     quiet_transformers,
     usable_positions,
 )
@@ -103,7 +105,8 @@ def auto_classes_of(model: PreTrainedModel) -> dict[str, type[Any]]:
 
 def auto_class_of(model: PreTrainedModel) -> str:
     """The Auto class that gives the model with its head."""
-    return next((name for name, known in auto_classes_of(model).items() if known is type(model)), "AutoModel")
+    own = type(model)
+    return next((name for name, known in auto_classes_of(model).items() if issubclass(own, known)), "AutoModel")
 
 
 def _auto_map(model: PreTrainedModel) -> dict[str, str]:
@@ -258,9 +261,12 @@ def to_dense(model: PreTrainedModel, plan: Plan | None = None) -> PreTrainedMode
     """
     _check_pruned(model)
     config = _stock_config(model)
+    stock = _stock(type(model))
     pooling = {"add_pooling_layer": False} if getattr(model, "pooler", model) is None else {}
+    if mapped := layout_of(model).site_map is not None:
+        pooling = pooling_of(stock, getattr(base_model(model), "pooler", None) is not None)
     with torch.device("meta"):
-        filled: PreTrainedModel = _stock(type(model))(config, **pooling)
+        filled: PreTrainedModel = stock(config, **pooling)
     rows, columns = _places(model, filled, plan)
     body, small = base_model(filled), dict(model.named_modules(remove_duplicate=False))
     inner = dict(base_model(model).named_modules())
@@ -270,7 +276,11 @@ def to_dense(model: PreTrainedModel, plan: Plan | None = None) -> PreTrainedMode
         site = names.get(id(module))
         if site in rows:
             weight, bias = _spread(inner.get(site), module, rows[site], columns.get(site), model.dtype)
-            module.weight, module.bias = nn.Parameter(weight), nn.Parameter(bias)
+            if module.bias is None and mapped:
+                _check_no_constants(model, site, bias)
+                module.weight = nn.Parameter(weight)
+            else:
+                module.weight, module.bias = nn.Parameter(weight), nn.Parameter(bias)
             continue
         own = small.get(name)
         for key, _ in list(module.named_parameters(recurse=False)):
@@ -311,6 +321,9 @@ def _places(
     widths = known.layer_widths()
     rows: dict[str, torch.Tensor] = {}
     columns: dict[str, torch.Tensor] = {}
+    layout = layout_of(model)
+    if layout.site_map is not None:
+        return _mapped_places(model, filled, plan)
     rotary = layout_of(filled).rotary
     for site in find_sites(filled):
         here = widths[site.layer]
@@ -334,6 +347,47 @@ def _places(
     if len(widths) != len(layers_of(filled)):
         raise ValueError(f"model has {len(widths)} layers by its config, but {len(layers_of(filled))} of them")
     return rows, columns
+
+
+def _mapped_places(
+    model: PreTrainedModel, filled: PreTrainedModel, plan: Plan | None
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """As `_places`, of a family that a site map describes: what attention sees has its places in the model."""
+    small: Any = base_model(model)
+    dense: Any = base_model(filled)
+    widths = small.config.layer_widths()
+    rows: dict[str, torch.Tensor] = {}
+    columns: dict[str, torch.Tensor] = {}
+    for site in mapped_sites(filled, layout_of(model)):
+        linear = small.get_submodule(site.writer)
+        if site.kind in PER_HEAD:
+            places = getattr(linear, "places", torch.arange(linear.out_features)).cpu()
+            rows[site.writer] = places
+        elif site.reader is not None:
+            width = widths[site.layer].intermediate
+            places = torch.arange(width) if plan is None else _planned_places(site, width, plan)
+            stays = torch.ones(site.width, dtype=torch.bool)
+            stays[places] = False
+            of_linear = torch.ones(dense.get_submodule(site.writer).out_features, dtype=torch.bool)
+            of_linear[site.rows(torch.nonzero(stays).flatten())] = False
+            rows |= dict.fromkeys(filter(None, (site.writer, site.twin)), torch.nonzero(of_linear).flatten())
+            columns[site.reader] = places
+        else:
+            kept = getattr(linear, "kept", torch.arange(site.width))
+            rows[site.writer] = torch.arange(0) if kept is None else kept.cpu()
+            taken = getattr(linear, "columns", None)
+            if taken is not None:
+                columns[site.writer] = taken.cpu()
+    return rows, columns
+
+
+def _check_no_constants(model: PreTrainedModel, site: str, bias: torch.Tensor) -> None:
+    if bool(bias.any()):
+        raise ValueError(
+            f"model is an {type(model).__name__} with constants in the bias of '{site}', and that of transformers' "
+            f"{_stock(type(model)).__name__} has no bias there, so it has no dense form: prune with repair='none', or "
+            "export it in another way."
+        )
 
 
 def _first_places(site: Site, width: int, heads: int) -> torch.Tensor:

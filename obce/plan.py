@@ -206,7 +206,7 @@ def _shape(architecture: Mapping[str, Any]) -> _Shape:
         attention_row=hidden + attention,
         intermediate_rows=int(architecture.get("intermediate_rows", 1)) * (hidden + inner),
         rest=tuple(one + biases for one in each),
-        added=2 * hidden - biases,
+        added=int(architecture.get("added_biases", 2 * hidden - biases)),
     )
 
 
@@ -284,6 +284,25 @@ class _Group:
         return tuple(i for i in range(self.neurons.size) if i not in gone)
 
 
+def _known_units(scores: Scores, units: Sequence[str]) -> Sequence[str]:
+    """The units; of those that are cut by default only what the scores have sites for, where a site map names few."""
+    if tuple(units) != DEFAULT_UNITS or "site_map" not in scores.meta["architecture"]:
+        return units
+    known = set(scores.kinds())
+    return tuple(unit for unit in units if set(_KINDS.get(unit, (unit,))) <= known)
+
+
+def _check_known(scores: Scores, units: Sequence[str], head_score: str | None) -> None:
+    known = scores.kinds()
+    for unit in units:
+        missing = [kind for kind in _KINDS.get(unit, (unit,)) if kind not in known]
+        if missing:
+            raise ValueError(
+                f"units holds {unit}, but the scores hold no neurons of {missing[0]}, as the site map has no key "
+                f"'sites.{missing[0]}': name it there and score again, or leave {unit} out"
+            )
+
+
 # Sites that a unit cuts, where their names differ from it.
 _KINDS = {"query_key": ("query", "key"), "heads": ("query", "key", "value")}
 
@@ -299,6 +318,7 @@ def _groups(
     floor: float,
     multiple: int = 1,
 ) -> list[_Group]:
+    _check_known(scores, units, head_score)
     heads = int(scores.meta["architecture"]["num_attention_heads"])
     hidden = int(scores.meta["architecture"]["hidden_size"])
     rotary = bool(scores.meta["architecture"].get("rotary", 0))
@@ -418,15 +438,18 @@ def flops(architecture: Mapping[str, Any], widths: Mapping[int, Widths], length:
         rows and output o rows, and 2 T^2 (q + v) for the two attention products, plus 2 h^2 for a pooler, 2 T h e for a
         Linear between embeddings of e numbers and the layers, and in each layer 4 D h q + 2 T D q p for p products with
         D embeddings of distances; an intermediate neuron of two rows counts h i twice; a multiply-add counts as two.
+        Of a model that a site map describes, the Linears alone that the map names.
     """
     hidden = int(architecture["hidden_size"])
-    total = 2 * hidden * hidden if architecture["pooler"] else 0
+    mapped = "site_map" in architecture
+    total = 2 * hidden * hidden if architecture["pooler"] and not mapped else 0
     total += 2 * length * hidden * int(architecture.get("embedding_size", 0))
     rows = int(architecture.get("intermediate_rows", 1))
     for one in widths.values():
         total += 2 * length * hidden * (2 * one.query_key + one.value + rows * one.intermediate)
         total += 2 * length * (one.attention_output * one.value + one.output * one.intermediate)
-        total += 2 * length * length * (one.query_key + one.value)
+        # a mapped model's attention sees as many numbers as before
+        total += 0 if mapped else 2 * length * length * (one.query_key + one.value)
         distances = int(architecture.get("distances", 0))
         products = int(architecture.get("distance_products", 0))
         total += 2 * distances * one.query_key * (2 * hidden + length * products)
@@ -435,7 +458,12 @@ def flops(architecture: Mapping[str, Any], widths: Mapping[int, Widths], length:
 
 def _dense_widths(architecture: Mapping[str, Any]) -> Widths:
     hidden = int(architecture["hidden_size"])
-    return Widths(hidden, hidden, int(architecture["intermediate_size"]), hidden, hidden)
+    whole = Widths(hidden, hidden, int(architecture["intermediate_size"]), hidden, hidden)
+    if "kinds" not in architecture:
+        return whole
+    # of what no site map names nothing goes, and nothing is counted
+    known = str(architecture["kinds"]).split()
+    return Widths(*(n if {"query_key": "query"}.get(kind, kind) in known else 0 for kind, n in whole._asdict().items()))
 
 
 def _widths(
@@ -601,7 +629,8 @@ def plan(
         seed: For `score="random"`: draw anew with this seed instead of taking the scores' own column.
         keep_constant: Keep neurons that are constant at [CLS] whatever the score, as those of [CLS] do: plans by
             different scores then have the same widths.
-        units: What may be removed, of `UNITS`. `"heads"` excludes `"query_key"` and `"value"`.
+        units: What may be removed, of `UNITS`. `"heads"` excludes `"query_key"` and `"value"`. Of the default ones
+            those count that there are scores for: a site map may name fewer kinds.
         head_score: What ranks heads. None: the sum of the ranks of their neurons in query, key and value, each
             inside its site; a head needs a neuron that is not constant in each. Or a score of their clouds, `"rf"`,
             `"total_persistence"` or `"entropy"`: the mean over the head's query, key, value and context of its rank
@@ -635,6 +664,7 @@ def plan(
         raise ValueError("sensitivity is given, which spends the budget keep by itself: give keep, and no preset")
     if model is not None:
         _check_model(scores, model)
+    units = _known_units(scores, units)
 
     if callable(score):
         name = getattr(score, "__name__", "own").strip("<>")
@@ -651,6 +681,10 @@ def plan(
         raise ValueError(
             "units holds heads, but all layers of an MPNet share the position biases of its heads: cut other units, "
             "such as query_key and value"
+        )
+    if drop_layers and "site_map" in architecture:
+        raise ValueError(
+            f"drop_layers is {drop_layers}, but a site map does not say what a layer is besides its Linears: leave it out"
         )
     shape = _shape(architecture)
     dropped = _dropped(scores, column, ranked, drop_layers)

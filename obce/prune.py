@@ -20,11 +20,12 @@ What replaces a removed neuron (the repair) is exact algebra:
 
 from __future__ import annotations
 
+import copy
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -33,11 +34,22 @@ from torch import nn
 from transformers.models.modernbert.modeling_modernbert import ModernBertRotaryEmbedding
 
 from obce import __version__, modeling_obce
-from obce.capture import capture
+from obce.capture import capture, eval_mode
 from obce.corpus import Corpus, TokenBatches, tokenize
 from obce.modeling_obce import NarrowAttention, NarrowModel, ObceDebertaV2SelfAttention, ObceRows
+from obce.modeling_obce_mapped import ObceMapped, class_of, classes_of
 from obce.repair import RIDGE, Fit, least_squares
-from obce.sites import PER_HEAD, Site, base_model, find_sites, layers_of, layout_of, model_hash, usable_max_length
+from obce.sites import (
+    PER_HEAD,
+    Site,
+    base_model,
+    find_sites,
+    layers_of,
+    layout_of,
+    model_hash,
+    usable_max_length,
+    usable_positions,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,6 +67,13 @@ _BATCH_TOKENS = 4096
 
 # Kinds that write the residual stream: of these only rows go, their outputs do not.
 _RESIDUAL = ("attention_output", "output")
+
+# Greatest difference between a pruned model of a mapped family and the masked one, as a share of the largest number of
+# the two if that is above 1; in float32.
+_BESIDE = 1e-5
+
+# Batch and length of the texts that these two are run on.
+_TRIED = (3, 12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,17 +165,98 @@ def prune(
     how = _Repair(repair, scores, texts, tokenizer, max_length)
     cuts = _cuts(model, plan, how)
     batches = how.batches(model, REPAIR_TEXTS) if repair == "least_squares" else None
-    config = _narrow_config(model, narrow, plan, repair, cuts)
-    pooling = {"add_pooling_layer": False} if getattr(model, "pooler", model) is None else {}
-    with torch.device("meta"):
-        small = narrow(config, **pooling)
-    _fill(small, model, cuts)
-    small.train(model.training)
+    small = _narrowed(model, narrow, plan, repair, cuts)
+    config = small.config
+    if isinstance(small, ObceMapped):
+        _check_beside(model, narrow, plan, small, cuts)
     if batches is not None:
         kept = {cut.site.layer: cut.kept for cut in cuts if cut.site.kind == "query"}
         fits = least_squares(model, small, batches, kept, ridge=ridge, progress=progress)
         small.config.obce = {**(config.obce or {}), "least_squares": _fit_facts(fits, batches, ridge)}
     return small
+
+
+def _narrowed(
+    model: PreTrainedModel, narrow: type[NarrowModel], plan: Plan, repair: str, cuts: Sequence[_Cut]
+) -> PreTrainedModel:
+    """The smaller model with its weights, as the repairs by constants leave it."""
+    config = _narrow_config(model, narrow, plan, repair, cuts)
+    pooling = {"add_pooling_layer": False} if getattr(model, "pooler", model) is None else {}
+    with torch.device("meta"):
+        small = narrow(config, **({} if issubclass(narrow, ObceMapped) else pooling))
+    _fill(small, model, cuts)
+    small.train(model.training)
+    return small
+
+
+def _check_beside(
+    model: PreTrainedModel, narrow: type[NarrowModel], plan: Plan, small: PreTrainedModel, cuts: Sequence[_Cut]
+) -> None:
+    """Runs the pruned model beside the masked one, since nothing is known of a mapped family's code.
+
+    Raises:
+        ValueError: They do not agree; names the kind of site.
+    """
+    found = _beside(model, small, cuts)
+    if not found:
+        return
+    # which kind it is: each alone, the others whole
+    nothing = torch.arange(0)
+    for kinds in (("value",), ("intermediate",), ("query", "key"), _RESIDUAL):
+        if not any(cut.site.kind in kinds and len(cut.removed) for cut in cuts):
+            continue
+        alone = [
+            cut
+            if cut.site.kind in kinds
+            else replace(cut, kept=torch.arange(cut.site.width), removed=nothing, fill=nothing.double())
+            for cut in cuts
+        ]
+        here = _beside(model, _narrowed(model, narrow, plan, "none", alone), alone)
+        if here:
+            found = here
+            break
+    else:
+        kinds = tuple(dict.fromkeys(cut.site.kind for cut in cuts if len(cut.removed)))
+    raise ValueError(
+        f"model is a {type(model).__name__}, whose pruned form {found} where neurons of {' and '.join(kinds)} go, "
+        f"expected what the dense one says with the same neurons masked, to {_BESIDE:g}: its code does not take them "
+        f"away; leave {' and '.join(f'sites.{kind}' for kind in kinds)} out of the site map "
+        f"'{layout_of(model).site_map_file}'."
+    )
+
+
+@torch.no_grad()
+def _beside(model: PreTrainedModel, small: PreTrainedModel, cuts: Sequence[_Cut]) -> str:
+    """How a pruned model's hidden states fail to be those of the masked one, on some random tokens; "" where they do."""
+    dense, narrow = base_model(model), base_model(small)
+    if dense.dtype in (torch.float16, torch.bfloat16):
+        dense, narrow = (copy.deepcopy(one).float() for one in (dense, narrow))  # type: ignore[union-attr]
+    batch, length = _TRIED[0], min(_TRIED[1], usable_positions(model))
+    generator = torch.Generator().manual_seed(0)
+    size = int(dense.config.vocab_size)
+    ids = torch.randint(size // 2, size, (batch, length), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[-1, max(1, length - 2) :] = 0
+    inputs = {name: tensor.to(dense.device) for name, tensor in (("input_ids", ids), ("attention_mask", mask))}
+    answers = []
+    with eval_mode(dense, narrow):
+        for one, hooks in ((dense, _mask_hooks(dense, cuts)), (narrow, [])):
+            handles: list[Any] = []
+            try:
+                handles.extend(hooks)
+                answers.append(one(**inputs)[0].float())
+            except Exception as error:  # whatever the family's own code raises
+                if one is dense:
+                    raise
+                return f"fails ({' '.join(str(error).split())[:120]})"
+            finally:
+                for handle in handles:
+                    handle.remove()
+    if answers[0].shape != answers[1].shape:
+        return f"gives the shape {tuple(answers[1].shape)} in the place of {tuple(answers[0].shape)}"
+    largest = max(1.0, float(answers[0].abs().max()))
+    difference = float((answers[0] - answers[1]).abs().max())
+    return "" if difference <= _BESIDE * largest else f"differs by {difference:.2g}"
 
 
 def _fit_facts(fits: Sequence[Fit], batches: TokenBatches, ridge: float) -> dict[str, Any]:
@@ -204,25 +304,32 @@ def masked(
             small = base_model(prune(base, plan, repair=repair, progress=progress, **given))
             handles += _fitted_hooks(base, small, cuts)
         handles += [layer.register_forward_hook(_hand_on) for layer in _dropped_layers(model, plan)]
-        for cut in cuts:
-            if not len(cut.removed) or (repair == "least_squares" and cut.site.kind in _RESIDUAL):
-                continue  # the fitted Linears have their constants
-            name, width, places = cut.site.reader, cut.site.width, cut.removed
-            if name is None:
-                width = _linear(base, cut.site.writer).out_features
-                places = cut.site.rows(cut.removed)
-            gone = torch.zeros(width, dtype=torch.bool)
-            gone[places] = True
-            fill = torch.zeros(width, dtype=torch.float64)
-            fill[places] = cut.fill
-            if name is None:
-                handles.append(base.get_submodule(cut.site.writer).register_forward_hook(_OutputMask(gone, fill)))
-            else:
-                handles.append(base.get_submodule(name).register_forward_pre_hook(_InputMask(gone, fill)))
+        # the fitted Linears have their constants
+        constant = [cut for cut in cuts if repair != "least_squares" or cut.site.kind not in _RESIDUAL]
+        handles += _mask_hooks(base, constant)
         yield model
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _mask_hooks(base: PreTrainedModel, cuts: Sequence[_Cut]) -> Iterator[Any]:
+    """Hooks that put constants in the place of removed neurons."""
+    for cut in cuts:
+        if not len(cut.removed):
+            continue
+        name, width, places = cut.site.reader, cut.site.width, cut.removed
+        if name is None:
+            width = _linear(base, cut.site.writer).out_features
+            places = cut.site.rows(cut.removed)
+        gone = torch.zeros(width, dtype=torch.bool)
+        gone[places] = True
+        fill = torch.zeros(width, dtype=torch.float64)
+        fill[places] = cut.fill
+        if name is None:
+            yield base.get_submodule(cut.site.writer).register_forward_hook(_OutputMask(gone, fill))
+        else:
+            yield base.get_submodule(name).register_forward_pre_hook(_InputMask(gone, fill))
 
 
 def _fitted_hooks(base: PreTrainedModel, small: PreTrainedModel, cuts: Sequence[_Cut]) -> Iterator[Any]:
@@ -232,7 +339,7 @@ def _fitted_hooks(base: PreTrainedModel, small: PreTrainedModel, cuts: Sequence[
     modules = {_dense_name(name, layout.stack, stay): module for name, module in small.named_modules()}
     answer: type[_FittedQuery] | type[_FittedReader]
     for cut in cuts:
-        if cut.site.kind == "query" and len(cut.kept) and not layout.rotary:
+        if cut.site.kind == "query" and len(cut.kept) and not layout.rotary and layout.site_map is None:
             name, answer = cut.site.writer, _FittedQuery
         elif cut.site.reader is not None:
             name, answer = cut.site.reader, _FittedReader
@@ -265,7 +372,10 @@ class _FittedReader:
     kept: torch.Tensor
 
     def __call__(self, _module: nn.Module, args: tuple[torch.Tensor, ...], _output: torch.Tensor) -> torch.Tensor:
-        answer: torch.Tensor = self.linear(args[0].index_select(-1, self.kept.to(args[0].device)))
+        # that of a mapped family takes its columns by itself
+        picks = hasattr(self.linear, "columns")
+        taken = args[0] if picks else args[0].index_select(-1, self.kept.to(args[0].device))
+        answer: torch.Tensor = self.linear(taken)
         return answer
 
 
@@ -298,6 +408,11 @@ class _InputMask(_Mask):
 def _narrow_class(model: PreTrainedModel) -> type[NarrowModel]:
     find_sites(model)  # refuses other families with the reason
     cls = type(model)
+    if layout_of(model).site_map is not None:
+        known = list(classes_of(model.config.model_type))
+        if cls.__name__ not in known or not cls.__module__.startswith("transformers."):
+            raise ValueError(f"model is a {cls.__name__}, expected one of {', '.join(known)} of transformers.")
+        return cast(type[NarrowModel], class_of(model.config.model_type, cls.__name__))
     found = getattr(modeling_obce, f"Obce{cls.__name__}", None)
     if found is None or not cls.__module__.startswith("transformers."):
         narrow = f"obce_{model.config.model_type.replace('-', '_')}"
@@ -325,9 +440,20 @@ def _cuts(model: PreTrainedModel, plan: Plan, repair: _Repair) -> list[_Cut]:
             f"plan was made for the model with hash {plan.model_hash[:12]}..., but this model has "
             f"{found[:12]}...: score this model and plan again, or load the weights that were scored."
         )
+    layout = layout_of(model)
+    if plan.architecture.get("site_map", "") != layout.site_map_hash:
+        raise ValueError(
+            f"plan was made by the site map {plan.architecture.get('site_map', '')!r}, but the map of the family "
+            f"{model.config.model_type!r} is now {layout.site_map_hash!r}: register the map that was scored by."
+        )
+    if plan.layers_dropped and layout.site_map is not None:
+        raise ValueError(
+            f"plan.layers_dropped is {list(plan.layers_dropped)}, but a site map does not say what a layer is besides its "
+            "Linears, expected none."
+        )
     _check_layers(plan, sites)
     kept = _checked_indices(plan.kept, {k: site for k, site in sites.items() if site.layer not in plan.layers_dropped})
-    if layout_of(model).rotary:
+    if layout.rotary:
         _check_turned(kept, sites)
     removed = {name: np.setdiff1d(np.arange(sites[name].width), kept[name]) for name in kept}
     fills = {name: np.zeros(len(indices)) for name, indices in removed.items()}
@@ -395,7 +521,7 @@ def _checked_indices(plan_kept: Mapping[str, Sequence[int]], sites: Mapping[str,
                 f"plan.kept keeps other neurons of {name!r} than of '{site.layer}.key', expected the same "
                 "indices: query and key neurons are cut in pairs."
             )
-        if site.kind == "value":
+        if site.kind == "value" and f"{site.layer}.query" in kept:
             here, there = (np.flatnonzero(_counts(kept[at], site)).tolist() for at in (name, f"{site.layer}.query"))
             if here != there:
                 raise ValueError(
@@ -510,18 +636,21 @@ def _narrow_config(
     values = [cut for cut in cuts if cut.site.kind == "value"]
     heads = {cut.site.layer: int(np.count_nonzero(_counts(cut.kept.numpy(), cut.site))) for cut in values}
     config_class: Any = narrow.config_class
-    settings = config_class.of_layers(settings, list(heads))
-    settings["per_layer_config"] = {
-        place: {
-            "kept_query_key_size": widths[f"{layer}.query"],
-            "kept_value_size": widths[f"{layer}.value"],
-            "kept_intermediate_size": widths[f"{layer}.intermediate"],
-            "kept_heads": heads[layer],
-            "kept_attention_output_size": widths[f"{layer}.attention_output"],
-            "kept_output_size": widths[f"{layer}.output"],
+    layout = layout_of(model)
+    if layout.site_map is not None:
+        layers: list[dict[str, int]] = [{} for _ in layers_of(model)]
+        for cut in cuts:
+            layers[cut.site.layer][cut.site.kind] = len(cut.kept)
+        settings["mapped"] = {
+            "class": type(model).__name__,
+            "family": model.config.model_type,
+            "pooler": getattr(base_model(model), "pooler", None) is not None,
+            "map": dict(layout.site_map),
+            "layers": layers,
         }
-        for place, layer in enumerate(heads)
-    }
+    else:
+        settings = config_class.of_layers(settings, list(heads))
+        settings["per_layer_config"] = _per_layer(widths, heads)
     settings["obce"] = {
         "version": __version__,
         "score": plan.score,
@@ -540,17 +669,38 @@ def _narrow_config(
     return config_class(**settings)
 
 
+def _per_layer(widths: Mapping[str, int], heads: Mapping[int, int]) -> dict[int, dict[str, int]]:
+    """Widths as the config has them; layers that stay are numbered anew."""
+    return {
+        place: {
+            "kept_query_key_size": widths[f"{layer}.query"],
+            "kept_value_size": widths[f"{layer}.value"],
+            "kept_intermediate_size": widths[f"{layer}.intermediate"],
+            "kept_heads": heads[layer],
+            "kept_attention_output_size": widths[f"{layer}.attention_output"],
+            "kept_output_size": widths[f"{layer}.output"],
+        }
+        for place, layer in enumerate(heads)
+    }
+
+
 @torch.no_grad()
 def _fill(small: PreTrainedModel, model: PreTrainedModel, cuts: Sequence[_Cut]) -> None:
     """Gives the empty model its weights: sliced where neurons go, else cloned; tied where the dense are."""
     base, layout = base_model(model), layout_of(model)
     sliced: dict[nn.Module, dict[str, torch.Tensor]] = {}
-    rows: dict[nn.Linear, list[torch.Tensor]] = {}
+    rows: dict[nn.Linear, list[torch.Tensor]] = {}  # that go
+    spread: set[nn.Linear] = set()  # whose rows keep their places
     for cut in cuts:
         writer = _linear(base, cut.site.writer)
         kept = cut.kept.to(writer.weight.device)
         if cut.site.kind not in _RESIDUAL:
-            rows.setdefault(writer, []).append(cut.site.rows(kept))
+            removed = cut.site.rows(cut.removed)
+            rows.setdefault(writer, []).append(removed)
+            if cut.site.twin is not None:
+                rows.setdefault(_linear(base, cut.site.twin), []).append(removed)
+            if cut.site.kind in PER_HEAD and layout.site_map is not None:
+                spread.add(writer)
         else:
             parts = sliced.setdefault(writer, _with_bias(writer))
             if len(cut.removed):
@@ -566,12 +716,18 @@ def _fill(small: PreTrainedModel, model: PreTrainedModel, cuts: Sequence[_Cut]) 
             lost = parts["weight"].cpu().double().index_select(1, cut.removed) @ cut.fill
             parts["bias"] = (parts["bias"].cpu().double() + lost).to(parts["bias"])
             parts["weight"] = parts["weight"].index_select(1, cut.kept.to(reader.weight.device))
+            if writer in spread:
+                parts["columns"] = cut.kept.to(reader.weight.device)
         if layout.rotary and cut.site.kind == "query" and (pairs := _pairs(cut.site, kept)) is not None:
             sliced[base.get_submodule(cut.site.writer.rpartition(".")[0])] = {"pairs": pairs}
     for writer, some in rows.items():
-        # of the sites that share the writer, in the order of their rows
+        stays = torch.ones(writer.out_features, dtype=torch.bool)
+        stays[torch.cat(some)] = False
+        places = torch.nonzero(stays).flatten().to(writer.weight.device)
         own = {"weight": writer.weight} if writer.bias is None else {"weight": writer.weight, "bias": writer.bias}
-        sliced[writer] = {key: tensor.index_select(0, torch.cat(some)) for key, tensor in own.items()}
+        sliced[writer] = {key: tensor.index_select(0, places) for key, tensor in own.items()}
+        if writer in spread and len(places) < writer.out_features:
+            sliced[writer]["places"] = places
     modules = dict(model.named_modules(remove_duplicate=False))
     made: dict[int, nn.Parameter] = {}
     stay = sorted({cut.site.layer for cut in cuts})

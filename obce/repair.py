@@ -11,6 +11,10 @@ fitted, each on inputs that the repaired layers before it give:
   at this place, and to the difference that has built up in the stream before it;
 - output, the reader of intermediate: likewise.
 
+Of a family that a user's site map describes nothing is known but its Linears: each reader is fitted to what the dense one
+says on the same texts, by hooks alone, in the order of the layers; query and key stay as they are, and what has built up in
+the stream is not made up for.
+
 Fitted is the change of the weights, with a ridge, so that the error minimised is never above that of the best
 constant (`mean`): no change at all is one of the candidates. Nothing but second moments of the inputs is kept.
 """
@@ -26,7 +30,7 @@ import torch
 from torch import nn
 
 from obce.capture import Given, eval_mode, first_inputs, precise_products, run_to_stop, stopping_before
-from obce.sites import Layout, base_model, layers_of, layout_of
+from obce.sites import READ_BY, Layout, base_model, layers_of, layout_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -203,7 +207,8 @@ def least_squares(
     """Fits the readers of `small` in place, so that it says what `dense` says on these texts.
 
     Memory: four hidden states of every token (16 bytes x hidden size x tokens in float32) and one matrix of second
-    moments at a time.
+    moments at a time. Of a family with a site map no hidden states are held: all texts pass through both models up to
+    each reader.
 
     Args:
         dense: The dense model, not changed.
@@ -222,7 +227,48 @@ def least_squares(
     """
     if not 0 <= ridge < math.inf:
         raise ValueError(f"ridge is {ridge}, expected a finite share of 0 or more.")
-    return list(_walk(dense, small, batches, kept, ridge, progress or (lambda done, total: None)))
+    progress = progress or (lambda done, total: None)
+    if layout_of(dense).site_map is not None:
+        return list(_fit_by_hooks(dense, small, batches, ridge, progress))
+    return list(_walk(dense, small, batches, kept, ridge, progress))
+
+
+def _fit_by_hooks(
+    dense: PreTrainedModel,
+    small: PreTrainedModel,
+    batches: TokenBatches,
+    ridge: float,
+    progress: Callable[[float, float], None],
+) -> Iterator[Fit]:
+    bodies = base_model(dense), base_model(small)
+    device, layout = next(bodies[0].parameters()).device, layout_of(dense)
+    count = len(layers_of(bodies[0]))
+    with eval_mode(*bodies), precise_products(device):
+        for layer in range(count):
+            for kind in (kind for kind in READ_BY if kind in layout.writers):
+                name = f"{layout.stack}.{layer}.{layout.reader(kind)}"
+                wide, narrow = (body.get_submodule(name) for body in bodies)
+                columns = getattr(narrow, "columns", None)
+                moments = _Moments()
+                for batch in batches:
+                    inputs = {key: tensor.to(device) for key, tensor in batch.inputs.items()}
+                    real = inputs["attention_mask"].bool()
+                    taken = [
+                        _on_the_way(reader, body, inputs) for reader, body in zip((wide, narrow), bodies, strict=True)
+                    ]
+                    target, left = wide(taken[0]), narrow(taken[1])
+                    x = taken[1] if columns is None else taken[1].index_select(-1, columns)
+                    moments.add(x[real], (target - left)[real], target[real])
+                yield _apply(f"{layer}.{kind}", narrow, moments, ridge)
+            progress(layer + 1, count)
+
+
+def _on_the_way(reader: nn.Module, body: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What a Linear takes in when a model is run: [b, T, width]."""
+    held: list[torch.Tensor] = []
+    with stopping_before(reader, lambda taken, _args, _kwargs: held.append(taken)):
+        run_to_stop(body, **inputs)
+    return held[0]
 
 
 @dataclass

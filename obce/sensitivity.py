@@ -68,6 +68,11 @@ def sensitivity(
         `"3.value"` -> [(0, 0), (share removed, share of the variance of what is read that is lost), ...].
     """
     base = base_model(model)
+    if layout_of(base).site_map is not None:
+        raise ValueError(
+            f"model is a {type(model).__name__}, whose site map does not say what its layers are given, expected a family "
+            "that obce knows by itself: plan with uniform shares."
+        )
     read = reading_of(model) if read == "auto" else read
     read = "cls" if read in ("head", "logits") else read
     layers = list(layers_of(base))

@@ -12,10 +12,13 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
+
+from obce.sitemap_obce import checked_site_map, read_site_map, site_map_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,6 +53,10 @@ class Layout:
         kinds_by: Attribute of a layer by which what the model hands to it differs, besides the hidden states.
         first_norm: LayerNorm of the embeddings, relative to the base model.
         last_norm: LayerNorm behind the last layer, relative to the base model.
+        gates: Kind -> the second Linear of a gated kind whose two rows lie in two Linears.
+        site_map: What a user's map says, where the layout comes from one (`register_sites`); it may then lack kinds,
+            and have "" for norms that the map does not name.
+        site_map_file: What that map is called in an error.
     """
 
     stack: str
@@ -66,6 +73,26 @@ class Layout:
     kinds_by: str | None = None
     first_norm: str = "embeddings.LayerNorm"
     last_norm: str | None = None
+    gates: Mapping[str, str] = field(default_factory=dict)
+    site_map: Mapping[str, Any] | None = None
+    site_map_file: str = ""
+
+    @property
+    def site_map_hash(self) -> str:
+        """Hash of a user's map; "" for a family that obce knows by itself."""
+        return "" if self.site_map is None else site_map_hash(self.site_map)
+
+    def need(self, what: str, **stated: object) -> None:
+        """Refuses what a user's map says too little for.
+
+        Raises:
+            ValueError: One of the map's keys, given by name with what the map states, is empty; names it.
+        """
+        for key, value in stated.items():
+            if self.site_map is not None and not value:
+                raise ValueError(
+                    f"site map '{self.site_map_file}' has no key '{key}', which {what} needs: add it (docs/sites.md)"
+                )
 
     def reader(self, kind: str) -> str | None:
         """The Linear that takes in a kind's outputs, relative to the layer."""
@@ -75,6 +102,9 @@ class Layout:
         """Which blocks of its writer's rows are the kind's."""
         return self.blocks.get(kind, (0,))
 
+
+MAPPED = "obce_mapped"
+"""`config.model_type` of pruned models of every family that a user's map made known."""
 
 READ_BY = {"value": "attention_output", "intermediate": "output"}
 """Kind -> the kind whose Linear takes it in; the attention product takes in query and key, the stream the others."""
@@ -178,6 +208,56 @@ PER_HEAD = ("query", "key", "value")
 """Kinds whose neurons are split among heads."""
 
 
+def register_sites(sites: str | Path | Mapping[str, Any]) -> str:
+    """Makes a family known in this process by a map of where its neurons are (docs/sites.md).
+
+    Models of the family can then be scored, planned, cut and repaired like those that obce knows by itself. A second map
+    of a family replaces the first.
+
+    Args:
+        sites: A TOML file, or the same keys and values as a mapping.
+
+    Returns:
+        The family, the map's `model_type`.
+
+    Raises:
+        ValueError: The map is damaged or incomplete, or the family needs none or is refused.
+    """
+    if isinstance(sites, Mapping):
+        where, plain = "given", checked_site_map(sites, "given")
+    else:
+        where, plain = str(sites), read_site_map(sites)
+    family: str = plain["model_type"]
+    known = LAYOUTS.get(family)
+    if family in _REFUSED or (known is not None and known.site_map is None) or family.startswith("obce_"):
+        why = f"refuses it: {_REFUSED[family]}" if family in _REFUSED else "knows that family by itself"
+        raise ValueError(
+            f"site map '{where}': key 'model_type' is {family!r}, but obce {why}; expected a family that it does not know"
+        )
+    LAYOUTS[family] = mapped_layout(plain, where)
+    return family
+
+
+def mapped_layout(plain: Mapping[str, Any], where: str) -> Layout:
+    """The layout that a checked map describes; `where` is what it is called in an error."""
+    named = {kind: [name] if isinstance(name, str) else name for kind, name in plain["sites"].items()}
+    norms = plain.get("norms", ["", ""])
+    return Layout(
+        stack=plain["stack"],
+        writers={kind: names[0] for kind, names in named.items()},
+        between=(),
+        norms=(norms[0], norms[1]),
+        blocks={kind: tuple(blocks) for kind, blocks in plain.get("blocks", {}).items()},
+        biases=False,
+        pre_norm=plain.get("pre_norm", False),
+        first_norm=plain.get("first_norm", ""),
+        last_norm=plain.get("last_norm"),
+        gates={kind: names[1] for kind, names in named.items() if len(names) > 1},
+        site_map=plain,
+        site_map_file=where,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """One kind of neuron in one layer.
@@ -193,6 +273,7 @@ class Site:
         heads: Number of heads the width is split into, in order; 1 for kinds that have none.
         starts: Rows of the writer that the neurons are counted from: (0,), unless several sites share a writer. Two of
             them where a neuron has two rows.
+        twin: Name of the Linear that has the second row of a gated neuron, where that is another one.
     """
 
     layer: int
@@ -202,6 +283,7 @@ class Site:
     width: int
     heads: int
     starts: tuple[int, ...] = (0,)
+    twin: str | None = None
 
     @property
     def name(self) -> str:
@@ -211,7 +293,7 @@ class Site:
     @property
     def gated(self) -> bool:
         """Whether a neuron is a product of two rows' outputs: what the reader takes in, not what the writer gives."""
-        return len(self.starts) > 1
+        return len(self.starts) > 1 or self.twin is not None
 
     @property
     def columns(self) -> slice:
@@ -242,6 +324,8 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
     _refuse_unknown_family(model)
     base = base_model(model)
     layout = layout_of(model)
+    if layout.site_map is not None:
+        return mapped_sites(model, layout)
     stack = _layer_stack(base, type(model).__name__, layout)
     config = base.config
     hidden, inner, heads = config.hidden_size, getattr(config, layout.inner), config.num_attention_heads
@@ -264,6 +348,105 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
     return sites
 
 
+def mapped_sites(model: PreTrainedModel, layout: Layout) -> list[Site]:
+    """All sites that a user's map names, found in a dense model; widths are those of its Linears.
+
+    Raises:
+        ValueError: The model is not as the map says; names file and key.
+    """
+    base, where = base_model(model), f"site map '{layout.site_map_file}': key"
+    try:
+        stack = base.get_submodule(layout.stack)
+    except AttributeError:
+        stack = None
+    if not isinstance(stack, nn.ModuleList) or not len(stack):
+        found = f"no module of {type(base).__name__}" if stack is None else f"a {type(stack).__name__} of it"
+        raise ValueError(f"{where} 'stack' is '{layout.stack}', {found}, expected the name of its ModuleList of layers")
+    hidden = getattr(base.config, "hidden_size", None)
+    if type(hidden) is not int:
+        raise ValueError(f"model is a {type(model).__name__} whose config states no hidden_size, expected one")
+    heads = _mapped_heads(base, layout)
+    sites: list[Site] = []
+    seen: dict[int, str] = {}
+    for layer in range(len(stack)):
+        prefix = f"{layout.stack}.{layer}."
+
+        def linear(key: str, name: str, prefix: str = prefix) -> nn.Linear:
+            try:
+                module: Any = base.get_submodule(prefix + name)
+            except AttributeError:
+                raise ValueError(
+                    f"{where} '{key}' is '{name}', but {type(base).__name__} has no '{prefix}{name}', expected the name "
+                    "of a Linear in every layer"
+                ) from None
+            if not isinstance(module, nn.Linear) or module.weight.ndim != 2 or not module.weight.is_floating_point():
+                raise ValueError(
+                    f"{where} '{key}' is '{name}', a {type(module).__name__} in {type(base).__name__}, expected a plain "
+                    "torch.nn.Linear; merge or remove adapters first"
+                )
+            if seen.setdefault(id(module.weight), prefix + name) != prefix + name:
+                raise ValueError(
+                    f"{where} '{key}' is '{name}', whose weight in layer {layer} is that of '{seen[id(module.weight)]}', "
+                    "expected one of its own: layers that share weights cannot be cut"
+                )
+            return module
+
+        for kind in (kind for kind in SITE_KINDS if kind in layout.writers):
+            key, name = f"sites.{kind}", layout.writers[kind]
+            writer, twin, read = linear(key, name), layout.gates.get(kind), layout.reader(kind)
+            blocks = layout.blocks_of(kind)
+            if read is not None:
+                width = linear(f"sites.{READ_BY[kind]}", read).in_features
+            else:
+                width = hidden
+            shared = kind in layout.blocks
+            rows = writer.out_features
+            if rows % width or (rows // width <= max(blocks) if shared else rows != width):
+                expected = f"blocks of {width}" if shared else f"{width}"
+                whose = f"what '{read}' takes in" if read is not None else "the hidden size"
+                raise ValueError(
+                    f"{where} '{key}' is '{name}', which has {rows} rows in layer {layer}, expected {expected}: "
+                    f"{whose}; leave it out"
+                )
+            other = writer if twin is None else linear(key, twin)
+            if other.weight.shape != writer.weight.shape or (other.bias is None) != (writer.bias is None):
+                raise ValueError(
+                    f"{where} '{key}' names '{name}' and '{twin}', which differ in shape or bias in layer {layer}, "
+                    "expected two Linears that are alike"
+                )
+            same = sites[kind_at].width if (kind_at := len(sites) - len(layout.writers)) >= 0 else width
+            per_head = kind in PER_HEAD
+            if width != same or (kind != "intermediate" and width != hidden) or (per_head and width % heads):
+                expected = f"{same} as in layer 0" if width != same else f"the hidden size {hidden} in {heads} heads"
+                raise ValueError(
+                    f"{where} '{key}' is '{name}', whose neurons are {width} in layer {layer}, expected {expected}: "
+                    "leave it out"
+                )
+            sites.append(
+                Site(
+                    layer,
+                    kind,
+                    prefix + name,
+                    None if read is None else prefix + read,
+                    width,
+                    heads if per_head else 1,
+                    tuple(block * width for block in blocks),
+                    None if twin is None else prefix + twin,
+                )
+            )
+    return sites
+
+
+def _mapped_heads(base: PreTrainedModel, layout: Layout) -> int:
+    """Heads of a layer; 1 where the map names no kind that is split among them."""
+    stated = (layout.site_map or {}).get("heads", getattr(base.config, "num_attention_heads", None))
+    if not any(kind in layout.writers for kind in PER_HEAD):
+        return 1
+    if type(stated) is not int:
+        layout.need(f"a {type(base).__name__}, whose config states no num_attention_heads,", heads=None)
+    return int(stated)
+
+
 def layout_of(model: PreTrainedModel) -> Layout:
     """The layout of a model's family, dense or pruned by obce.
 
@@ -271,19 +454,35 @@ def layout_of(model: PreTrainedModel) -> Layout:
         ValueError: The family has none.
     """
     family = getattr(getattr(model, "config", None), "model_type", None)
-    found = LAYOUTS.get(str(family).removeprefix("obce_").replace("_", "-"))
+    if family == MAPPED:
+        mapped: Any = model.config
+        return mapped_layout(mapped.mapped["map"], f"config of the pruned {mapped.mapped['class']}")
+    found = LAYOUTS.get(str(family)) or LAYOUTS.get(str(family).removeprefix("obce_").replace("_", "-"))
     if found is None:
         raise unknown_family(f"model is a {type(model).__name__}", family)
     return found
+
+
+def _user_layout(model: PreTrainedModel) -> Layout | None:
+    """The layout of a family that a user's map made known; None of any other."""
+    family = getattr(getattr(model, "config", None), "model_type", None)
+    found = layout_of(model) if family == MAPPED else LAYOUTS.get(str(family))
+    return None if found is None or found.site_map is None else found
 
 
 def unknown_family(model: str, family: str | None) -> ValueError:
     """The refusal of a model, told as "model is a AlbertModel", by its family, with the reason where it is known."""
     known = ", ".join(map(repr, LAYOUTS))
     why = "" if family not in _REFUSED else f" ({_REFUSED[family]})"
+    how = (
+        ""
+        if why
+        else ", or say in a site map where its neurons are, with obce.register_sites('map.toml') or --sites map.toml "
+        "(docs/sites.md)"
+    )
     return ValueError(
         f"{model} of the family {family!r}{why}, expected an encoder of a supported family ({known}): load a "
-        "checkpoint of one of these, for example with BertModel or RobertaForSequenceClassification."
+        f"checkpoint of one of these, for example with BertModel or RobertaForSequenceClassification{how}."
     )
 
 
@@ -303,6 +502,13 @@ def usable_positions(model: PreTrainedModel) -> int:
     body = base_model(model)
     table = getattr(getattr(body, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
+    if (layout := _user_layout(body)) is not None and layout.site_map is not None:
+        if "positions" in layout.site_map:
+            return int(layout.site_map["positions"])
+        layout.need(
+            f"a {type(body).__name__}, whose config states no max_position_embeddings,",
+            positions=getattr(body.config, "max_position_embeddings", None),
+        )
     return int(body.config.max_position_embeddings) - (0 if padding is None else padding + 1)
 
 
@@ -419,6 +625,8 @@ def architecture(model: PreTrainedModel) -> dict[str, int | str]:
     config, layout = base.config, layout_of(model)
     encoder = encoder_of(model)
     weight = next(encoder.parameters())
+    if layout.site_map is not None:
+        return _mapped_architecture(model, layout)
     facts: dict[str, int | str] = {"model_type": str(config.model_type), "class": type(model).__name__}
     for name in (
         "hidden_size",
@@ -448,6 +656,56 @@ def architecture(model: PreTrainedModel) -> dict[str, int | str]:
     facts["weight_bytes"] = sum(p.numel() * p.element_size() for p in model.parameters())
     facts["encoder_element_bytes"] = weight.element_size()
     return facts if layout.biases else facts | _shape_of_layers(layers_of(model), layout)
+
+
+def _mapped_architecture(model: PreTrainedModel, layout: Layout) -> dict[str, int | str]:
+    """Facts of a model whose family a user's map made known: what the map covers, of which sizes change as stated."""
+    base, encoder = base_model(model), encoder_of(model)
+    config, layers = base.config, layers_of(model)
+    weight = next(encoder.parameters())
+    sites = {site.kind: site for site in mapped_sites(model, layout) if site.layer == 0}
+
+    def biases(*kinds: str) -> set[bool]:
+        return {cast(nn.Linear, base.get_submodule(sites[kind].writer)).bias is not None for kind in kinds}
+
+    heads = [kind for kind in PER_HEAD if kind in sites]
+    if len(biases(*heads)) > 1:
+        raise ValueError(
+            f"site map '{layout.site_map_file}': some of {', '.join(f'sites.{kind}' for kind in heads)} have a bias in "
+            f"{type(base).__name__} and some have none, expected the same in all: leave query and key out"
+        )
+    added = sum(
+        int(layers[0].get_submodule(layout.writers[kind]).weight.shape[0])  # type: ignore[arg-type]
+        for kind in ("attention_output", "output")
+        if kind in sites and biases(kind) == {False}
+    )
+    return {
+        "model_type": str(config.model_type),
+        "class": type(model).__name__,
+        "site_map": layout.site_map_hash,
+        "kinds": " ".join(sites),
+        "hidden_size": int(config.hidden_size),
+        "num_hidden_layers": len(layers),
+        "num_attention_heads": _mapped_heads(base, layout),
+        "vocab_size": int(getattr(config, "vocab_size", 0)),
+        "max_position_embeddings": usable_positions(model),
+        "intermediate_size": sites["intermediate"].width if "intermediate" in sites else 0,
+        "type_vocab_size": int(getattr(config, "type_vocab_size", 0)),
+        "hidden_act": str(getattr(config, layout.activation, "")),
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "pooler": getattr(base, "pooler", None) is not None,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "encoder_parameters": sum(p.numel() for p in encoder.parameters()),
+        "weight_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+        "encoder_element_bytes": weight.element_size(),
+        "intermediate_rows": 2 if "intermediate" in sites and sites["intermediate"].gated else 1,
+        "attention_bias": int(biases(*heads) == {True}),
+        "intermediate_bias": int("intermediate" in sites and biases("intermediate") == {True}),
+        "norms": 0,
+        "first_norms": 0,
+        "rotary": 0,
+        "added_biases": added,
+    }
 
 
 def _shape_of_layers(layers: nn.ModuleList, layout: Layout) -> dict[str, int | str]:
@@ -490,8 +748,9 @@ _BODY = ("embeddings.", "embeddings_project.", "encoder.", "transformer.", "laye
 
 
 def _body_parameters(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
+    mapped = _user_layout(model) is not None
     for name, parameter in base_model(model).named_parameters():
-        if name.startswith(_BODY):
+        if name.startswith(_BODY) or (mapped and not name.startswith("pooler.")):
             yield name, parameter
 
 
