@@ -105,6 +105,7 @@ class _Observer:
         self.lengths = np.empty(0, np.int64)
         # what entered the layer, where query and key are called for more than that
         self.entering: torch.Tensor | None = None
+        self.mapped = False  # whether the family is known by a user's map alone
 
     def _make_buffers(self) -> None:
         for layer, columns in self.columns.items():
@@ -144,12 +145,13 @@ class _Observer:
         self.seen[site.name][self._current().indices] += 1
 
     def _check_shape(self, site: Site, tokens: torch.Tensor) -> None:
-        batch = self._current()
-        shape = tuple(batch.inputs["attention_mask"].shape)
-        if isinstance(batch, Batch) and (tokens.ndim != 3 or tuple(tokens.shape[:2]) != shape):
+        if not self.mapped:
+            return
+        shape = tuple(self._current().inputs["attention_mask"].shape)
+        if tokens.ndim != 3 or tuple(tokens.shape[:2]) != shape:
             raise ValueError(
-                f"model gives site {site.name} a tensor of shape {tuple(tokens.shape)} for {shape[0]} texts of {shape[1]} "
-                "tokens, expected one of texts, tokens and neurons: obce cannot score that module"
+                f"model gives site {site.name} a tensor of shape {tuple(tokens.shape)} for {shape[0]} texts of "
+                f"{shape[1]} tokens, expected one of texts, tokens and neurons: obce cannot score that module"
             )
 
     def _on_writer(self, site: Site) -> Callable[..., None]:
@@ -192,6 +194,7 @@ class _Observer:
     @contextmanager
     def watching(self, body: nn.Module) -> Iterator[None]:
         handles = []
+        self.mapped = layout_of(cast("PreTrainedModel", body)).site_map is not None
         try:
             for site in self.sites:
                 if not site.gated:

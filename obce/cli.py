@@ -1240,12 +1240,12 @@ def eval_command(
             f"{row['bytes'] / 1e6:.1f}",
             f"{row['latency_ratio']:.2f}" if "latency_ratio" in row else "-",
         )
-    sites = plain_table("Parameters of each kind of site")
+    of_sites = plain_table("Parameters of each kind of site")
     for label in ("model", *found[0]["sites"]):
-        sites.add_column(label, justify="left" if label == "model" else "right")
+        of_sites.add_column(label, justify="left" if label == "model" else "right")
     for row in found:
-        sites.add_row(row["model"], *(f"{n:,}" for n in row["sites"].values()))
-    _emit(as_json, {"task": rows.task.name, "results": found}, table, sites)
+        of_sites.add_row(row["model"], *(f"{n:,}" for n in row["sites"].values()))
+    _emit(as_json, {"task": rows.task.name, "results": found}, table, of_sites)
 
 
 @app.command("compare")

@@ -1,8 +1,8 @@
 """Pruned models of families that a user's site map made known: one configuration and one model for all of them.
 
-`obce.modeling_obce` has a class for every class of a family that obce knows, with narrower attention of its own. Of other
-families nothing is known but where some Linears are, so their own class of transformers does the work, whatever it is, and
-only those Linears are replaced:
+`obce.modeling_obce` has a class for every class of a family that obce knows, with narrower attention of its own. Of
+other families nothing is known but where some Linears are, so their own class of transformers does the work, whatever
+it is, and only those Linears are replaced:
 
 - query, key and value compute the rows that are left and put them in their places among zeros, as wide as before, and
   attention_output takes in the columns that are left: attention sees the shapes that it is written for;
@@ -122,7 +122,7 @@ def config_class_of(family: str) -> Any:
         "mapped": None,
         "obce": None,
     }
-    made = strict(type(ObceMappedConfig.__name__, (_Mapped, stock), body))
+    made: Any = strict(type(ObceMappedConfig.__name__, (_Mapped, stock), body))
     auto: Any = transformers
     for entry in ENTRIES:
         if stock in getattr(auto, entry.auto)._model_mapping:
@@ -227,8 +227,10 @@ def _reader(linear: nn.Linear, columns: int, rows: int, spread: bool) -> nn.Modu
     if columns == given or not spread:
         whole = columns and rows == hidden
         return nn.Linear(columns, hidden) if whole else ObceRows(columns, hidden, rows)
-    return ObceColumns(columns, hidden, given) if columns and rows == hidden else ObceColumnRows(
-        columns, hidden, rows, given
+    return (
+        ObceColumns(columns, hidden, given)
+        if columns and rows == hidden
+        else ObceColumnRows(columns, hidden, rows, given)
     )
 
 
@@ -239,6 +241,7 @@ def _narrow(body: PreTrainedModel, mapped: Mapping[str, Any]) -> None:
     if len(layers) != len(mapped["layers"]):
         raise ValueError(f"mapped: layers has {len(mapped['layers'])} layers, but the model {len(layers)}")
     sites = {kind: [named] if isinstance(named, str) else list(named) for kind, named in layout["sites"].items()}
+    made: nn.Module
     for number, (layer, kept) in enumerate(zip(layers, mapped["layers"], strict=True)):
         dense = {name: layer.get_submodule(name) for names in sites.values() for name in names}
         rows = {name: module.out_features for name, module in dense.items()}
@@ -260,10 +263,11 @@ def _narrow(body: PreTrainedModel, mapped: Mapping[str, Any]) -> None:
                 old = dense[name]
                 if kind in _READ_BY.values() or rows[name] == old.out_features or layer.get_submodule(name) is not old:
                     continue
-                has = old.bias is not None
-                spread = kind in _IN_ATTENTION
-                size = (old.in_features, old.out_features, rows[name]) if spread else (old.in_features, rows[name])
-                layer.set_submodule(name, (ObceSpread if spread else nn.Linear)(*size, bias=has))
+                taken, bias = old.in_features, old.bias is not None
+                made = nn.Linear(taken, rows[name], bias)
+                if kind in _IN_ATTENTION:
+                    made = ObceSpread(taken, old.out_features, rows[name], bias)
+                layer.set_submodule(name, made)
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------
@@ -282,7 +286,7 @@ class ObceMapped(CheckedModel):
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         stock = stock_of(type(self))
         super().__init__(config, *args, **{**pooling_of(stock, config.mapped["pooler"]), **kwargs})
-        body = self.base_model
+        body: Any = self.base_model
         pooler = getattr(body, "pooler", None) is not None
         config.mapped = {**config.mapped, "class": stock.__name__, "pooler": pooler}
         _narrow(body, config.mapped)
@@ -296,7 +300,7 @@ class ObceMapped(CheckedModel):
         """
         source = pretrained_model_name_or_path
         if not cls.__dict__.get("made", False):
-            stated = ObceMappedConfig.from_pretrained(source) if config is None else config
+            stated: Any = ObceMappedConfig.from_pretrained(source) if config is None else config
             name = _class_of_auto(stated.mapped["family"], cls.auto) if cls.auto else stated.mapped["class"]
             return class_of(stated.mapped["family"], name).from_pretrained(source, *args, config=config, **kwargs)
         loaded = super().from_pretrained(source, *args, config=config, **kwargs)

@@ -684,7 +684,8 @@ def plan(
         )
     if drop_layers and "site_map" in architecture:
         raise ValueError(
-            f"drop_layers is {drop_layers}, but a site map does not say what a layer is besides its Linears: leave it out"
+            f"drop_layers is {drop_layers}, but a site map does not say what a layer is besides its Linears: leave it "
+            "out"
         )
     shape = _shape(architecture)
     dropped = _dropped(scores, column, ranked, drop_layers)

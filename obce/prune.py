@@ -202,6 +202,7 @@ def _check_beside(
         return
     # which kind it is: each alone, the others whole
     nothing = torch.arange(0)
+    kinds: tuple[str, ...]
     for kinds in (("value",), ("intermediate",), ("query", "key"), _RESIDUAL):
         if not any(cut.site.kind in kinds and len(cut.removed) for cut in cuts):
             continue
@@ -219,18 +220,18 @@ def _check_beside(
         kinds = tuple(dict.fromkeys(cut.site.kind for cut in cuts if len(cut.removed)))
     raise ValueError(
         f"model is a {type(model).__name__}, whose pruned form {found} where neurons of {' and '.join(kinds)} go, "
-        f"expected what the dense one says with the same neurons masked, to {_BESIDE:g}: its code does not take them "
-        f"away; leave {' and '.join(f'sites.{kind}' for kind in kinds)} out of the site map "
-        f"'{layout_of(model).site_map_file}'."
+        f"expected what the dense one says with these masked, to {_BESIDE:g}: its code does not let them go; leave "
+        f"{' and '.join(f'sites.{kind}' for kind in kinds)} out of the site map '{layout_of(model).site_map_file}'."
     )
 
 
 @torch.no_grad()
 def _beside(model: PreTrainedModel, small: PreTrainedModel, cuts: Sequence[_Cut]) -> str:
-    """How a pruned model's hidden states fail to be those of the masked one, on some random tokens; "" where they do."""
+    """How a pruned model's hidden states fail to be the masked one's on some random tokens; "" where they do not."""
     dense, narrow = base_model(model), base_model(small)
     if dense.dtype in (torch.float16, torch.bfloat16):
-        dense, narrow = (copy.deepcopy(one).float() for one in (dense, narrow))  # type: ignore[union-attr]
+        wide: Any = (copy.deepcopy(dense), copy.deepcopy(narrow))
+        dense, narrow = (one.float() for one in wide)
     batch, length = _TRIED[0], min(_TRIED[1], usable_positions(model))
     generator = torch.Generator().manual_seed(0)
     size = int(dense.config.vocab_size)
@@ -448,8 +449,8 @@ def _cuts(model: PreTrainedModel, plan: Plan, repair: _Repair) -> list[_Cut]:
         )
     if plan.layers_dropped and layout.site_map is not None:
         raise ValueError(
-            f"plan.layers_dropped is {list(plan.layers_dropped)}, but a site map does not say what a layer is besides its "
-            "Linears, expected none."
+            f"plan.layers_dropped is {list(plan.layers_dropped)}, but a site map does not say what a layer is besides "
+            "its Linears, expected none."
         )
     _check_layers(plan, sites)
     kept = _checked_indices(plan.kept, {k: site for k, site in sites.items() if site.layer not in plan.layers_dropped})

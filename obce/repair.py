@@ -11,9 +11,9 @@ fitted, each on inputs that the repaired layers before it give:
   at this place, and to the difference that has built up in the stream before it;
 - output, the reader of intermediate: likewise.
 
-Of a family that a user's site map describes nothing is known but its Linears: each reader is fitted to what the dense one
-says on the same texts, by hooks alone, in the order of the layers; query and key stay as they are, and what has built up in
-the stream is not made up for.
+Of a family that a user's site map describes nothing is known but its Linears: each reader is fitted to what the dense
+one says on the same texts, by hooks alone, in the order of the layers; query and key stay as they are, and what has
+built up in the stream is not made up for.
 
 Fitted is the change of the weights, with a ridge, so that the error minimised is never above that of the best
 constant (`mean`): no change at all is one of the candidates. Nothing but second moments of the inputs is kept.

@@ -66,6 +66,7 @@ from obce.scoring import (
     score,
 )
 from obce.sensitivity import SENSITIVITY_TEXTS, sensitivity
+from obce.sitemap_obce import site_map_hash
 from obce.sites import (
     LAYOUTS,
     MAPPED,
@@ -79,7 +80,6 @@ from obce.sites import (
     unknown_family,
     usable_max_length,
 )
-from obce.sitemap_obce import site_map_hash
 from obce.sketch import Sketch
 from obce.world import World
 
@@ -207,8 +207,9 @@ def _load_scored(source: str | Path, scores: Scores) -> PreTrainedModel:
             register_sites(stated)
         elif known.site_map_hash != site_map_hash(stated):
             raise ValueError(
-                f"the scores are of another site map ({site_map_hash(stated)}, now {known.site_map_hash or 'none'}) of the "
-                f"family {stated.get('model_type')!r}: give the map that was scored by, or score again into another --out"
+                f"the scores are of another site map ({site_map_hash(stated)}, now {known.site_map_hash or 'none'}) of "
+                f"the family {stated.get('model_type')!r}: give the one that was scored by, or score again into another "
+                "--out"
             )
     return load_model(source)
 

@@ -70,8 +70,8 @@ def sensitivity(
     base = base_model(model)
     if layout_of(base).site_map is not None:
         raise ValueError(
-            f"model is a {type(model).__name__}, whose site map does not say what its layers are given, expected a family "
-            "that obce knows by itself: plan with uniform shares."
+            f"model is a {type(model).__name__}, whose site map does not say what its layers are given, expected a "
+            "family that obce knows by itself: plan with uniform shares."
         )
     read = reading_of(model) if read == "auto" else read
     read = "cls" if read in ("head", "logits") else read

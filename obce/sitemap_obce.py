@@ -103,7 +103,7 @@ def site_map_hash(plain: Mapping[str, Any]) -> str:
 _EXPECTED = {
     "model_type": "the family's name as in config.json, of letters, digits, '-', '_' and '.'",
     "stack": "the name of the ModuleList of layers, relative to the base model",
-    "sites": "a table of kinds, such as intermediate = \"intermediate.dense\" and output = \"output.dense\"",
+    "sites": 'a table of kinds, such as intermediate = "intermediate.dense" and output = "output.dense"',
 }
 
 
@@ -131,7 +131,7 @@ def _no_others(table: Mapping[str, Any], known: tuple[str, ...], prefix: str, re
 
 def _module(name: object, key: str, refuse: _Refusal) -> str:
     if not isinstance(name, str) or len(name) > 200 or not re.fullmatch(r"\w+(\.\w+)*", name, re.ASCII):
-        raise refuse.of(key, name, "the name of a module, such as \"attention.output.dense\"")
+        raise refuse.of(key, name, 'the name of a module, such as "attention.output.dense"')
     return name
 
 
@@ -155,7 +155,9 @@ def _sites(table: object, refuse: _Refusal) -> dict[str, str | list[str]]:
             continue
         if kind != "intermediate" or len(named) != 2 or named[0] == named[1]:
             expected = "the name of one Linear"
-            raise refuse.of(key, named, expected + (", or of two that are multiplied" if kind == "intermediate" else ""))
+            raise refuse.of(
+                key, named, expected + (", or of two that are multiplied" if kind == "intermediate" else "")
+            )
         found[kind] = [_module(name, key, refuse) for name in named]
     return found
 
@@ -170,7 +172,9 @@ def _blocks(table: object, sites: Mapping[str, str | list[str]], refuse: _Refusa
         if kind not in table:
             continue
         given, most = table[kind], 2 if kind == "intermediate" else 1
-        plain = isinstance(given, list) and 1 <= len(given) <= most and len({str(block) for block in given}) == len(given)
+        plain = (
+            isinstance(given, list) and 1 <= len(given) <= most and len({str(block) for block in given}) == len(given)
+        )
         if not plain or not all(type(block) is int and 0 <= block < _MOST_BLOCKS for block in given):
             what = "one number of a block, or two that are multiplied," if most == 2 else "one number of a block"
             raise refuse.of(f"blocks.{kind}", given, f"a list of {what} from 0 to {_MOST_BLOCKS - 1}")
@@ -182,7 +186,9 @@ def _blocks(table: object, sites: Mapping[str, str | list[str]], refuse: _Refusa
         for name in named if isinstance(named, list) else [named]:
             for block in found.get(kind, [-1]):
                 # a Linear without blocks is the kind's alone
-                taken = [other for (of, at), other in places.items() if of == name and (-1 in (at, block) or at == block)]
+                taken = [
+                    other for (of, at), other in places.items() if of == name and (-1 in (at, block) or at == block)
+                ]
                 if taken:
                     raise ValueError(
                         f"site map '{refuse.where}': key 'sites.{kind}' is '{name[:60]}', which 'sites.{taken[0]}' "

@@ -211,8 +211,8 @@ PER_HEAD = ("query", "key", "value")
 def register_sites(sites: str | Path | Mapping[str, Any]) -> str:
     """Makes a family known in this process by a map of where its neurons are (docs/sites.md).
 
-    Models of the family can then be scored, planned, cut and repaired like those that obce knows by itself. A second map
-    of a family replaces the first.
+    Models of the family can then be scored, planned, cut and repaired like those that obce knows by itself. A second
+    map of a family replaces the first.
 
     Args:
         sites: A TOML file, or the same keys and values as a mapping.
@@ -232,7 +232,8 @@ def register_sites(sites: str | Path | Mapping[str, Any]) -> str:
     if family in _REFUSED or (known is not None and known.site_map is None) or family.startswith("obce_"):
         why = f"refuses it: {_REFUSED[family]}" if family in _REFUSED else "knows that family by itself"
         raise ValueError(
-            f"site map '{where}': key 'model_type' is {family!r}, but obce {why}; expected a family that it does not know"
+            f"site map '{where}': key 'model_type' is {family!r}, but obce {why}; expected a family that is unknown "
+            "to it"
         )
     LAYOUTS[family] = mapped_layout(plain, where)
     return family
@@ -354,87 +355,107 @@ def mapped_sites(model: PreTrainedModel, layout: Layout) -> list[Site]:
     Raises:
         ValueError: The model is not as the map says; names file and key.
     """
-    base, where = base_model(model), f"site map '{layout.site_map_file}': key"
-    try:
-        stack = base.get_submodule(layout.stack)
-    except AttributeError:
-        stack = None
-    if not isinstance(stack, nn.ModuleList) or not len(stack):
-        found = f"no module of {type(base).__name__}" if stack is None else f"a {type(stack).__name__} of it"
-        raise ValueError(f"{where} 'stack' is '{layout.stack}', {found}, expected the name of its ModuleList of layers")
-    hidden = getattr(base.config, "hidden_size", None)
-    if type(hidden) is not int:
-        raise ValueError(f"model is a {type(model).__name__} whose config states no hidden_size, expected one")
-    heads = _mapped_heads(base, layout)
-    sites: list[Site] = []
-    seen: dict[int, str] = {}
-    for layer in range(len(stack)):
-        prefix = f"{layout.stack}.{layer}."
-
-        def linear(key: str, name: str, prefix: str = prefix) -> nn.Linear:
-            try:
-                module: Any = base.get_submodule(prefix + name)
-            except AttributeError:
-                raise ValueError(
-                    f"{where} '{key}' is '{name}', but {type(base).__name__} has no '{prefix}{name}', expected the name "
-                    "of a Linear in every layer"
-                ) from None
-            if not isinstance(module, nn.Linear) or module.weight.ndim != 2 or not module.weight.is_floating_point():
-                raise ValueError(
-                    f"{where} '{key}' is '{name}', a {type(module).__name__} in {type(base).__name__}, expected a plain "
-                    "torch.nn.Linear; merge or remove adapters first"
+    reader = _MapReader(base_model(model), layout)
+    kinds = [kind for kind in SITE_KINDS if kind in layout.writers]
+    first = {site.kind: site for site in (reader.site(0, kind) for kind in kinds)}
+    sites = list(first.values())
+    for layer in range(1, reader.layers):
+        for kind in kinds:
+            site = reader.site(layer, kind)
+            if site.width != first[kind].width:
+                raise reader.refusal(
+                    f"sites.{kind}",
+                    layout.writers[kind],
+                    f"of {site.width} neurons in layer {layer}",
+                    f"{first[kind].width} as in layer 0; leave it out",
                 )
-            if seen.setdefault(id(module.weight), prefix + name) != prefix + name:
-                raise ValueError(
-                    f"{where} '{key}' is '{name}', whose weight in layer {layer} is that of '{seen[id(module.weight)]}', "
-                    "expected one of its own: layers that share weights cannot be cut"
-                )
-            return module
-
-        for kind in (kind for kind in SITE_KINDS if kind in layout.writers):
-            key, name = f"sites.{kind}", layout.writers[kind]
-            writer, twin, read = linear(key, name), layout.gates.get(kind), layout.reader(kind)
-            blocks = layout.blocks_of(kind)
-            if read is not None:
-                width = linear(f"sites.{READ_BY[kind]}", read).in_features
-            else:
-                width = hidden
-            shared = kind in layout.blocks
-            rows = writer.out_features
-            if rows % width or (rows // width <= max(blocks) if shared else rows != width):
-                expected = f"blocks of {width}" if shared else f"{width}"
-                whose = f"what '{read}' takes in" if read is not None else "the hidden size"
-                raise ValueError(
-                    f"{where} '{key}' is '{name}', which has {rows} rows in layer {layer}, expected {expected}: "
-                    f"{whose}; leave it out"
-                )
-            other = writer if twin is None else linear(key, twin)
-            if other.weight.shape != writer.weight.shape or (other.bias is None) != (writer.bias is None):
-                raise ValueError(
-                    f"{where} '{key}' names '{name}' and '{twin}', which differ in shape or bias in layer {layer}, "
-                    "expected two Linears that are alike"
-                )
-            same = sites[kind_at].width if (kind_at := len(sites) - len(layout.writers)) >= 0 else width
-            per_head = kind in PER_HEAD
-            if width != same or (kind != "intermediate" and width != hidden) or (per_head and width % heads):
-                expected = f"{same} as in layer 0" if width != same else f"the hidden size {hidden} in {heads} heads"
-                raise ValueError(
-                    f"{where} '{key}' is '{name}', whose neurons are {width} in layer {layer}, expected {expected}: "
-                    "leave it out"
-                )
-            sites.append(
-                Site(
-                    layer,
-                    kind,
-                    prefix + name,
-                    None if read is None else prefix + read,
-                    width,
-                    heads if per_head else 1,
-                    tuple(block * width for block in blocks),
-                    None if twin is None else prefix + twin,
-                )
-            )
+            sites.append(site)
+    reader.check_biases(sites)
     return sites
+
+
+class _MapReader:
+    """Finds what a user's map names in a model, or says by file and key why it is not there."""
+
+    def __init__(self, base: PreTrainedModel, layout: Layout) -> None:
+        self.base, self.layout = base, layout
+        self.seen: dict[int, str] = {}  # identity of a weight -> its Linear
+        stack = self._module(layout.stack)
+        if not isinstance(stack, nn.ModuleList) or not len(stack):
+            raise self.refusal("stack", layout.stack, self._what(stack), "the name of its ModuleList of layers")
+        self.layers = len(stack)
+        self.hidden: Any = getattr(base.config, "hidden_size", None)
+        if type(self.hidden) is not int:
+            raise ValueError(f"model is a {type(base).__name__} whose config states no hidden_size, expected one")
+        self.heads = _mapped_heads(base, layout)
+
+    def refusal(self, key: str, name: str, found: str, expected: str) -> ValueError:
+        return ValueError(
+            f"site map '{self.layout.site_map_file}': key '{key}' is '{name}', {found}, expected {expected}"
+        )
+
+    def _module(self, name: str) -> nn.Module | None:
+        try:
+            return self.base.get_submodule(name)
+        except AttributeError:
+            return None
+
+    def _what(self, module: nn.Module | None) -> str:
+        of = type(self.base).__name__
+        return f"no module of {of}" if module is None else f"a {type(module).__name__} of {of}"
+
+    def linear(self, layer: int, key: str, name: str) -> nn.Linear:
+        place = f"{self.layout.stack}.{layer}.{name}"
+        module: Any = self._module(place)
+        if not isinstance(module, nn.Linear) or module.weight.ndim != 2 or not module.weight.is_floating_point():
+            found = f"{self._what(module)} at '{place}'"
+            raise self.refusal(
+                key, name, found, "a plain torch.nn.Linear in every layer; merge or remove adapters first"
+            )
+        other = self.seen.setdefault(id(module.weight), place)
+        if other != place:
+            found = f"in layer {layer} with the weight of '{other}'"
+            raise self.refusal(key, name, found, "one of its own: what layers share cannot be cut from one of them")
+        return module
+
+    def check_biases(self, sites: list[Site]) -> None:
+        """Parameters are counted alike in every layer, and for query, key and value."""
+        first: dict[str, tuple[bool, Site]] = {}
+        for site in sites:
+            bias = cast(nn.Linear, self.base.get_submodule(site.writer)).bias is not None
+            has, other = first.setdefault("attention" if site.kind in PER_HEAD else site.kind, (bias, site))
+            if has != bias:
+                words = "with a bias" if bias else "without a bias"
+                found = f"{words} in layer {site.layer}, unlike sites.{other.kind} in layer {other.layer}"
+                leave = "query and key" if site.kind in PER_HEAD else site.kind
+                raise self.refusal(
+                    f"sites.{site.kind}", self.layout.writers[site.kind], found, f"the same in both; leave {leave} out"
+                )
+
+    def site(self, layer: int, kind: str) -> Site:
+        layout, key, name = self.layout, f"sites.{kind}", self.layout.writers[kind]
+        twin, read, blocks = layout.gates.get(kind), layout.reader(kind), layout.blocks_of(kind)
+        writer = self.linear(layer, key, name)
+        width = self.hidden if read is None else self.linear(layer, f"sites.{READ_BY[kind]}", read).in_features
+        rows = writer.out_features
+        fits = rows % width == 0 and rows // width > max(blocks) if kind in layout.blocks else rows == width
+        if not fits:
+            whose = "the hidden size" if read is None else f"what '{read}' takes in"
+            expected = f"{'blocks of ' if kind in layout.blocks else ''}{width}, {whose}; leave it out"
+            raise self.refusal(key, name, f"of {rows} rows in layer {layer}", expected)
+        if twin is not None:
+            other = self.linear(layer, key, twin)
+            if other.weight.shape != writer.weight.shape or (other.bias is None) != (writer.bias is None):
+                raise self.refusal(key, name, f"of another shape or bias than '{twin}' in layer {layer}", "two alike")
+        per_head = kind in PER_HEAD
+        if (kind != "intermediate" and width != self.hidden) or (per_head and width % self.heads):
+            expected = f"the hidden size {self.hidden}{f' in {self.heads} heads' if per_head else ''}; leave it out"
+            raise self.refusal(key, name, f"of {width} neurons in layer {layer}", expected)
+        prefix = f"{layout.stack}.{layer}."
+        reader = None if read is None else prefix + read
+        starts = tuple(block * width for block in blocks)
+        second = None if twin is None else prefix + twin
+        return Site(layer, kind, prefix + name, reader, width, self.heads if per_head else 1, starts, second)
 
 
 def _mapped_heads(base: PreTrainedModel, layout: Layout) -> int:
@@ -669,16 +690,8 @@ def _mapped_architecture(model: PreTrainedModel, layout: Layout) -> dict[str, in
         return {cast(nn.Linear, base.get_submodule(sites[kind].writer)).bias is not None for kind in kinds}
 
     heads = [kind for kind in PER_HEAD if kind in sites]
-    if len(biases(*heads)) > 1:
-        raise ValueError(
-            f"site map '{layout.site_map_file}': some of {', '.join(f'sites.{kind}' for kind in heads)} have a bias in "
-            f"{type(base).__name__} and some have none, expected the same in all: leave query and key out"
-        )
-    added = sum(
-        int(layers[0].get_submodule(layout.writers[kind]).weight.shape[0])  # type: ignore[arg-type]
-        for kind in ("attention_output", "output")
-        if kind in sites and biases(kind) == {False}
-    )
+    # those that write the residual stream have a bias when they are pruned
+    added = sum(int(config.hidden_size) for kind in READ_BY.values() if kind in sites and biases(kind) == {False})
     return {
         "model_type": str(config.model_type),
         "class": type(model).__name__,
