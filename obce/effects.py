@@ -285,11 +285,12 @@ def weight_scores_each(
     for site in sites:
         writer: Any = body.get_submodule(site.writer)
         before = len(squares)
-        for start in site.starts:
-            rows = slice(start, start + site.width)
-            squares.append(_squares(writer.weight[rows], 1))
-            if writer.bias is not None:
-                squares.append(_squares(writer.bias[rows, None], 1))
+        for linear in (writer, *([] if site.twin is None else [body.get_submodule(site.twin)])):
+            for start in site.starts:
+                rows = slice(start, start + site.width)
+                squares.append(_squares(linear.weight[rows], 1))
+                if linear.bias is not None:
+                    squares.append(_squares(linear.bias[rows, None], 1))
         pieces.append(len(squares) - before)
         if site.reader is not None:
             reader: Any = body.get_submodule(site.reader)

@@ -208,8 +208,8 @@ def _load_scored(source: str | Path, scores: Scores) -> PreTrainedModel:
         elif known.site_map_hash != site_map_hash(stated):
             raise ValueError(
                 f"the scores are of another site map ({site_map_hash(stated)}, now {known.site_map_hash or 'none'}) of "
-                f"the family {stated.get('model_type')!r}: give the one that was scored by, or score again into another "
-                "--out"
+                f"the family {stated.get('model_type')!r}: give the one that was scored by, or score again into "
+                "another --out"
             )
     return load_model(source)
 

@@ -60,7 +60,8 @@ way. A cell is the greatest difference in its logits from the pruned model in me
 - **dense, zeros**: the family's own class of transformers in a process that has no obce.
 - **heads**: the family's heads that are cut, saved and loaded in `tests/test_families.py`.
 
-transformers {transformers}, torch {torch}. Other families are refused with the reason ([method.md](method.md#models)).
+transformers {transformers}, torch {torch}. Other families need a [site map](sites.md), or are
+refused with the reason ([method.md](method.md#models)).
 """
 
 
