@@ -1,8 +1,8 @@
 """What README.md and docs/ show is run as it stands there: every Python block, every `obce` line, every link.
 
 Blocks of a file run one after the other in a folder of its own that holds what they name: MODEL_DIR (a tiny random
-BERT with 6 layers), NOMIC_DIR (of a family that obce does not know), sentences.txt, GLUE_DIR, RUN. A block of TOML is written
-to the file that its first line names. A block or line that cannot run stands in the markdown below
+BERT with 6 layers), NOMIC_DIR (of a family that obce does not know), sentences.txt, GLUE_DIR, RUN. A block of TOML is
+written to the file that its first line names. A block or line that cannot run stands in the markdown below
 `<!-- not run: reason -->`.
 """
 

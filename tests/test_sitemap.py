@@ -670,6 +670,13 @@ def test_commands_and_a_resume_by_another_map(
     found = command("export", run, "--to", "dense", "--out", tmp_path / "dense", "--json")
     assert found.exit_code == 0, found.output
     assert json.loads(found.stdout)["class"] == "CamembertModel"
+    little = tmp_path / "little"  # no kind that has heads
+    made = command("run", model, corpus, "--out", little, "--sites", second, "--keep", 0.9, "--of", "encoder")
+    assert made.exit_code == 0, made.output
+    found = command("explain", little, "--top", 1, "--head", "1.hidden", "--json")
+    assert found.exit_code == 0, found.output
+    assert command("explain", little, "--top", 1).exit_code == 0
+    del LAYOUTS["camembert"]  # that of the other run
     measured = command("plan", run, "--keep", 0.7, "--shares", "measured")
     assert measured.exit_code == 2
     assert "uniform shares" in measured.stderr
