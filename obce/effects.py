@@ -340,9 +340,11 @@ class _Watch:
 
     def __enter__(self) -> _Watch:
         # the weights want no gradient, so something before the first layer has to
-        mapped = layout_of(self.body).site_map is not None
-        embeddings = self.body.get_input_embeddings() if mapped else self.body.get_submodule("embeddings")
-        self.handles.append(embeddings.register_forward_hook(lambda _m, _args, out: out.detach().requires_grad_()))
+        first: list[nn.Module] = []
+        if layout_of(self.body).site_map is not None:  # which may call them otherwise
+            first += [module for module in self.body.modules() if isinstance(module, nn.Embedding)]
+        for module in first or [self.body.get_submodule("embeddings")]:
+            self.handles.append(module.register_forward_hook(lambda _m, _args, out: out.detach().requires_grad_()))
         if layout_of(self.body).positions:
             for block in layers_of(self.body):
                 self.handles.append(block.register_forward_pre_hook(self._before_layer))

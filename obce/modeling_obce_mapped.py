@@ -356,6 +356,12 @@ class ObceMappedForQuestionAnswering(ObceMapped):
     auto = "AutoModelForQuestionAnswering"
 
 
+class ObceMappedForTextEncoding(ObceMapped):
+    """Opens a pruned encoder of a family that has a decoder, too."""
+
+    auto = "AutoModelForTextEncoding"
+
+
 ENTRIES: tuple[type[ObceMapped], ...] = (
     ObceMappedModel,
     ObceMappedForMaskedLM,
@@ -365,6 +371,7 @@ ENTRIES: tuple[type[ObceMapped], ...] = (
     ObceMappedForTokenClassification,
     ObceMappedForQuestionAnswering,
     ObceMappedForPreTraining,
+    ObceMappedForTextEncoding,
 )
 """Classes that Auto classes are given; what a family gives for pre-training often is one of the others."""
 
@@ -442,6 +449,7 @@ __all__ = [
     "ObceMappedForPreTraining",
     "ObceMappedForQuestionAnswering",
     "ObceMappedForSequenceClassification",
+    "ObceMappedForTextEncoding",
     "ObceMappedForTokenClassification",
     "ObceMappedModel",
     "ObceSpread",
