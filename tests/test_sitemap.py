@@ -413,7 +413,7 @@ BERT = SITE_MAPS["camembert"]["sites"]
 def test_what_only_rounds_differently_is_not_refused(
     dtype: torch.dtype, tokenizer: Any, texts: list[str], inputs: dict[str, torch.Tensor]
 ) -> None:
-    """Of large numbers that cancel little is left when a bias is rounded; that is not the fault of the family's code."""
+    """Of large numbers that cancel little is left when a bias is rounded; the code has no part in that."""
     obce.register_sites(SITE_MAPS["camembert"])
     model = make_mapped("camembert")
     with torch.no_grad():
