@@ -97,7 +97,7 @@ def layernorms(model: PreTrainedModel) -> dict[str, nn.LayerNorm]:
     """
     body = base_model(model)
     layout = layout_of(model)
-    what = "the LayerNorms of a model"
+    what = "finding the LayerNorms"
     layout.need(what, norms=layout.norms[0], first_norm=layout.first_norm)
     layout.need(what, last_norm=layout.last_norm or not layout.pre_norm)
     places = {"embeddings": layout.first_norm}

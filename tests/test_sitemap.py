@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -353,7 +354,7 @@ def test_what_needs_more_than_the_map_says_names_the_key(tokenizer: Any, texts: 
         obce.plan(scores, model, drop_layers=1)
     with pytest.raises(ValueError, match=r"plan.layers_dropped is \[1\], but a site map"):
         prune(model, make_plan(model, {}, (1,)), repair="none")
-    with pytest.raises(ValueError, match="site map 'given' has no key 'norms', which the LayerNorms of a model needs"):
+    with pytest.raises(ValueError, match="site map 'given' has no key 'norms', which finding the LayerNorms needs"):
         layernorms(model)
     batches = tokenize(texts[:20], tokenizer, max_length=32)
     with pytest.raises(ValueError, match="memory is 'layer', but a site map"):
@@ -380,6 +381,14 @@ def test_numbers_that_a_config_does_not_state() -> None:
     assert {site.heads for site in find_sites(model) if site.kind == "query"} == {2}
     obce.register_sites(SITE_MAPS["camembert"])
     assert obce.sites.usable_positions(model) == 69  # the first row is for padding
+    model.config = SimpleNamespace(model_type="camembert", hidden_size=32)
+    with pytest.raises(ValueError, match="has no key 'positions', which a CamembertModel, whose config states no max_"):
+        obce.sites.usable_positions(model)
+    with pytest.raises(ValueError, match="has no key 'heads', which a CamembertModel, whose config states no num_att"):
+        find_sites(model)
+    model.config = SimpleNamespace(model_type="camembert")
+    with pytest.raises(ValueError, match="model is a CamembertModel whose config states no hidden_size"):
+        find_sites(model)
 
 
 # ---- what does not let its neurons go --------------------------------------------------------------------------------
