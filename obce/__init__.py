@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from obce.scores import Scores as Scores
     from obce.scoring import score as score
     from obce.sensitivity import sensitivity as sensitivity
+    from obce.sites import register_sites as register_sites
     from obce.transformer import H0Transformer as H0Transformer
 
 _PUBLIC = {
@@ -53,6 +54,7 @@ _PUBLIC = {
     "r_f": "obce.h0",
     "read_corpus": "obce.corpus",
     "read_pictures": "obce.corpus",
+    "register_sites": "obce.sites",
     "ripser": "obce.dropins",
     "score": "obce.scoring",
     "sensitivity": "obce.sensitivity",

@@ -39,6 +39,9 @@ _FAMILIES = {
     "obce_vit": ("ObceViT", ""),
 }
 
+# Kind of all models whose family a user's site map made known: their classes register themselves when they are made.
+_MAPPED_TYPE = "obce_mapped"
+
 # Auto class and how our class's name ends; those that transformers maps to a class of the same head.
 _HEADS = (
     ("AutoModel", "Model"),
@@ -119,7 +122,7 @@ class _Placeholder:
 
     def __init__(self, model_type: str) -> None:
         self.model_type = model_type
-        self.__name__ = f"{_FAMILIES[model_type][0]}Config"
+        self.__name__ = "ObceMappedConfig" if model_type == _MAPPED_TYPE else f"{_FAMILIES[model_type][0]}Config"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return _load_config_class(self.__name__)(*args, **kwargs)
@@ -137,12 +140,13 @@ def _load_config_class(name: str) -> Any:
         importlib.import_module(_MODELING)  # registers on the way
     from obce import configuration_obce
 
-    return getattr(configuration_obce, name)
+    mapped = None if hasattr(configuration_obce, name) else importlib.import_module(_MAPPED_MODELING)
+    return getattr(mapped or configuration_obce, name)
 
 
 def _enter_placeholders(auto: ModuleType) -> None:
     try:
-        for model_type in _FAMILIES:
+        for model_type in (*_FAMILIES, _MAPPED_TYPE):
             if model_type not in auto.CONFIG_MAPPING:
                 auto.CONFIG_MAPPING.register(model_type, _Placeholder(model_type))
     # Whatever an unknown transformers raises: importing it must not fail because obce was imported.
@@ -171,9 +175,17 @@ def _register(modeling: ModuleType) -> None:
                 getattr(auto, name).register(config_class, getattr(modeling, prefix + ending), exist_ok=True)
 
 
+def _register_mapped(modeling: ModuleType) -> None:
+    from transformers import AutoConfig
+
+    AutoConfig.register(_MAPPED_TYPE, modeling.ObceMappedConfig, exist_ok=True)
+
+
 _MODELING = "obce.modeling_obce"
+_MAPPED_MODELING = "obce.modeling_obce_mapped"
 _ACTIONS: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.configuration_auto": _enter_placeholders,
     _MODELING: _register,
+    _MAPPED_MODELING: _register_mapped,
 }
 _FINDER = _Finder()

@@ -131,6 +131,7 @@ class _Observer:
         self.real = torch.empty(0)  # tokens of each text, on the device
         # what entered the layer, where query and key are called for more than that
         self.entering: torch.Tensor | None = None
+        self.mapped = False  # whether the family is known by a user's map alone
 
     def _make_buffers(self) -> None:
         for layer, columns in self.columns.items():
@@ -173,10 +174,21 @@ class _Observer:
         self._take_values(site, output)
         self.seen[site.name][self._current().indices] += 1
 
+    def _check_shape(self, site: Site, tokens: torch.Tensor) -> None:
+        if not self.mapped:
+            return
+        shape = tuple(self._current().inputs["attention_mask"].shape)
+        if tokens.ndim != 3 or tuple(tokens.shape[:2]) != shape:
+            raise ValueError(
+                f"model gives site {site.name} a tensor of shape {tuple(tokens.shape)} for {shape[0]} texts of "
+                f"{shape[1]} tokens, expected one of texts, tokens and neurons: obce cannot score that module"
+            )
+
     def _on_writer(self, site: Site) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             if self.entering is not None and args[0] is not self.entering and site.kind in ("query", "key"):
                 return  # of embeddings of distances
+            self._check_shape(site, output)
             output = output[..., site.columns]
             self._take_outputs(site, output)
             if site.reader is None:
@@ -188,6 +200,7 @@ class _Observer:
 
     def _on_reader(self, site: Site) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            self._check_shape(site, args[0])
             if site.gated:
                 self._take_outputs(site, args[0])
             if site.groups == 1:
@@ -214,6 +227,7 @@ class _Observer:
     @contextmanager
     def watching(self, body: nn.Module) -> Iterator[None]:
         handles = []
+        self.mapped = layout_of(cast("PreTrainedModel", body)).site_map is not None
         try:
             for site in self.sites:
                 if not site.gated:
@@ -475,6 +489,8 @@ def padded_as_read(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> d
 def cloud_widths(model: PreTrainedModel) -> dict[str, int]:
     """Kind in `CLOUD_KINDS` -> width of the vectors of a text."""
     config: Any = base_model(model).config
+    if layout_of(model).site_map is not None:  # it takes no other widths
+        return dict.fromkeys(CLOUD_KINDS, int(config.hidden_size))
     attention, groups = attention_shape(config)
     widths = {"query": attention, "context": attention, "hidden": int(config.hidden_size)}
     return widths | dict.fromkeys(("key", "value"), attention // groups)
@@ -549,9 +565,8 @@ def _evaluating(body: nn.Module, precision: Precision) -> Iterator[None]:
 
 
 def _layer_module(body: nn.Module, site: Site) -> nn.Module:
-    """The block that holds the site: the module whose last name is the layer's number."""
-    parts = site.writer.split(".")
-    return body.get_submodule(".".join(parts[: parts.index(str(site.layer)) + 1]))
+    """The block that holds the site."""
+    return layers_of(cast("PreTrainedModel", body))[site.layer]
 
 
 def capture(
@@ -646,6 +661,11 @@ def _prepared(
     if precision not in ("float32", "tf32", "bfloat16"):
         raise ValueError(f"precision is {precision!r}, but must be 'float32', 'tf32' or 'bfloat16'")
     body = base_model(model)
+    if memory == "layer" and (stated := layout_of(model).site_map) is not None:
+        raise ValueError(
+            f"memory is 'layer', but a site map does not say what the layers of a {stated['model_type']!r} are given: "
+            "leave it 'model'"
+        )
     device = next(body.parameters()).device
     layers = sorted({site.layer for site in sites})
     marked = np.zeros(batches.n_texts, bool) if chosen is None else chosen
@@ -699,9 +719,9 @@ def first_inputs(
         yield entered, by_kind[kinds[first]][0], {layer: by_kind[kind][1] for layer, kind in kinds.items()}
 
 
-def _at_cls_alone(block: nn.Module) -> bool:
+def _at_cls_alone(block: nn.Module, mapped: bool = False) -> bool:
     """Whether a layer can be computed at [CLS] alone: it has BERT's shape."""
-    return {"attention.self.query", "intermediate.dense"} <= {name for name, _ in block.named_modules()}
+    return not mapped and {"attention.self.query", "intermediate.dense"} <= {name for name, _ in block.named_modules()}
 
 
 def _layer_at_cls(block: nn.Module, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -741,7 +761,8 @@ def _through_model(
     done = 0
     last = _layer_module(body, next(site for site in sites if site.layer == layers[-1]))
     held: list[torch.Tensor] = []
-    whole = wish.tokens or wish.position != "cls" or not _at_cls_alone(last)
+    mapped = layout_of(body).site_map is not None
+    whole = wish.tokens or wish.position != "cls" or not _at_cls_alone(last, mapped)
     with _evaluating(body, precision), observer.watching(body):
         for batch in _passes(body, batches, watcher, wish.position):
             inputs = observer.see(batch)

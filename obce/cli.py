@@ -232,6 +232,28 @@ def _plan_facts(made: Plan) -> dict[str, Any]:
 
 
 Model = Annotated[str, typer.Argument(help="Directory of a BERT checkpoint, or a hub name.")]
+
+
+def _register(map_file: Path | None) -> None:
+    """Makes the family of a site map known before the command begins."""
+    if map_file is not None:
+        from obce.sites import register_sites
+
+        try:
+            register_sites(map_file)
+        except (ValueError, OSError) as error:
+            _say_error(str(error))
+            raise typer.Exit(2) from None
+
+
+SitesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--sites",
+        callback=_register,
+        help="TOML file that says where the neurons of a family are that obce does not know (docs/sites.md).",
+    ),
+]
 CorpusArg = Annotated[
     str,
     typer.Argument(
@@ -419,6 +441,7 @@ def score_command(
     keep_sketch: KeepSketch = False,
     seed: Seed = 0,
     threads: Threads = None,
+    sites: SitesOption = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -616,6 +639,7 @@ def plan_command(
     corpus: CorpusOption = None,
     device: Device = "auto",
     random_seed: RandomSeed = None,
+    sites: SitesOption = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -660,6 +684,7 @@ def prune_command(
     model: Annotated[str | None, typer.Option(help="Where the scored model lies now, if it was moved.")] = None,
     corpus: CorpusOption = None,
     device: Device = "auto",
+    sites: SitesOption = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -760,6 +785,7 @@ def explain_command(
     ] = False,
     tail: Annotated[int, typer.Option(min=1, help="Texts shown at each end.")] = 5,
     device: Device = "auto",
+    sites: SitesOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Write report.html with pages of neurons and heads; with --neuron or --head, say here what that one does.
@@ -989,6 +1015,7 @@ def run_command(
     device: Device = "auto",
     seed: Seed = 0,
     threads: Threads = None,
+    sites: SitesOption = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -1070,6 +1097,7 @@ def finetune_command(
     distill: Distill = 0.0,
     precision: TrainPrecision = "float32",
     device: Device = "auto",
+    sites: SitesOption = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -1166,6 +1194,7 @@ def eval_command(
         int, typer.Option(min=0, help="Dev rows that models are timed on, all in turn; 0: no timing.")
     ] = 64,
     device: Device = "auto",
+    sites: SitesOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure models on a GLUE task: quality, size and speed in one table, beside the first of them."""
@@ -1226,12 +1255,12 @@ def eval_command(
             f"{row['bytes'] / 1e6:.1f}",
             f"{row['latency_ratio']:.2f}" if "latency_ratio" in row else "-",
         )
-    sites = plain_table("Parameters of each kind of site")
+    of_sites = plain_table("Parameters of each kind of site")
     for label in ("model", *found[0]["sites"]):
-        sites.add_column(label, justify="left" if label == "model" else "right")
+        of_sites.add_column(label, justify="left" if label == "model" else "right")
     for row in found:
-        sites.add_row(row["model"], *(f"{n:,}" for n in row["sites"].values()))
-    _emit(as_json, {"task": rows.task.name, "results": found}, table, sites)
+        of_sites.add_row(row["model"], *(f"{n:,}" for n in row["sites"].values()))
+    _emit(as_json, {"task": rows.task.name, "results": found}, table, of_sites)
 
 
 @app.command("compare")
@@ -1267,6 +1296,7 @@ def compare_command(
     texts: Annotated[int, typer.Option(min=40, help="Training rows that scores and repairs are made of.")] = 1000,
     read: Read = "auto",
     device: Device = "auto",
+    sites: SitesOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare the dense model with every score at the same budget and the same training, on a GLUE task."""
@@ -1353,6 +1383,7 @@ def layernorm_command(
     pooling: Annotated[Literal["mean", "cls", "last"], typer.Option(help="How a text's vector is read.")] = "mean",
     max_length: MaxLength = None,
     device: Device = "auto",
+    sites: SitesOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what removing LayerNorm does, one by one and all together, in three ways; the paper keeps it."""

@@ -152,8 +152,10 @@ def place_of(name: str, layers: Sequence[int], heads: int) -> tuple[int, str, in
 
 def points_of(vectors: NDArray[np.float32], heads: int, head: int) -> NDArray[np.float32]:
     """float32 [n, d], contiguous: a head's part of vectors [n, width] of all heads, or all of it where head is -1."""
+    if head < 0:
+        return np.ascontiguousarray(vectors)
     size = vectors.shape[1] // heads
-    return np.ascontiguousarray(vectors if head < 0 else vectors[:, head * size : (head + 1) * size])
+    return np.ascontiguousarray(vectors[:, head * size : (head + 1) * size])
 
 
 def parts_of(kind: str, heads: int, groups: int = 1) -> int:

@@ -357,8 +357,12 @@ class _Watch:
 
     def __enter__(self) -> _Watch:
         # the weights want no gradient, so something before the first layer has to
-        embeddings = self.body.get_submodule(layout_of(self.body).embeddings)
-        self.handles.append(embeddings.register_forward_hook(lambda _m, _args, out: out.detach().requires_grad_()))
+        layout = layout_of(self.body)
+        first: list[nn.Module] = []
+        if layout.site_map is not None:  # which does not say where they are
+            first += [module for module in self.body.modules() if isinstance(module, nn.Embedding)]
+        for module in first or [self.body.get_submodule(layout.embeddings)]:
+            self.handles.append(module.register_forward_hook(lambda _m, _args, out: out.detach().requires_grad_()))
         if layout_of(self.body).positions:
             for block in layers_of(self.body):
                 self.handles.append(block.register_forward_pre_hook(self._before_layer))
@@ -459,7 +463,13 @@ def _read(model: PreTrainedModel, inputs: dict[str, torch.Tensor], batch: Batch,
         finally:
             handle.remove()
         return taken[0]
-    states: torch.Tensor = base_model(model)(**inputs).last_hidden_state
+    told = base_model(model)(**inputs)
+    if not hasattr(told, "last_hidden_state"):
+        raise ValueError(
+            f"model is a {type(model).__name__}, whose base model gives no last_hidden_state, expected an encoder of "
+            "transformers that does."
+        )
+    states: torch.Tensor = told.last_hidden_state
     mask = batch.real.to(states.device) if batch.tokens else inputs["attention_mask"]
     return read_hidden(states, mask, read)
 

@@ -22,6 +22,7 @@ from torch import nn
 
 from obce.checkpoint_obce import inside, read_json
 from obce.modeling_obce import ObceRows, parts_of
+from obce.modeling_obce_mapped import pooling_of
 from obce.sites import (
     PER_HEAD,
     Site,
@@ -29,6 +30,7 @@ from obce.sites import (
     find_sites,
     layers_of,
     layout_of,
+    mapped_sites,
     matrix,
     picture_shape,
     quiet_transformers,
@@ -106,7 +108,8 @@ def auto_classes_of(model: PreTrainedModel) -> dict[str, type[Any]]:
 
 def auto_class_of(model: PreTrainedModel) -> str:
     """The Auto class that gives the model with its head."""
-    return next((name for name, known in auto_classes_of(model).items() if known is type(model)), "AutoModel")
+    own = type(model)
+    return next((name for name, known in auto_classes_of(model).items() if issubclass(own, known)), "AutoModel")
 
 
 def _auto_map(model: PreTrainedModel) -> dict[str, str]:
@@ -261,8 +264,11 @@ def to_dense(model: PreTrainedModel, plan: Plan | None = None) -> PreTrainedMode
     """
     _check_pruned(model)
     config = _stock_config(model)
+    stock, parts = _stock_class(model), parts_of(model)
+    if layout_of(model).site_map is not None:
+        parts = pooling_of(stock, getattr(base_model(model), "pooler", None) is not None)
     with torch.device("meta"):
-        filled: PreTrainedModel = _stock_class(model)(config, **parts_of(model))
+        filled: PreTrainedModel = stock(config, **parts)
     rows, columns = _places(model, filled, plan)
     body, small = base_model(filled), dict(model.named_modules(remove_duplicate=False))
     inner = dict(base_model(model).named_modules())
@@ -340,6 +346,9 @@ def _places(
     widths = known.layer_widths()
     rows: dict[str, torch.Tensor] = {}
     columns: dict[str, torch.Tensor] = {}
+    layout = layout_of(model)
+    if layout.site_map is not None:
+        return _mapped_places(model, filled, plan)
     rotary = layout_of(filled).rotary
     for site in find_sites(filled):
         here = widths[site.layer]
@@ -364,6 +373,38 @@ def _places(
             columns[site.reader] = site.read_by(places)
     if len(widths) != len(layers_of(filled)):
         raise ValueError(f"model has {len(widths)} layers by its config, but {len(layers_of(filled))} of them")
+    return rows, columns
+
+
+def _mapped_places(
+    model: PreTrainedModel, filled: PreTrainedModel, plan: Plan | None
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """As `_places`, of a family that a site map describes: what attention sees has its places in the model."""
+    small: Any = base_model(model)
+    dense: Any = base_model(filled)
+    widths = small.config.layer_widths()
+    rows: dict[str, torch.Tensor] = {}
+    columns: dict[str, torch.Tensor] = {}
+    for site in mapped_sites(filled, layout_of(model)):
+        linear = small.get_submodule(site.writer)
+        if site.kind in PER_HEAD:
+            places = getattr(linear, "places", torch.arange(linear.out_features)).cpu()
+            rows[site.writer] = places
+        elif site.reader is not None:
+            width = widths[site.layer].intermediate
+            places = torch.arange(width) if plan is None else _planned_places(site, width, plan)
+            stays = torch.ones(site.width, dtype=torch.bool)
+            stays[places] = False
+            of_linear = torch.ones(dense.get_submodule(site.writer).out_features, dtype=torch.bool)
+            of_linear[site.rows(torch.nonzero(stays).flatten())] = False
+            rows |= dict.fromkeys(site.writers, torch.nonzero(of_linear).flatten())
+            columns[site.reader] = places
+        else:
+            kept = getattr(linear, "kept", torch.arange(site.width))
+            rows[site.writer] = torch.arange(0) if kept is None else kept.cpu()
+            taken = getattr(linear, "columns", None)
+            if taken is not None:
+                columns[site.writer] = taken.cpu()
     return rows, columns
 
 

@@ -40,7 +40,8 @@ from obce.capture import padded_as_read
 from obce.files import PARTIAL, flush, whole, write_text
 from obce.glue import MAX_LENGTH, Encoded, Task, TaskData, encode, label_order, logits
 from obce.modeling_obce import NarrowModel
-from obce.sites import base_model, layout_of, quiet_transformers, usable_max_length
+from obce.modeling_obce_mapped import class_of, classes_of
+from obce.sites import MAPPED, base_model, layout_of, quiet_transformers, usable_max_length
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -171,6 +172,10 @@ def with_head(encoder: PreTrainedModel, task: Task, seed: int = 0) -> PreTrained
     ours = isinstance(body, NarrowModel)
     name = type(body).__name__.removesuffix("Model") + "ForSequenceClassification"
     kind: Any = getattr(modeling_obce if ours else transformers, name, None)
+    if body.config.model_type == MAPPED:
+        name = name.removeprefix("Obce")
+        family: str = body.config.mapped["family"]
+        kind = class_of(family, name) if name in classes_of(family) else None
     if kind is None:
         raise ValueError(
             f"encoder: transformers has no {name}, expected a class of its own such as BertModel or RobertaModel; load "

@@ -99,6 +99,9 @@ def layernorms(model: PreTrainedModel) -> dict[str, nn.Module]:
     """
     body = base_model(model)
     layout = layout_of(model)
+    what = "finding the LayerNorms"
+    layout.need(what, norms=layout.norms[0], first_norm=layout.first_norm)
+    layout.need(what, last_norm=layout.last_norm or not layout.pre_norm)
     places = {} if layout.first_norm is None else {"embeddings": layout.first_norm}
     layers = layers_of(model)
     first = f"{layout.stack}.0.{layout.norms[0]}"

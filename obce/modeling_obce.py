@@ -910,7 +910,35 @@ def parts_of(model: nn.Module) -> dict[str, bool]:
     return found
 
 
-class NarrowModel(PreTrainedModel):
+class CheckedModel(PreTrainedModel):
+    """A model whose files are looked at before they are loaded."""
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, files_checked: bool = False, **kwargs: Any
+    ) -> Any:
+        """As in transformers, and the loaded model gives the very bits that the saved one gave.
+
+        A directory's files are checked first, and weights that only unpickling opens are refused. Weights mapped from a
+        file start at any byte, and matrix products round differently on data that is not aligned; those are moved to
+        memory aligned as torch allocates it. `files_checked` says that the caller has looked at the files already.
+
+        Raises:
+            ValueError: A file is damaged, pickled, or not what `obce.json` lists; see `check_checkpoint`.
+        """
+        source = pretrained_model_name_or_path
+        if not files_checked and source is not None and Path(source).is_dir():
+            check_checkpoint(Path(source) / kwargs.get("subfolder", ""))
+        kwargs.setdefault("use_safetensors", True)
+        loaded = super().from_pretrained(source, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for parameter in model.parameters():
+            if parameter.device.type == "cpu" and parameter.data_ptr() % _ALIGNMENT:
+                parameter.data = parameter.data.clone()
+        return loaded
+
+
+class NarrowModel(CheckedModel):
     """What pruned models of all families share; stands before the family's class among the bases.
 
     Attention runs as `eager` or, where the family has it, `sdpa`. Flash and flex kernels are refused by transformers
@@ -952,30 +980,6 @@ class NarrowModel(PreTrainedModel):
             if module.weight is not None and module.kept is not None:
                 initialization.normal_(module.weight, std=self.config.initializer_range)
                 initialization.copy_(module.kept, torch.arange(len(module.kept)))
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: Any, *args: Any, files_checked: bool = False, **kwargs: Any
-    ) -> Any:
-        """As in transformers, and the loaded model gives the very bits that the saved one gave.
-
-        A directory's files are checked first, and weights that only unpickling opens are refused. Weights mapped from a
-        file start at any byte, and matrix products round differently on data that is not aligned; those are moved to
-        memory aligned as torch allocates it. `files_checked` says that the caller has looked at the files already.
-
-        Raises:
-            ValueError: A file is damaged, pickled, or not what `obce.json` lists; see `check_checkpoint`.
-        """
-        source = pretrained_model_name_or_path
-        if not files_checked and source is not None and Path(source).is_dir():
-            check_checkpoint(Path(source) / kwargs.get("subfolder", ""))
-        kwargs.setdefault("use_safetensors", True)
-        loaded = super().from_pretrained(source, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        for parameter in model.parameters():
-            if parameter.device.type == "cpu" and parameter.data_ptr() % _ALIGNMENT:
-                parameter.data = parameter.data.clone()
-        return loaded
 
 
 def _dense_config(config: Any) -> Any:
@@ -1451,6 +1455,7 @@ _BODIES: dict[type[Any], type[NarrowModel]] = {
 }
 
 __all__ = [
+    "CheckedModel",
     "NarrowAttention",
     "NarrowModel",
     "ObceBertForMaskedLM",

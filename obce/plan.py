@@ -49,10 +49,21 @@ UNITS = ("query_key", "value", "heads", "intermediate", "attention_output", "out
 
 DEFAULT_UNITS = ("query_key", "value", "intermediate")
 
+# Sites that a unit cuts, where their names differ from it.
+_KINDS = {"query_key": ("query", "key"), "heads": ("query", "key", "value")}
+
 
 def default_units(architecture: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a plan removes if nothing else is said: `DEFAULT_UNITS`, but no query and key where they stay whole."""
-    return tuple(unit for unit in DEFAULT_UNITS if not (unit == "query_key" and architecture.get("whole")))
+    """What a plan removes if nothing else is said.
+
+    `DEFAULT_UNITS`, but no query and key where they stay whole, and of a site map's family what the map names.
+    """
+    whole, named = str(architecture.get("whole", "")).split(", "), architecture.get("kinds")
+
+    def known(kind: str) -> bool:
+        return kind not in whole and (named is None or kind in str(named).split())
+
+    return tuple(unit for unit in DEFAULT_UNITS if all(map(known, _KINDS.get(unit, (unit,)))))
 
 
 def check_units(architecture: Mapping[str, Any], units: Sequence[str]) -> None:
@@ -235,7 +246,7 @@ def _shape(architecture: Mapping[str, Any]) -> _Shape:
         groups=int(architecture.get("groups", 1)),
         intermediate_rows=int(architecture.get("intermediate_rows", 1)) * (hidden + inner),
         rest=tuple(one + biases for one in each),
-        added=2 * hidden - biases,
+        added=int(architecture.get("added_biases", 2 * hidden - biases)),
     )
 
 
@@ -313,8 +324,15 @@ class _Group:
         return tuple(i for i in range(self.neurons.size) if i not in gone)
 
 
-# Sites that a unit cuts, where their names differ from it.
-_KINDS = {"query_key": ("query", "key"), "heads": ("query", "key", "value")}
+def _check_known(scores: Scores, units: Sequence[str], head_score: str | None) -> None:
+    known = scores.kinds()
+    for unit in units:
+        missing = [kind for kind in _KINDS.get(unit, (unit,)) if kind not in known]
+        if missing:
+            raise ValueError(
+                f"units holds {unit}, but the scores hold no neurons of {missing[0]}, as the site map has no key "
+                f"'sites.{missing[0]}': name it there and score again, or leave {unit} out"
+            )
 
 
 def _groups(
@@ -328,6 +346,7 @@ def _groups(
     floor: float,
     multiple: int = 1,
 ) -> list[_Group]:
+    _check_known(scores, units, head_score)
     heads = int(scores.meta["architecture"]["num_attention_heads"])
     hidden = int(scores.meta["architecture"]["hidden_size"])
     rotary = bool(scores.meta["architecture"].get("rotary", 0))
@@ -448,12 +467,14 @@ def flops(architecture: Mapping[str, Any], widths: Mapping[int, Widths], length:
         key and value: h (q + q / g + v), a v g and q + v g), plus 2 h^2 for a pooler, 2 T h e for a
         Linear between embeddings of e numbers and the layers, and in each layer 4 D h q + 2 T D q p for p products with
         D embeddings of distances; an intermediate neuron of two rows counts h i twice; a multiply-add counts as two. Of
-        pictures also 2 (T - 1) h n for patches of n numbers; a pooler has outputs of its own number.
+        pictures also 2 (T - 1) h n for patches of n numbers; a pooler has outputs of its own number. Of a model that a
+        site map describes, the Linears alone that the map names.
     """
     hidden = int(architecture["hidden_size"])
+    mapped = "site_map" in architecture
     tokens = int(architecture.get("tokens", FLOPS_LENGTH))
     length = tokens if length is None else length
-    total = 2 * hidden * int(architecture.get("pooler_size", hidden)) if architecture["pooler"] else 0
+    total = 2 * hidden * int(architecture.get("pooler_size", hidden)) if architecture["pooler"] and not mapped else 0
     total += 2 * (tokens - 1) * hidden * int(architecture.get("patch_numbers", 0))
     total += 2 * length * hidden * int(architecture.get("embedding_size", 0))
     rows, groups = int(architecture.get("intermediate_rows", 1)), int(architecture.get("groups", 1))
@@ -461,7 +482,8 @@ def flops(architecture: Mapping[str, Any], widths: Mapping[int, Widths], length:
         query_key, context = one.query_key + one.query_key // groups, one.value * groups
         total += 2 * length * hidden * (query_key + one.value + rows * one.intermediate)
         total += 2 * length * (one.attention_output * context + one.output * one.intermediate)
-        total += 2 * length * length * (one.query_key + context)
+        # a mapped model's attention sees as many numbers as before
+        total += 0 if mapped else 2 * length * length * (one.query_key + context)
         distances = int(architecture.get("distances", 0))
         products = int(architecture.get("distance_products", 0))
         total += 2 * distances * one.query_key * (2 * hidden + length * products)
@@ -472,7 +494,12 @@ def _dense_widths(architecture: Mapping[str, Any]) -> Widths:
     hidden = int(architecture["hidden_size"])
     attention = int(architecture.get("attention_size", hidden))
     value = attention // int(architecture.get("groups", 1))
-    return Widths(attention, value, int(architecture["intermediate_size"]), hidden, hidden)
+    whole = Widths(attention, value, int(architecture["intermediate_size"]), hidden, hidden)
+    if "kinds" not in architecture:
+        return whole
+    # of what no site map names nothing goes, and nothing is counted
+    known = str(architecture["kinds"]).split()
+    return Widths(*(n if {"query_key": "query"}.get(kind, kind) in known else 0 for kind, n in whole._asdict().items()))
 
 
 def _widths(
@@ -688,6 +715,11 @@ def plan(
     if score == "random" and seed is not None:
         column = np.random.default_rng(seed).random(len(scores))
     check_units(architecture, units)
+    if drop_layers and "site_map" in architecture:
+        raise ValueError(
+            f"drop_layers is {drop_layers}, but a site map does not say what a layer is besides its Linears: leave it "
+            "out"
+        )
     shape = _shape(architecture)
     dropped = _dropped(scores, column, ranked, drop_layers)
     layers = [layer for layer in scores.layers() if layer not in dropped]

@@ -27,7 +27,7 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -36,10 +36,11 @@ from torch import nn
 from transformers.models.modernbert.modeling_modernbert import ModernBertRotaryEmbedding
 
 from obce import __version__, modeling_obce
-from obce.capture import capture
+from obce.capture import capture, eval_mode
 from obce.corpus import Corpus, TokenBatches, corpus_of, tokenize
 from obce.images import load_processor
 from obce.modeling_obce import NarrowAttention, NarrowModel, ObceDebertaV2SelfAttention, ObceRows, parts_of
+from obce.modeling_obce_mapped import ObceMapped, class_of, classes_of
 from obce.repair import RIDGE, Fit, least_squares
 from obce.sites import (
     DEFAULT_MAX_LENGTH,
@@ -73,6 +74,13 @@ _BATCH_TOKENS = 4096
 
 # Kinds that write the residual stream: of these only rows go, their outputs do not.
 _RESIDUAL = ("attention_output", "output")
+
+# Greatest difference between a pruned model of a mapped family and the masked one, as a share of the largest number of
+# the two if that is above 1; in float32.
+_BESIDE = 1e-5
+
+# Batch and length of the texts that these two are run on.
+_TRIED = (3, 12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,18 +186,119 @@ def prune(
     how = _Repair(repair, scores, texts, tokenizer, max_length)
     cuts = _cuts(model, plan, how)
     batches = how.batches(model, REPAIR_TEXTS) if repair == "least_squares" else None
-    config = _narrow_config(model, narrow, plan, repair, cuts)
-    with torch.device("meta"):
-        small = narrow(config, **parts_of(model))
-    _fill(small, model, cuts)
-    small.train(model.training)
-    if small.can_generate():
-        small.generation_config = copy.deepcopy(model.generation_config)
+    small = _narrowed(model, narrow, plan, repair, cuts)
+    config = small.config
+    if isinstance(small, ObceMapped):
+        _check_beside(model, narrow, plan, small, cuts)
     if batches is not None:
         kept = {cut.site.layer: cut.kept for cut in cuts if cut.site.kind == "query"}
         fits = least_squares(model, small, batches, kept, ridge=ridge, progress=progress)
         small.config.obce = {**(config.obce or {}), "least_squares": _fit_facts(fits, batches, ridge)}
     return small
+
+
+def _narrowed(
+    model: PreTrainedModel, narrow: type[NarrowModel], plan: Plan, repair: str, cuts: Sequence[_Cut]
+) -> PreTrainedModel:
+    """The smaller model with its weights, as the repairs by constants leave it."""
+    config = _narrow_config(model, narrow, plan, repair, cuts)
+    with torch.device("meta"):
+        small = narrow(config, **({} if issubclass(narrow, ObceMapped) else parts_of(model)))
+    _fill(small, model, cuts)
+    small.train(model.training)
+    if small.can_generate():
+        small.generation_config = copy.deepcopy(model.generation_config)
+    return small
+
+
+def _check_beside(
+    model: PreTrainedModel, narrow: type[NarrowModel], plan: Plan, small: PreTrainedModel, cuts: Sequence[_Cut]
+) -> None:
+    """Runs the pruned model beside the masked one, since nothing is known of a mapped family's code.
+
+    With zeros in the place of what goes: constants are a matter of the bias of a reader alone, and rounded there.
+
+    Raises:
+        ValueError: They do not agree; names the kind of site.
+    """
+    if any(bool(cut.fill.any()) for cut in cuts):
+        cuts = [replace(cut, fill=torch.zeros_like(cut.fill)) for cut in cuts]
+        small = _narrowed(model, narrow, plan, "none", cuts)
+    found = _beside(model, small, cuts)
+    if not found:
+        return
+    # which kind it is: each alone, the others whole
+    nothing = torch.arange(0)
+    kinds: tuple[str, ...]
+    for kinds in (("value",), ("intermediate",), ("query", "key"), _RESIDUAL):
+        if not any(cut.site.kind in kinds and len(cut.removed) for cut in cuts):
+            continue
+        alone = [
+            cut
+            if cut.site.kind in kinds
+            else replace(cut, kept=torch.arange(cut.site.width), removed=nothing, fill=nothing.double())
+            for cut in cuts
+        ]
+        here = _beside(model, _narrowed(model, narrow, plan, "none", alone), alone)
+        if here:
+            found = here
+            break
+    else:
+        kinds = tuple(dict.fromkeys(cut.site.kind for cut in cuts if len(cut.removed)))
+    raise ValueError(
+        f"model is a {type(model).__name__}, whose pruned form {found} where neurons of {' and '.join(kinds)} go, "
+        f"expected what the dense one says with these masked, to {_BESIDE:g}: its code does not let them go; leave "
+        f"{' and '.join(f'sites.{kind}' for kind in kinds)} out of the site map '{layout_of(model).site_map_file}'."
+    )
+
+
+def _beside(model: PreTrainedModel, small: PreTrainedModel, cuts: Sequence[_Cut]) -> str:
+    """How a pruned model's hidden states fail to be the masked one's on some random tokens; "" where they do not.
+
+    In float32, whatever the models are in. Sums over other numbers of terms round differently, in a deep model perhaps
+    by more than is allowed: where that is all, float64 shows it.
+    """
+    pair: tuple[Any, Any] = base_model(model), base_model(small)
+    if model.dtype in (torch.float16, torch.bfloat16):
+        pair = copy.deepcopy(pair[0]).float(), copy.deepcopy(pair[1]).float()
+    found = _difference(*pair, cuts)
+    if not found.startswith("differs"):
+        return found
+    pair = copy.deepcopy(pair[0]).double(), copy.deepcopy(pair[1]).double()
+    try:
+        return _difference(*pair, cuts)
+    except (RuntimeError, TypeError, ValueError):  # code that float32 is written into
+        return found
+
+
+@torch.no_grad()
+def _difference(dense: PreTrainedModel, narrow: PreTrainedModel, cuts: Sequence[_Cut]) -> str:
+    batch, length = _TRIED[0], min(_TRIED[1], usable_positions(dense))
+    generator = torch.Generator().manual_seed(0)
+    size = int(dense.config.vocab_size)
+    ids = torch.randint(size // 2, size, (batch, length), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[-1, max(1, length - 2) :] = 0
+    inputs = {name: tensor.to(dense.device) for name, tensor in (("input_ids", ids), ("attention_mask", mask))}
+    answers = []
+    with eval_mode(dense, narrow):
+        for one, hooks in ((dense, _mask_hooks(dense, cuts)), (narrow, [])):
+            handles: list[Any] = []
+            try:
+                handles.extend(hooks)
+                answers.append(one(**inputs)[0].double())
+            except Exception as error:  # whatever the family's own code raises
+                if one is dense:
+                    raise
+                return f"fails ({' '.join(str(error).split())[:120]})"
+            finally:
+                for handle in handles:
+                    handle.remove()
+    if answers[0].shape != answers[1].shape:
+        return f"gives the shape {tuple(answers[1].shape)} in the place of {tuple(answers[0].shape)}"
+    largest = max(1.0, float(answers[0].abs().max()))
+    difference = float((answers[0] - answers[1]).abs().max())
+    return "" if difference <= _BESIDE * largest else f"differs by {difference:.2g}"
 
 
 def _fit_facts(fits: Sequence[Fit], batches: TokenBatches, ridge: float) -> dict[str, Any]:
@@ -237,26 +346,33 @@ def masked(
             small = base_model(prune(base, plan, repair=repair, progress=progress, **given))
             handles += _fitted_hooks(base, small, cuts)
         handles += [layer.register_forward_hook(_hand_on) for layer in _dropped_layers(model, plan)]
-        for cut in cuts:
-            if not len(cut.removed) or (repair == "least_squares" and cut.site.kind in _RESIDUAL):
-                continue  # the fitted Linears have their constants
-            name = cut.site.reader
-            if name is None:
-                width, places, values = len(_matrix(base, cut.site.writer)), cut.site.rows(cut.removed), cut.fill
-            else:
-                width, (places, values) = _matrix(base, name).shape[1], cut.read()
-            gone = torch.zeros(width, dtype=torch.bool)
-            gone[places] = True
-            fill = torch.zeros(width, dtype=torch.float64)
-            fill[places] = values
-            if name is None:
-                handles.append(base.get_submodule(cut.site.writer).register_forward_hook(_OutputMask(gone, fill)))
-            else:
-                handles.append(base.get_submodule(name).register_forward_pre_hook(_InputMask(gone, fill)))
+        # the fitted Linears have their constants
+        constant = [cut for cut in cuts if repair != "least_squares" or cut.site.kind not in _RESIDUAL]
+        handles += _mask_hooks(base, constant)
         yield model
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _mask_hooks(base: PreTrainedModel, cuts: Sequence[_Cut]) -> Iterator[Any]:
+    """Hooks that put constants in the place of removed neurons."""
+    for cut in cuts:
+        if not len(cut.removed):
+            continue
+        name = cut.site.reader
+        if name is None:
+            width, places, values = len(_matrix(base, cut.site.writer)), cut.site.rows(cut.removed), cut.fill
+        else:
+            width, (places, values) = _matrix(base, name).shape[1], cut.read()
+        gone = torch.zeros(width, dtype=torch.bool)
+        gone[places] = True
+        fill = torch.zeros(width, dtype=torch.float64)
+        fill[places] = values
+        if name is None:
+            yield base.get_submodule(cut.site.writer).register_forward_hook(_OutputMask(gone, fill))
+        else:
+            yield base.get_submodule(name).register_forward_pre_hook(_InputMask(gone, fill))
 
 
 def _fitted_hooks(base: PreTrainedModel, small: PreTrainedModel, cuts: Sequence[_Cut]) -> Iterator[Any]:
@@ -266,7 +382,8 @@ def _fitted_hooks(base: PreTrainedModel, small: PreTrainedModel, cuts: Sequence[
     modules = {_dense_name(name, layout.stack, stay): module for name, module in small.named_modules()}
     fitted: _FittedQuery | _FittedReader
     for cut in cuts:
-        if cut.site.kind == "query" and len(cut.kept) and not layout.rotary and not layout.whole:
+        whole = layout.rotary or layout.whole or layout.site_map is not None
+        if cut.site.kind == "query" and len(cut.kept) and not whole:
             name, fitted = cut.site.writer, _FittedQuery(modules[cut.site.writer], cut.kept, cut.site.columns)
         elif cut.site.reader is not None:
             name, fitted = cut.site.reader, _FittedReader(modules[cut.site.reader], cut.site.read_by(cut.kept))
@@ -305,7 +422,10 @@ class _FittedReader:
     kept: torch.Tensor
 
     def __call__(self, _module: nn.Module, args: tuple[torch.Tensor, ...], _output: torch.Tensor) -> torch.Tensor:
-        answer: torch.Tensor = self.linear(args[0].index_select(-1, self.kept.to(args[0].device)))
+        # that of a mapped family takes its columns by itself
+        picks = hasattr(self.linear, "columns")
+        taken = args[0] if picks else args[0].index_select(-1, self.kept.to(args[0].device))
+        answer: torch.Tensor = self.linear(taken)
         return answer
 
 
@@ -338,6 +458,11 @@ class _InputMask(_Mask):
 def _narrow_class(model: PreTrainedModel) -> type[NarrowModel]:
     find_sites(model)  # refuses other families with the reason
     cls = type(model)
+    if layout_of(model).site_map is not None:
+        known = list(classes_of(model.config.model_type))
+        if cls.__name__ not in known or not cls.__module__.startswith("transformers."):
+            raise ValueError(f"model is a {cls.__name__}, expected one of {', '.join(known)} of transformers.")
+        return cast(type[NarrowModel], class_of(model.config.model_type, cls.__name__))
     found = getattr(modeling_obce, f"Obce{cls.__name__}", None)
     if found is None or not cls.__module__.startswith("transformers."):
         narrow = f"obce_{model.config.model_type.replace('-', '_')}"
@@ -365,8 +490,19 @@ def _cuts(model: PreTrainedModel, plan: Plan, repair: _Repair) -> list[_Cut]:
             f"plan was made for the model with hash {plan.model_hash[:12]}..., but this model has "
             f"{found[:12]}...: score this model and plan again, or load the weights that were scored."
         )
+    layout = layout_of(model)
+    if plan.architecture.get("site_map", "") != layout.site_map_hash:
+        raise ValueError(
+            f"plan was made by the site map {plan.architecture.get('site_map', '')!r}, but the map of the family "
+            f"{model.config.model_type!r} is now {layout.site_map_hash!r}: register the map that was scored by."
+        )
+    if plan.layers_dropped and layout.site_map is not None:
+        raise ValueError(
+            f"plan.layers_dropped is {list(plan.layers_dropped)}, but a site map does not say what a layer is besides "
+            "its Linears, expected none."
+        )
     _check_layers(plan, sites)
-    layout, stay = layout_of(model), {k: site for k, site in sites.items() if site.layer not in plan.layers_dropped}
+    stay = {k: site for k, site in sites.items() if site.layer not in plan.layers_dropped}
     kept = _checked_indices(plan.kept, stay, layout.whole)
     if layout.rotary:
         _check_turned(kept, sites)
@@ -443,7 +579,7 @@ def _checked_indices(
                 f"plan.kept keeps other neurons of {name!r} than of '{site.layer}.key', expected the same "
                 "indices: query and key neurons are cut in pairs."
             )
-        if site.kind == "value":
+        if site.kind == "value" and f"{site.layer}.query" in kept:
             here, there = (np.flatnonzero(_counts(kept[at], site)).tolist() for at in (name, f"{site.layer}.query"))
             if here != there:
                 raise ValueError(
@@ -560,18 +696,21 @@ def _narrow_config(
     queries = [cut for cut in cuts if cut.site.kind == "query"]
     heads = {cut.site.layer: int(np.count_nonzero(_counts(cut.kept.numpy(), cut.site))) for cut in queries}
     config_class: Any = narrow.config_class
-    settings = config_class.of_layers(settings, list(heads))
-    settings["per_layer_config"] = {
-        place: {
-            "kept_query_key_size": widths[f"{layer}.query"],
-            "kept_value_size": widths[f"{layer}.value"],
-            "kept_intermediate_size": widths[f"{layer}.intermediate"],
-            "kept_heads": heads[layer],
-            "kept_attention_output_size": widths[f"{layer}.attention_output"],
-            "kept_output_size": widths[f"{layer}.output"],
+    layout = layout_of(model)
+    if layout.site_map is not None:
+        layers: list[dict[str, int]] = [{} for _ in layers_of(model)]
+        for cut in cuts:
+            layers[cut.site.layer][cut.site.kind] = len(cut.kept)
+        settings["mapped"] = {
+            "class": type(model).__name__,
+            "family": model.config.model_type,
+            "pooler": getattr(base_model(model), "pooler", None) is not None,
+            "map": dict(layout.site_map),
+            "layers": layers,
         }
-        for place, layer in enumerate(heads)
-    }
+    else:
+        settings = config_class.of_layers(settings, list(heads))
+        settings["per_layer_config"] = _per_layer(widths, heads)
     settings["obce"] = {
         "version": __version__,
         "score": plan.score,
@@ -590,18 +729,37 @@ def _narrow_config(
     return config_class(**settings)
 
 
+def _per_layer(widths: Mapping[str, int], heads: Mapping[int, int]) -> dict[int, dict[str, int]]:
+    """Widths as the config has them; layers that stay are numbered anew."""
+    return {
+        place: {
+            "kept_query_key_size": widths[f"{layer}.query"],
+            "kept_value_size": widths[f"{layer}.value"],
+            "kept_intermediate_size": widths[f"{layer}.intermediate"],
+            "kept_heads": heads[layer],
+            "kept_attention_output_size": widths[f"{layer}.attention_output"],
+            "kept_output_size": widths[f"{layer}.output"],
+        }
+        for place, layer in enumerate(heads)
+    }
+
+
 @torch.no_grad()
 def _fill(small: PreTrainedModel, model: PreTrainedModel, cuts: Sequence[_Cut]) -> None:
     """Gives the empty model its weights: sliced where neurons go, else cloned; tied where the dense are."""
     base, layout = base_model(model), layout_of(model)
     sliced: dict[nn.Module, dict[str, torch.Tensor]] = {}
-    rows: dict[nn.Linear, list[torch.Tensor]] = {}
+    rows: dict[nn.Linear, list[torch.Tensor]] = {}  # that go
+    spread: set[nn.Linear] = set()  # whose rows keep their places
     for cut in cuts:
         writer = _linear(base, cut.site.writer)
         kept = cut.kept.to(writer.weight.device)
         if cut.site.kind not in _RESIDUAL:
+            removed = cut.site.rows(cut.removed)
             for name in cut.site.writers:
-                rows.setdefault(_linear(base, name), []).append(cut.site.rows(kept))
+                rows.setdefault(_linear(base, name), []).append(removed)
+            if cut.site.kind in PER_HEAD and layout.site_map is not None:
+                spread.add(writer)
         else:
             parts = sliced.setdefault(writer, _with_bias(writer))
             if len(cut.removed):
@@ -618,12 +776,19 @@ def _fill(small: PreTrainedModel, model: PreTrainedModel, cuts: Sequence[_Cut]) 
             lost = parts["weight"].cpu().double().index_select(1, columns) @ fill
             parts["bias"] = (parts["bias"].cpu().double() + lost).to(parts["bias"])
             parts["weight"] = parts["weight"].index_select(1, cut.site.read_by(cut.kept).to(reader.weight.device))
+            if writer in spread:
+                parts["columns"] = cut.kept.to(reader.weight.device)
         if layout.rotary and cut.site.kind == "query" and (pairs := _pairs(cut.site, kept)) is not None:
             sliced[base.get_submodule(cut.site.writer.rpartition(".")[0])] = {"pairs": pairs}
     for writer, some in rows.items():
-        # of the sites that share the writer, in the order of their rows
-        own = {"weight": matrix(writer)} if writer.bias is None else {"weight": matrix(writer), "bias": writer.bias}
-        sliced[writer] = {key: tensor.index_select(0, torch.cat(some)) for key, tensor in own.items()}
+        weight = matrix(writer)
+        stays = torch.ones(len(weight), dtype=torch.bool)
+        stays[torch.cat(some)] = False
+        places = torch.nonzero(stays).flatten().to(weight.device)
+        own = {"weight": weight} if writer.bias is None else {"weight": weight, "bias": writer.bias}
+        sliced[writer] = {key: tensor.index_select(0, places) for key, tensor in own.items()}
+        if writer in spread and len(places) < len(weight):
+            sliced[writer]["places"] = places
     modules = dict(model.named_modules(remove_duplicate=False))
     made: dict[int, nn.Parameter] = {}
     stay = sorted({cut.site.layer for cut in cuts})

@@ -94,6 +94,7 @@ class Pruned:
         self._dense, self._small = layers_of(dense), layers_of(small)
         layout = layout_of(dense)
         self._layout = layout
+        self._mapped = layout.site_map is not None
         self._change: dict[str, torch.Tensor] = {}
         if facts.get("model_hash") != plan.model_hash or len(self._small) != len(self._stay) or not self._is_cut():
             raise ValueError("the pruned model is not what this plan cuts out of the scored model: prune again.")
@@ -176,6 +177,10 @@ class Pruned:
                 self.repair,
                 "Query and key neurons go four at a time, as positions turn two of each together, by an angle of their "
                 "own; nothing replaces them, whatever the repair.",
+            )
+        if self._mapped:
+            return Replacement(
+                self.repair, "Query and key neurons go in pairs; zeros stand for them, whatever the repair."
             )
         gone = (
             "Query and key neurons go in pairs. Held at constants, a pair adds the same number for every token that is "

@@ -11,6 +11,11 @@ fitted, each on inputs that the repaired layers before it give:
   at this place, and to the difference that has built up in the stream before it;
 - output, the reader of intermediate: likewise.
 
+Of a family that a user's site map describes nothing is known but its Linears: each reader is fitted to what the dense
+one says on the same texts, by hooks alone, in the order of the layers, and query and key stay as they are. Where the
+map names the LayerNorms, what these take in is the stream with what the reader adds: then the difference that has built
+up is made up for, too.
+
 Fitted is the change of the weights, with a ridge, so that the error minimised is never above that of the best
 constant (`mean`): no change at all is one of the candidates. Nothing but second moments of the inputs is kept.
 """
@@ -26,7 +31,7 @@ import torch
 from torch import nn
 
 from obce.capture import Given, eval_mode, first_inputs, precise_products, run_to_stop, stopping_before
-from obce.sites import Layout, base_model, layers_of, layout_of, matrix
+from obce.sites import READ_BY, Layout, base_model, layers_of, layout_of, matrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -203,7 +208,8 @@ def least_squares(
     """Fits the readers of `small` in place, so that it says what `dense` says on these texts.
 
     Memory: four hidden states of every token (16 bytes x hidden size x tokens in float32) and one matrix of second
-    moments at a time.
+    moments at a time. Of a family with a site map no hidden states are held: all texts pass through both models up to
+    each reader.
 
     Args:
         dense: The dense model, not changed.
@@ -222,7 +228,109 @@ def least_squares(
     """
     if not 0 <= ridge < math.inf:
         raise ValueError(f"ridge is {ridge}, expected a finite share of 0 or more.")
-    return list(_walk(dense, small, batches, kept, ridge, progress or (lambda done, total: None)))
+    progress = progress or (lambda done, total: None)
+    if layout_of(dense).site_map is not None:
+        return list(_fit_by_hooks(dense, small, batches, ridge, progress))
+    return list(_walk(dense, small, batches, kept, ridge, progress))
+
+
+def _fit_by_hooks(
+    dense: PreTrainedModel,
+    small: PreTrainedModel,
+    batches: TokenBatches,
+    ridge: float,
+    progress: Callable[[float, float], None],
+) -> Iterator[Fit]:
+    bodies = base_model(dense), base_model(small)
+    device, layout = next(bodies[0].parameters()).device, layout_of(dense)
+    count = len(layers_of(bodies[0]))
+    with eval_mode(*bodies), precise_products(device):
+        for layer in range(count):
+            for kind in (kind for kind in READ_BY if kind in layout.writers):
+                name, behind = f"{layout.stack}.{layer}.{layout.reader(kind)}", _behind(layout, layer, kind, count)
+                narrow = bodies[1].get_submodule(name)
+                columns = getattr(narrow, "columns", None)
+                moments = _Moments()
+                for batch in batches:
+                    inputs = {key: tensor.to(device) for key, tensor in batch.inputs.items()}
+                    real = inputs["attention_mask"].bool()
+                    if behind and not moments.count:
+                        _check_stream(bodies[0], layout, name, behind, inputs)
+                    _, wanted, whole = _on_the_way(bodies[0], name, behind, inputs)
+                    x, said, summed = _on_the_way(bodies[1], name, behind, inputs)
+                    x = x if columns is None else x.index_select(-1, columns)
+                    # in this order, so that where nothing differs nothing is fitted
+                    left = whole - summed
+                    target = left + said if behind else wanted
+                    moments.add(x[real], left[real], target[real])
+                yield _apply(f"{layer}.{kind}", narrow, moments, ridge)
+            progress(layer + 1, count)
+
+
+def _behind(layout: Layout, layer: int, kind: str, count: int) -> str:
+    """The LayerNorm that takes in the stream with what a kind's reader adds; "" where the map does not name it."""
+    first, second = layout.norms
+    if not first:
+        return ""
+    here, there = (f"{layout.stack}.{at}" for at in (layer, layer + 1))
+    if not layout.pre_norm:
+        return f"{here}.{first if kind == 'value' else second}"
+    if kind == "value":
+        return f"{here}.{second}"
+    return f"{there}.{first}" if layer + 1 < count else layout.last_norm or ""
+
+
+def _on_the_way(
+    body: nn.Module, name: str, behind: str, inputs: Mapping[str, torch.Tensor], added: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a Linear takes in and says when a model is run, and what the module behind it takes in: [b, T, width] each.
+
+    Without a module behind it the last is what it says. `added` is added to what it says.
+    """
+    reader = body.get_submodule(name)
+    held: list[torch.Tensor] = []
+    if not behind:
+        with stopping_before(reader, lambda taken, _args, _kwargs: held.append(taken)):
+            run_to_stop(body, **inputs)
+        said = reader(held[0])
+        return held[0], said, said
+
+    def hear(_module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        held[:] = [args[0], output if added is None else output + added]
+        return held[1]
+
+    handle = reader.register_forward_hook(hear)
+    try:
+        with stopping_before(body.get_submodule(behind), lambda taken, _args, _kwargs: held.append(taken)):
+            run_to_stop(body, **inputs)
+    finally:
+        handle.remove()
+    if len(held) != 3:
+        raise ValueError(f"'{behind}' is run before '{name}', expected behind it")
+    return held[0], held[1], held[2]
+
+
+def _check_stream(body: nn.Module, layout: Layout, name: str, behind: str, inputs: Mapping[str, torch.Tensor]) -> None:
+    """Refuses a map by whose word what a reader adds would be looked for in the wrong place.
+
+    Raises:
+        ValueError: What the named module takes in does not move by what is added to what the reader says.
+    """
+    problem = ""
+    try:
+        _, said, before = _on_the_way(body, name, behind, inputs)
+        added = torch.linspace(-1, 1, said.shape[-1], dtype=said.dtype, device=said.device)
+        _, _, after = _on_the_way(body, name, behind, inputs, added)
+        limit = 1e-2 if said.dtype in (torch.float16, torch.bfloat16) else 1e-4
+        if float((after - before - added).abs().max()) > limit * max(1.0, float(before.abs().max())):
+            problem = f"does not take in what '{name}' adds to the stream"
+    except (AttributeError, RuntimeError, ValueError, IndexError) as error:
+        problem = f"cannot be used ({' '.join(str(error).split())[:100]})"
+    if problem:
+        raise ValueError(
+            f"site map '{layout.site_map_file}': keys 'norms', 'pre_norm' and 'last_norm' name '{behind}', which "
+            f"{problem}, expected that; mend them, or leave them out"
+        )
 
 
 @dataclass

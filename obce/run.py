@@ -48,6 +48,7 @@ from obce.glue import BATCH_TOKENS, calibration, read_task
 from obce.h0 import H0, h0
 from obce.heads import check_cloud, explain_clouds, sample_clouds
 from obce.images import load_processor
+from obce.modeling_obce_mapped import ObceMapped
 from obce.pages import Explained, explained
 from obce.plan import Plan, default_units
 from obce.prune import prune
@@ -66,8 +67,10 @@ from obce.scoring import (
     score,
 )
 from obce.sensitivity import SENSITIVITY_TEXTS, sensitivity
+from obce.sitemap_obce import site_map_hash
 from obce.sites import (
     LAYOUTS,
+    MAPPED,
     SITE_KINDS,
     architecture,
     find_sites,
@@ -75,6 +78,7 @@ from obce.sites import (
     model_hash,
     position_of,
     quiet_transformers,
+    register_sites,
     unknown_family,
     usable_max_length,
 )
@@ -124,6 +128,7 @@ _WORDS = {
     "read": "place that effects are measured at",
     "labels": "choice of labels",
     "position": "token that texts are read at",
+    "site_map": "site map",
 }
 
 
@@ -153,10 +158,16 @@ def load_model(source: str | Path, *, pruned: bool = False) -> PreTrainedModel:
     if not narrow and kind not in LAYOUTS:
         named = [name for name in (config.architectures or []) if name.isidentifier()]
         raise unknown_family(f"model '{source}' is a {(named or [type(config).__name__])[0][:80]}", kind)
+    if type(config) not in transformers.MODEL_MAPPING:
+        raise ValueError(f"model '{source}' is of the family {kind!r}, which AutoModel of transformers does not open")
     bare: Any = transformers.MODEL_MAPPING[type(config)]
+    bare = bare[0] if isinstance(bare, (tuple, list)) else bare
     known, prefix = (modeling_obce if narrow else transformers), bare.__name__.removesuffix("Model")
     names = [name for name in (config.architectures or []) if name.startswith(prefix)]
     model_class = getattr(known, names[0], bare) if names else bare
+    if kind == MAPPED:
+        # not AutoModel's class, which has no head
+        model_class = ObceMapped
     # without use_safetensors transformers would unpickle what has no safetensors
     options: dict[str, Any] = {"config": config, "output_loading_info": True, "dtype": "auto", "use_safetensors": True}
     if narrow:
@@ -186,6 +197,26 @@ def load_model(source: str | Path, *, pruned: bool = False) -> PreTrainedModel:
         )
     dense: PreTrainedModel = model.eval()
     return dense
+
+
+def _load_scored(source: str | Path, scores: Scores) -> PreTrainedModel:
+    """The dense model that was scored; the site map that it was scored by makes its family known again.
+
+    Raises:
+        ValueError: Another map of the family is registered, or as `load_model`.
+    """
+    stated = scores.meta.get("site_map")
+    if isinstance(stated, dict):
+        known = LAYOUTS.get(str(stated.get("model_type")))
+        if known is None:
+            register_sites(stated)
+        elif known.site_map_hash != site_map_hash(stated):
+            raise ValueError(
+                f"the scores are of another site map ({site_map_hash(stated)}, now {known.site_map_hash or 'none'}) of "
+                f"the family {stated.get('model_type')!r}: give the one that was scored by, or score again into "
+                "another --out"
+            )
+    return load_model(source)
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
@@ -942,6 +973,7 @@ class Run:
             **_SCORING,
             **{name: value for name, value in settings.items() if name in _SCORING},
             "labels": None if labels is None else _digest(labels),
+            "site_map": layout_of(model).site_map_hash or None,
         }
         if asked["read"] == "auto":
             asked["read"] = settings["read"] = reading_of(model)
@@ -1061,7 +1093,7 @@ class Run:
         source = model_source or self.state["model"]
         with self._locked():
             self.check_writable()
-            model = load_model(source)
+            model = _load_scored(source, scores)
             tokenizer = load_tokenizer(source)
             given: dict[str, Any] = {"scores": scores}
             if repair == "least_squares":
@@ -1155,7 +1187,7 @@ class Run:
             if isinstance(kept, dict) and kept.get("asked") == asked:
                 return {name: [(float(a), float(b)) for a, b in curve] for name, curve in kept["curves"].items()}
         source = self.state["model"]
-        model, tokenizer = load_model(source), load_tokenizer(source)
+        model, tokenizer = _load_scored(source, self.scores()), load_tokenizer(source)
         torch.nn.Module.to(model, _device(device))
         order = texts.order(0)[:SENSITIVITY_TEXTS]
         length = usable_max_length(model, tokenizer, self.state["score"]["max_length"])
@@ -1239,7 +1271,7 @@ class Run:
                 vectors = {at: np.concatenate(pair) for at, pair in kept.vectors.items()}
                 return Findings(heads=tuple(explain_clouds(scores, heads, vectors, texts, made)))
         source = self.state["model"]
-        model = load_model(source)
+        model = _load_scored(source, scores)
         if model.dtype in (torch.float16, torch.bfloat16):
             torch.nn.Module.to(model, torch.float32)  # as it was scored
         model = to_device(model, device)

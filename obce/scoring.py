@@ -810,11 +810,13 @@ def _bring_clouds(work: _Work, job: _Job, chosen: Mapping[int, int]) -> dict[tup
     """Vectors of the chosen texts of each half, on rank 0; on the device where they lie there."""
     found: dict[tuple[int, str], tuple[list[Any], list[Any]]] = {}
     widths = cloud_widths(job.model)
+    known = {site.kind for site in job.sites} | {"hidden"}
+    kinds = [kind for kind in CLOUD_KINDS if {"context": "value"}.get(kind, kind) in known]
     for shard in work.shards:
         if not chosen[shard.number]:
             continue
         for layer in job.rows:
-            for kind in CLOUD_KINDS:
+            for kind in kinds:
                 owner = work.owner[shard.number]
                 name = f"clouds.{shard.number}.{layer}.{kind}"
                 mine = work.read(work.piece[shard.number], name) if owner == work.world.rank else None
@@ -1188,7 +1190,7 @@ def score(
         "precision": precision,
         "position": job.position,
         "seed": seed,
-        "heads": sites[0].heads,
+        "heads": max(site.heads for site in sites),
         **({"pictures": True} if pictures else {}),
         "versions": {
             "obce": __version__,
@@ -1197,6 +1199,8 @@ def score(
             "platform": sys.platform,
         },
     }
+    if (stated := layout_of(model).site_map) is not None:
+        meta["site_map"] = dict(stated)
     if agreement is not None:
         meta["precision_agreement"] = agreement
     triples = [(site.layer, site.kind, site.width) for site in sites]
@@ -1257,7 +1261,8 @@ def _gradient_tokens(model: PreTrainedModel, max_length: int, batch_tokens: int)
     """Places a forward and backward pass whose activations take `_GRADIENT_BYTES`, as a rough count has them."""
     device = next(base_model(model).parameters()).device.type
     config: Any = base_model(model).config
-    each: int = 16 * config.hidden_size + 4 * inner_width(config) + 2 * config.num_attention_heads * max_length
+    heads: int = getattr(config, "num_attention_heads", 16)
+    each: int = 16 * config.hidden_size + 4 * inner_width(config) + 2 * heads * max_length
     fit = _GRADIENT_BYTES.get(device, _GRADIENT_BYTES["cpu"]) // (4 * int(config.num_hidden_layers) * each)
     return max(max_length, min(batch_tokens, fit))
 
@@ -1399,11 +1404,11 @@ def merge(kept: Sequence[Kept], *, threads: int | None = None) -> Scores:
         raise ValueError(f"kept holds {len(kept)} scorings, expected at least 2 to join.")
     first = kept[0].meta
     for i, other in enumerate(kept[1:], start=1):
-        for fact in ("model_hash", "max_length", "tokens", "precision", "position", "sites"):
-            if other.meta[fact] != first[fact]:
+        for fact in ("model_hash", "max_length", "tokens", "precision", "position", "sites", "site_map"):
+            if other.meta.get(fact) != first.get(fact):
                 raise ValueError(
-                    f"kept[{i}] was scored with another {fact} ({_short(other.meta[fact])}, kept[0] has "
-                    f"{_short(first[fact])}), expected the same; score it again."
+                    f"kept[{i}] was scored with another {fact} ({_short(other.meta.get(fact))}, kept[0] has "
+                    f"{_short(first.get(fact))}), expected the same; score it again."
                 )
     digests = np.concatenate([one.digests for one in kept])
     shared = len(digests) - len(np.unique(digests))

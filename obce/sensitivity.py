@@ -68,6 +68,11 @@ def sensitivity(
         `"3.value"` -> [(0, 0), (share removed, share of the variance of what is read that is lost), ...].
     """
     base = base_model(model)
+    if layout_of(base).site_map is not None:
+        raise ValueError(
+            f"model is a {type(model).__name__}, whose site map does not say what its layers are given, expected a "
+            "family that obce knows by itself: plan with uniform shares."
+        )
     read = reading_of(model) if read == "auto" else read
     read = position_of(model) if read in ("head", "logits") else read
     units = default_units(scores.meta["architecture"]) if units is None else units

@@ -12,10 +12,13 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
+
+from obce.sitemap_obce import checked_site_map, read_site_map, site_map_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,6 +59,9 @@ class Layout:
         whole: Kinds none of whose neurons can go.
         causal: Whether a token sees itself and those before it alone, so that the last token is the one to read.
         pictures: Whether the family reads pictures: patches are its tokens, and [CLS] stands before them.
+        site_map: What a user's map says, where the layout comes from one (`register_sites`); it may then lack kinds,
+            and have "" for norms that the map does not name.
+        site_map_file: What that map is called in an error.
     """
 
     stack: str
@@ -77,6 +83,25 @@ class Layout:
     whole: tuple[str, ...] = ()
     causal: bool = False
     pictures: bool = False
+    site_map: Mapping[str, Any] | None = None
+    site_map_file: str = ""
+
+    @property
+    def site_map_hash(self) -> str:
+        """Hash of a user's map; "" for a family that obce knows by itself."""
+        return "" if self.site_map is None else site_map_hash(self.site_map)
+
+    def need(self, what: str, **stated: object) -> None:
+        """Refuses what a user's map says too little for.
+
+        Raises:
+            ValueError: One of the map's keys, given by name with what the map states, is empty; names it.
+        """
+        for key, value in stated.items():
+            if self.site_map is not None and not value:
+                raise ValueError(
+                    f"site map '{self.site_map_file}' has no key '{key}', which {what} needs: add it (docs/sites.md)"
+                )
 
     def reader(self, kind: str) -> str | None:
         """The Linear that takes in a kind's outputs, relative to the layer."""
@@ -84,12 +109,15 @@ class Layout:
 
     def linears(self, kind: str) -> tuple[str, ...]:
         """The Linears that have a kind's rows, relative to the layer."""
-        return (self.writers[kind], self.partners[kind]) if kind in self.partners else (self.writers[kind],)
+        return tuple(names[kind] for names in (self.writers, self.partners) if kind in names)
 
     def blocks_of(self, kind: str) -> tuple[int, ...]:
         """Which blocks of its writer's rows are the kind's."""
         return self.blocks.get(kind, (0,))
 
+
+MAPPED = "obce_mapped"
+"""`config.model_type` of pruned models of every family that a user's map made known."""
 
 READ_BY = {"value": "attention_output", "intermediate": "output"}
 """Kind -> the kind whose Linear takes it in; the attention product takes in query and key, the stream the others."""
@@ -245,6 +273,57 @@ POSITIONS = ("cls", "last", "mean")
 """Where outputs are read in a text: at its first token, at its last, or as their mean over all its tokens."""
 
 
+def register_sites(sites: str | Path | Mapping[str, Any]) -> str:
+    """Makes a family known in this process by a map of where its neurons are (docs/sites.md).
+
+    Models of the family can then be scored, planned, cut and repaired like those that obce knows by itself. A second
+    map of a family replaces the first.
+
+    Args:
+        sites: A TOML file, or the same keys and values as a mapping.
+
+    Returns:
+        The family, the map's `model_type`.
+
+    Raises:
+        ValueError: The map is damaged or incomplete, or the family needs none or is refused.
+    """
+    if isinstance(sites, Mapping):
+        where, plain = "given", checked_site_map(sites, "given")
+    else:
+        where, plain = str(sites), read_site_map(sites)
+    family: str = plain["model_type"]
+    known = LAYOUTS.get(family)
+    if family in _REFUSED or (known is not None and known.site_map is None) or family.startswith("obce_"):
+        why = f"refuses it: {_REFUSED[family]}" if family in _REFUSED else "knows that family by itself"
+        raise ValueError(
+            f"site map '{where}': key 'model_type' is {family!r}, but obce {why}; expected a family that is unknown "
+            "to it"
+        )
+    LAYOUTS[family] = mapped_layout(plain, where)
+    return family
+
+
+def mapped_layout(plain: Mapping[str, Any], where: str) -> Layout:
+    """The layout that a checked map describes; `where` is what it is called in an error."""
+    named = {kind: [name] if isinstance(name, str) else name for kind, name in plain["sites"].items()}
+    norms = plain.get("norms", ["", ""])
+    return Layout(
+        stack=plain["stack"],
+        writers={kind: names[0] for kind, names in named.items()},
+        between=(),
+        norms=(norms[0], norms[1]),
+        blocks={kind: tuple(blocks) for kind, blocks in plain.get("blocks", {}).items()},
+        biases=False,
+        pre_norm=plain.get("pre_norm", False),
+        first_norm=plain.get("first_norm", ""),
+        last_norm=plain.get("last_norm"),
+        partners={kind: names[1] for kind, names in named.items() if len(names) > 1},
+        site_map=plain,
+        site_map_file=where,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """One kind of neuron in one layer.
@@ -351,6 +430,8 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
     _refuse_unknown_family(model)
     base = base_model(model)
     layout = layout_of(model)
+    if layout.site_map is not None:
+        return mapped_sites(model, layout)
     stack = _layer_stack(base, type(model).__name__, layout)
     config = base.config
     hidden, inner, heads = config.hidden_size, inner_width(config), config.num_attention_heads
@@ -382,10 +463,131 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
     return sites
 
 
+def mapped_sites(model: PreTrainedModel, layout: Layout) -> list[Site]:
+    """All sites that a user's map names, found in a dense model; widths are those of its Linears.
+
+    Raises:
+        ValueError: The model is not as the map says; names file and key.
+    """
+    reader = _MapReader(base_model(model), layout)
+    kinds = [kind for kind in SITE_KINDS if kind in layout.writers]
+    first = {site.kind: site for site in (reader.site(0, kind) for kind in kinds)}
+    sites = list(first.values())
+    for layer in range(1, reader.layers):
+        for kind in kinds:
+            site = reader.site(layer, kind)
+            if site.width != first[kind].width:
+                raise reader.refusal(
+                    f"sites.{kind}",
+                    layout.writers[kind],
+                    f"of {site.width} neurons in layer {layer}",
+                    f"{first[kind].width} as in layer 0; leave it out",
+                )
+            sites.append(site)
+    reader.check_biases(sites)
+    return sites
+
+
+class _MapReader:
+    """Finds what a user's map names in a model, or says by file and key why it is not there."""
+
+    def __init__(self, base: PreTrainedModel, layout: Layout) -> None:
+        self.base, self.layout = base, layout
+        self.seen: dict[int, str] = {}  # identity of a weight -> its Linear
+        stack = self._module(layout.stack)
+        if not isinstance(stack, nn.ModuleList) or not len(stack):
+            raise self.refusal("stack", layout.stack, self._what(stack), "the name of its ModuleList of layers")
+        self.layers = len(stack)
+        self.hidden: Any = getattr(base.config, "hidden_size", None)
+        if type(self.hidden) is not int:
+            raise ValueError(f"model is a {type(base).__name__} whose config states no hidden_size, expected one")
+        self.heads = _mapped_heads(base, layout)
+
+    def refusal(self, key: str, name: str, found: str, expected: str) -> ValueError:
+        return ValueError(
+            f"site map '{self.layout.site_map_file}': key '{key}' is '{name}', {found}, expected {expected}"
+        )
+
+    def _module(self, name: str) -> nn.Module | None:
+        try:
+            return self.base.get_submodule(name)
+        except AttributeError:
+            return None
+
+    def _what(self, module: nn.Module | None) -> str:
+        of = type(self.base).__name__
+        return f"no module of {of}" if module is None else f"a {type(module).__name__} of {of}"
+
+    def linear(self, layer: int, key: str, name: str) -> nn.Linear:
+        place = f"{self.layout.stack}.{layer}.{name}"
+        module: Any = self._module(place)
+        if not isinstance(module, nn.Linear) or module.weight.ndim != 2 or not module.weight.is_floating_point():
+            found = f"{self._what(module)} at '{place}'"
+            raise self.refusal(
+                key, name, found, "a plain torch.nn.Linear in every layer; merge or remove adapters first"
+            )
+        other = self.seen.setdefault(id(module.weight), place)
+        if other != place:
+            found = f"in layer {layer} with the weight of '{other}'"
+            raise self.refusal(key, name, found, "one of its own: what layers share cannot be cut from one of them")
+        return module
+
+    def check_biases(self, sites: list[Site]) -> None:
+        """Parameters are counted alike in every layer, and for query, key and value."""
+        first: dict[str, tuple[bool, Site]] = {}
+        for site in sites:
+            bias = cast(nn.Linear, self.base.get_submodule(site.writer)).bias is not None
+            has, other = first.setdefault("attention" if site.kind in PER_HEAD else site.kind, (bias, site))
+            if has != bias:
+                words = "with a bias" if bias else "without a bias"
+                found = f"{words} in layer {site.layer}, unlike sites.{other.kind} in layer {other.layer}"
+                leave = "query and key" if site.kind in PER_HEAD else site.kind
+                raise self.refusal(
+                    f"sites.{site.kind}", self.layout.writers[site.kind], found, f"the same in both; leave {leave} out"
+                )
+
+    def site(self, layer: int, kind: str) -> Site:
+        layout, key, name = self.layout, f"sites.{kind}", self.layout.writers[kind]
+        partner, read, blocks = layout.partners.get(kind), layout.reader(kind), layout.blocks_of(kind)
+        writer = self.linear(layer, key, name)
+        width = self.hidden if read is None else self.linear(layer, f"sites.{READ_BY[kind]}", read).in_features
+        rows = writer.out_features
+        fits = rows % width == 0 and rows // width > max(blocks) if kind in layout.blocks else rows == width
+        if not fits:
+            whose = "the hidden size" if read is None else f"what '{read}' takes in"
+            expected = f"{'blocks of ' if kind in layout.blocks else ''}{width}, {whose}; leave it out"
+            raise self.refusal(key, name, f"of {rows} rows in layer {layer}", expected)
+        if partner is not None:
+            other = self.linear(layer, key, partner)
+            if other.weight.shape != writer.weight.shape or (other.bias is None) != (writer.bias is None):
+                raise self.refusal(
+                    key, name, f"of another shape or bias than '{partner}' in layer {layer}", "two alike"
+                )
+        per_head = kind in PER_HEAD
+        if (kind != "intermediate" and width != self.hidden) or (per_head and width % self.heads):
+            expected = f"the hidden size {self.hidden}{f' in {self.heads} heads' if per_head else ''}; leave it out"
+            raise self.refusal(key, name, f"of {width} neurons in layer {layer}", expected)
+        prefix = f"{layout.stack}.{layer}."
+        reader = None if read is None else prefix + read
+        starts = tuple(block * width for block in blocks)
+        second = None if partner is None else prefix + partner
+        return Site(layer, kind, prefix + name, reader, width, self.heads if per_head else 1, starts, second)
+
+
+def _mapped_heads(base: PreTrainedModel, layout: Layout) -> int:
+    """Heads of a layer; 1 where the map names no kind that is split among them."""
+    stated = (layout.site_map or {}).get("heads", getattr(base.config, "num_attention_heads", None))
+    if not any(kind in layout.writers for kind in PER_HEAD):
+        return 1
+    if type(stated) is not int:
+        layout.need(f"a {type(base).__name__}, whose config states no num_attention_heads,", heads=None)
+    return int(stated)
+
+
 def inner_width(config: Any) -> int:
     """Width of intermediate by a config; GPT-2's may leave it out, and then means four times the hidden size."""
-    family = str(config.model_type).removeprefix("obce_").replace("_", "-")
-    return int(getattr(config, LAYOUTS[family].inner) or 4 * config.hidden_size)
+    layout = _layout_named(str(config.model_type))
+    return int(getattr(config, layout.inner if layout else "", None) or 4 * config.hidden_size)
 
 
 def attention_shape(config: Any) -> tuple[int, int]:
@@ -415,19 +617,40 @@ def layout_of(model: PreTrainedModel) -> Layout:
         ValueError: The family has none.
     """
     family = getattr(getattr(model, "config", None), "model_type", None)
-    found = LAYOUTS.get(str(family).removeprefix("obce_").replace("_", "-"))
+    if family == MAPPED:
+        mapped: Any = model.config
+        return mapped_layout(mapped.mapped["map"], f"config of the pruned {mapped.mapped['class']}")
+    found = _layout_named(str(family))
     if found is None:
         raise unknown_family(f"model is a {type(model).__name__}", family)
     return found
+
+
+def _layout_named(family: str) -> Layout | None:
+    """Of `config.model_type`, dense or pruned."""
+    return LAYOUTS.get(family) or LAYOUTS.get(family.removeprefix("obce_").replace("_", "-"))
+
+
+def _user_layout(model: PreTrainedModel) -> Layout | None:
+    """The layout of a family that a user's map made known; None of any other."""
+    family = getattr(getattr(model, "config", None), "model_type", None)
+    found = layout_of(model) if family == MAPPED else LAYOUTS.get(str(family))
+    return None if found is None or found.site_map is None else found
 
 
 def unknown_family(model: str, family: str | None) -> ValueError:
     """The refusal of a model, told as "model is a AlbertModel", by its family, with the reason where it is known."""
     known = ", ".join(map(repr, LAYOUTS))
     why = "" if family not in _REFUSED else f" ({_REFUSED[family]})"
+    how = (
+        ""
+        if why
+        else ", or say in a site map where its neurons are, with obce.register_sites('map.toml') or --sites map.toml "
+        "(docs/sites.md)"
+    )
     return ValueError(
         f"{model} of the family {family!r}{why}, expected an encoder of a supported family ({known}): load a "
-        "checkpoint of one of these, for example with BertModel or RobertaForSequenceClassification."
+        f"checkpoint of one of these, for example with BertModel or RobertaForSequenceClassification{how}."
     )
 
 
@@ -452,6 +675,13 @@ def usable_positions(model: PreTrainedModel) -> int:
         return int(cast(nn.Parameter, body.get_submodule("embeddings").position_embeddings).shape[1])
     table = getattr(getattr(body, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
+    if (layout := _user_layout(body)) is not None and layout.site_map is not None:
+        if "positions" in layout.site_map:
+            return int(layout.site_map["positions"])
+        layout.need(
+            f"a {type(body).__name__}, whose config states no max_position_embeddings,",
+            positions=getattr(body.config, "max_position_embeddings", None),
+        )
     return int(body.config.max_position_embeddings) - (0 if padding is None else padding + 1)
 
 
@@ -588,6 +818,8 @@ def architecture(model: PreTrainedModel) -> dict[str, int | str]:
     config, layout = base.config, layout_of(model)
     encoder = encoder_of(model)
     weight = next(encoder.parameters())
+    if layout.site_map is not None:
+        return _mapped_architecture(model, layout)
     facts: dict[str, int | str] = {"model_type": str(config.model_type), "class": type(model).__name__}
     for name in (
         "hidden_size",
@@ -628,6 +860,48 @@ def _facts_of_pictures(model: PreTrainedModel) -> dict[str, int | str]:
         "tokens": usable_positions(model),
         "patch_numbers": int(body.embeddings.patch_embeddings.projection.weight[0].numel()),
         "pooler_size": 0 if pooler is None else int(pooler.dense.out_features),
+    }
+
+
+def _mapped_architecture(model: PreTrainedModel, layout: Layout) -> dict[str, int | str]:
+    """Facts of a model whose family a user's map made known: what the map covers, of which sizes change as stated."""
+    base, encoder = base_model(model), encoder_of(model)
+    config, layers = base.config, layers_of(model)
+    weight = next(encoder.parameters())
+    sites = {site.kind: site for site in mapped_sites(model, layout) if site.layer == 0}
+
+    def biases(*kinds: str) -> set[bool]:
+        return {cast(nn.Linear, base.get_submodule(sites[kind].writer)).bias is not None for kind in kinds}
+
+    heads = [kind for kind in PER_HEAD if kind in sites]
+    # those that write the residual stream have a bias when they are pruned
+    added = sum(int(config.hidden_size) for kind in READ_BY.values() if kind in sites and biases(kind) == {False})
+    return {
+        "model_type": str(config.model_type),
+        "class": type(model).__name__,
+        "site_map": layout.site_map_hash,
+        "kinds": " ".join(sites),
+        "hidden_size": int(config.hidden_size),
+        "num_hidden_layers": len(layers),
+        "num_attention_heads": _mapped_heads(base, layout),
+        "vocab_size": int(getattr(config, "vocab_size", 0)),
+        "max_position_embeddings": usable_positions(model),
+        "intermediate_size": sites["intermediate"].width if "intermediate" in sites else 0,
+        "type_vocab_size": int(getattr(config, "type_vocab_size", 0)),
+        "hidden_act": str(getattr(config, layout.activation, "")),
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "pooler": getattr(base, "pooler", None) is not None,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "encoder_parameters": sum(p.numel() for p in encoder.parameters()),
+        "weight_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+        "encoder_element_bytes": weight.element_size(),
+        "intermediate_rows": 2 if "intermediate" in sites and sites["intermediate"].gated else 1,
+        "attention_bias": int(biases(*heads) == {True}),
+        "intermediate_bias": int("intermediate" in sites and biases("intermediate") == {True}),
+        "norms": 0,
+        "first_norms": 0,
+        "rotary": 0,
+        "added_biases": added,
     }
 
 
@@ -685,8 +959,10 @@ _OF_HEADS = ("embeddings.mask_token",)
 
 
 def _body_parameters(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
+    mapped = _user_layout(model) is not None
     for name, parameter in base_model(model).named_parameters():
-        if name.startswith(_BODY) and name not in _OF_HEADS:
+        known = name.startswith(_BODY) or (mapped and not name.startswith("pooler."))
+        if known and name not in _OF_HEADS:
             yield name, parameter
 
 

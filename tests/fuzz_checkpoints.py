@@ -368,7 +368,9 @@ def _sentence(error: BaseException) -> bool:
     return bool(text) and "\n" not in text and len(text) < 1000
 
 
-def _try(action: Callable[[], None], folder: Path) -> Outcome:
+def attempt(action: Callable[[], None], folder: Path) -> Outcome:
+    """How an action ended that may touch nothing outside of the folder."""
+
     def stop(_signal: int, _frame: object) -> None:
         raise TookTooLongError
 
@@ -442,7 +444,7 @@ def try_mutant(seed: int, source: Path, sandbox: Path, dense: Any) -> tuple[str,
     if rng.random() < 0.3:
         shutil.copyfile(source / PLAN, folder / PLAN)
         rng.choice((_edit_json, _edit_json, _bad_json))(folder / PLAN, rng)
-        what, found = "plan", _try(lambda: _open_plan(folder / PLAN, dense), folder)
+        what, found = "plan", attempt(lambda: _open_plan(folder / PLAN, dense), folder)
     else:
         changes: list[tuple[str, Callable[[], None]]] = [
             ("config", lambda: _edit_json(folder / CONFIG, rng)),
@@ -464,7 +466,7 @@ def try_mutant(seed: int, source: Path, sandbox: Path, dense: Any) -> tuple[str,
             write_manifest(folder)
         elif manifest > 0.3:
             (folder / MANIFEST).unlink()
-        found = _try(lambda: _open_checkpoint(folder), folder)
+        found = attempt(lambda: _open_checkpoint(folder), folder)
         added = what in ("manifest", "files")
         if found.what == "opened" and manifest <= 0.3 and changed and not added:
             found = Outcome("failed", "unseen", "a changed file was opened although the manifest lists it")

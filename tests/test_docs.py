@@ -1,8 +1,9 @@
 """What README.md and docs/ show is run as it stands there: every Python block, every `obce` line, every link.
 
 Blocks of a file run one after the other in a folder of its own that holds what they name: MODEL_DIR (a tiny random BERT
-with 6 layers), VIT_DIR, PICTURES_DIR, sentences.txt, GLUE_DIR, RUN. A block or line that cannot run stands in the
-markdown below `<!-- not run: reason -->`.
+with 6 layers), NOMIC_DIR (of a family that obce does not know), VIT_DIR, PICTURES_DIR, sentences.txt, GLUE_DIR, RUN. A
+block of TOML is written to the file that its first line names. A block or line that cannot run stands in the markdown
+below `<!-- not run: reason -->`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from PIL import Image
 from transformers import ViTImageProcessorPil
 from typer.testing import CliRunner
 
-from tiny import make_encoder, make_pictures
+from tiny import make_encoder, make_mapped, make_pictures
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results.md"  # written by `make results`
@@ -103,6 +104,8 @@ def shown(
     model = folder / "MODEL_DIR"
     make_bert(num_hidden_layers=6, intermediate_size=832).save_pretrained(model)  # 5.intermediate.830 is a neuron
     tiny_tokenizer.save_pretrained(model)
+    make_mapped("nomic_bert").save_pretrained(folder / "NOMIC_DIR")
+    tiny_tokenizer.save_pretrained(folder / "NOMIC_DIR")
     modules = [("", "sentence_transformers.models.Transformer"), ("1_Pooling", "sentence_transformers.models.Pooling")]
     (model / "modules.json").write_text(
         json.dumps([{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules)])
@@ -183,6 +186,8 @@ def test_what_is_shown_runs(path: Path, shown: Path, tmp_path: Path, monkeypatch
                 # As many lines before it as in the file: a traceback names the line there.
                 code = compile("\n" * block.line + block.text, str(path), "exec")
                 exec(code, names)  # noqa: S102  (that is the test)
+        elif block.language == "toml":
+            (folder / block.text.partition("\n")[0].removeprefix("# ")).write_text(block.text, encoding="utf-8")
         else:
             raise AssertionError(f"{path.name}, line {block.line}: a block of {block.language!r} is run by nothing")
 

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "obce"
 
 # Lowest first; modules of one line do not import each other.
 FLOW = (
-    ("kernels", "_cpu", "_cuda", "files"),
+    ("kernels", "_cpu", "_cuda", "files", "sitemap_obce"),
     ("reference", "cuda"),
     ("backends", "gradients"),
     ("operators",),
@@ -30,6 +30,7 @@ FLOW = (
     ("pages",),
     ("configuration_obce", "checkpoint_obce"),
     ("modeling_obce",),
+    ("modeling_obce_mapped",),
     ("prune",),
     ("sensitivity",),
     ("evaluate", "glue", "report", "bench", "pictures", "export"),
@@ -48,6 +49,8 @@ SELF_CONTAINED = {
     "checkpoint_obce": set(),
     "configuration_obce": set(),
     "modeling_obce": {"checkpoint_obce", "configuration_obce"},
+    "modeling_obce_mapped": {"configuration_obce", "modeling_obce", "sitemap_obce"},
+    "sitemap_obce": set(),
 }
 
 

@@ -107,6 +107,71 @@ def processed(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray(pictures.transpose(0, 3, 1, 2) / 127.5 - 1, np.float32)
 
 
+_SITES_OF_BERT = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention_output": "attention.output.dense",
+    "intermediate": "intermediate.dense",
+    "output": "output.dense",
+}
+
+SITE_MAPS: dict[str, dict[str, Any]] = {
+    "camembert": {  # LayerNorms behind what writes the stream
+        "model_type": "camembert",
+        "stack": "encoder.layer",
+        "sites": _SITES_OF_BERT,
+        "norms": ["attention.output.LayerNorm", "output.LayerNorm"],
+        "first_norm": "embeddings.LayerNorm",
+    },
+    "esm": {  # and before what reads it
+        "model_type": "esm",
+        "stack": "encoder.layer",
+        "sites": _SITES_OF_BERT,
+        "norms": ["attention.LayerNorm", "LayerNorm"],
+        "pre_norm": True,
+        "last_norm": "encoder.emb_layer_norm_after",
+    },
+    "nomic_bert": {  # gated in two Linears, without biases
+        "model_type": "nomic_bert",
+        "stack": "layers",
+        "sites": {
+            "query": "self_attn.q_proj",
+            "key": "self_attn.k_proj",
+            "value": "self_attn.v_proj",
+            "attention_output": "self_attn.o_proj",
+            "intermediate": ["mlp.gate_proj", "mlp.up_proj"],
+            "output": "mlp.down_proj",
+        },
+    },
+}
+"""Family that obce does not know by itself -> a site map of it."""
+
+_MAPPED_PREFIXES = {"camembert": "Camembert", "esm": "Esm", "nomic_bert": "NomicBert"}
+
+
+def make_mapped(family: str, head: str = "", seed: int = 0, **config: Any) -> Any:
+    """As `make_encoder`, of one of the families of `SITE_MAPS`."""
+    given: dict[str, Any] = {
+        "vocab_size": 256,
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": INNER,
+        "max_position_embeddings": 70,
+        "initializer_range": 0.25,
+        "pad_token_id": 0,
+    }
+    if family == "esm":
+        given |= {"position_embedding_type": "rotary", "mask_token_id": 4, "token_dropout": False}
+    kind = _MAPPED_PREFIXES[family]
+    torch.manual_seed(seed)
+    name = f"{kind}For{head}" if head else f"{kind}Model"
+    model = getattr(transformers, name)(getattr(transformers, f"{kind}Config")(**{**given, **config})).eval()
+    shift_biases(model, seed)
+    return model
+
+
 def make_encoder(family: str, head: str = "", seed: int = 0, **config: Any) -> Any:
     """A random model whose activations are far from zero mean, so that repairs and biases matter.
 

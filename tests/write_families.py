@@ -69,7 +69,8 @@ way. A cell is the greatest difference in its logits from the pruned model in me
   process that has no obce. A Qwen3 has such a form where it was pruned with `repair="none"`: constants need a bias.
 - **heads**: the family's heads that are cut, saved and loaded in `tests/test_families.py`.
 
-transformers {transformers}, torch {torch}. Other families are refused with the reason ([method.md](method.md#models)).
+transformers {transformers}, torch {torch}. Other families need a [site map](sites.md), or are
+refused with the reason ([method.md](method.md#models)).
 """
 
 
