@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from obce.cli import app
 from obce.clouds import CLOUD_KINDS
 from obce.corpus import tokenize
 from obce.effects import effect_clouds, reading_of
-from obce.plan import default_units
+from obce.evaluate import embed
+from obce.plan import default_units, single_cuts
 from obce.prune import masked, prune
 from obce.removal import Pruned
 from obce.repair import start
 from obce.run import Run
+from obce.sensitivity import sensitivity
 from obce.sites import LAYOUTS, find_sites, position_of
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -329,6 +332,24 @@ def test_least_squares_wants_a_mask_that_is_causal(batches: TokenBatches, monkey
         start(model, batches)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
+def test_measured_shares_read_the_last_token(
+    family: str, texts: list[str], tokenizer: Any, batches: TokenBatches
+) -> None:
+    model = make_encoder(family)
+    scores = obce.score(model, tokenizer, texts[:40])
+    curves = sensitivity(model, scores, batches, batches, levels=(0.5,))
+    units = default_units(scores.meta["architecture"])
+    assert set(curves) == {f"{layer}.{unit}" for layer in range(2) for unit in units}
+    ((_, cut),) = single_cuts(scores, "effect", 1, "value", (0.5,))
+    small = prune(model, make_plan(model, {"1.value": cut.kept["1.value"]}), texts=batches)
+    vectors = [embed(one, batches, pooling="last").astype(np.float64) for one in (model, small)]
+    lost = np.square(vectors[1] - vectors[0]).sum() / np.square(vectors[0] - vectors[0].mean(0)).sum()
+    assert curves["1.value"][1][1] == pytest.approx(lost, rel=1e-3)
+    with pytest.raises(ValueError, match="units holds heads, but obce leaves") if family == "qwen3" else nullcontext():
+        sensitivity(model, scores, batches, batches, units=("heads",), levels=(0.5,))
+
+
 @pytest.mark.parametrize("family", DECODERS)
 def test_what_stands_in_for_a_neuron(family: str, batches: TokenBatches) -> None:
     model = make_encoder(family)
@@ -414,3 +435,17 @@ def test_a_run_from_the_command_line(family: str, texts: list[str], tokenizer: A
     )
     said("score", *given, "--out", tmp_path / "mean", "--position", "mean", "--effect-texts", 0)
     assert Run.existing(tmp_path / "mean").scores().meta["position"] == "mean"
+
+
+def test_a_run_from_before_there_were_places_is_one_of_cls(
+    tiny_bert_dir: Path, texts: list[str], tmp_path: Path
+) -> None:
+    corpus, run = obce.read_corpus(texts[:40]), Run(tmp_path / "run")
+    asked: dict[str, Any] = {"effect_texts": 0, "cloud_texts": 0}
+    run.score(str(tiny_bert_dir), corpus, **asked)
+    stated = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert stated["score"].pop("position") == "cls"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(stated))
+    assert Run(tmp_path / "run").score(str(tiny_bert_dir), corpus, **asked)[1]
+    with pytest.raises(ValueError, match=r"another token that texts are read at \(cls, now last\)"):
+        Run(tmp_path / "run").score(str(tiny_bert_dir), corpus, position="last", **asked)
