@@ -19,6 +19,8 @@ from obce.clouds import CLOUD_KINDS
 from obce.corpus import tokenize
 from obce.effects import effect_clouds, reading_of
 from obce.evaluate import embed
+from obce.glue import Examples, encode, logits
+from obce.layernorm import layernorm_statistics, without_layernorm
 from obce.plan import default_units, single_cuts
 from obce.prune import masked, prune
 from obce.removal import Pruned
@@ -239,6 +241,46 @@ def test_labels_want_a_padding_token(texts: list[str], tokenizer: Any) -> None:
     model.config.pad_token_id = 1
     scores = obce.score(model, tokenizer, texts[:40], labels=np.arange(40) % 2)
     assert np.isfinite(scores.column("taylor")).all()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_logits_do_not_hang_on_the_tokenizers_padding(family: str, texts: list[str], tokenizer: Any) -> None:
+    """The config's token tells where a text ends, whatever the tokenizer pads with."""
+    model = make_encoder(family, "SequenceClassification", pad_token_id=1)
+    padding = copy.deepcopy(tokenizer)
+    padding.pad_token = "<unk>"  # noqa: S105  (a token of text)
+    rows = encode(Examples(texts[:9], None, np.zeros(9, np.int64)), padding, max_length=24)
+    found = logits(model, rows, batch_tokens=60)
+    for text, row in zip(texts[:9], found, strict=True):
+        with torch.no_grad():
+            expected = model(**tokenizer(text, return_tensors="pt", truncation=True, max_length=24)).logits[0]
+        torch.testing.assert_close(torch.from_numpy(row), expected, rtol=0, atol=1e-5)
+    model.config.pad_token_id = None
+    with pytest.raises(ValueError, match=r"ForSequenceClassification without config.pad_token_id, by which it finds"):
+        logits(model, rows)
+
+
+def test_rms_norms_are_studied_as_layernorms(batches: TokenBatches) -> None:
+    model = make_encoder("llama")
+    seen: list[torch.Tensor] = []
+    handle = model.layers[1].input_layernorm.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    with torch.no_grad():
+        for batch in batches:
+            model(**batch.inputs)
+    handle.remove()
+    real = [one[batch.inputs["attention_mask"].bool()] for one, batch in zip(seen, batches, strict=True)]
+    tokens = torch.cat(real).double()
+    size = (tokens.square().mean(1) + model.config.rms_norm_eps).sqrt().mean()
+    found = layernorm_statistics(model, batches)
+    assert found["0.output"] == pytest.approx((0.0, float(size)), rel=1e-6)
+    inputs = next(iter(batches)).inputs
+    with torch.no_grad(), without_layernorm(model, "1.output", "frozen", found):
+        hidden = model(**inputs, output_hidden_states=True)
+    before: list[torch.Tensor] = []
+    with torch.no_grad(), model.norm.register_forward_pre_hook(lambda _m, args: before.append(args[0])):
+        model(**inputs)
+    expected = model.norm.weight * before[0] / found["1.output"][1]
+    torch.testing.assert_close(hidden.last_hidden_state, expected)
 
 
 # ---- cut -----------------------------------------------------------------------------------------------------------
