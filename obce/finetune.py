@@ -468,7 +468,7 @@ class _Steps(Trainer):
         labels, followed = inputs.pop("labels"), inputs.pop("followed", None)
         narrow = self.settings.precision == "bfloat16"
         with torch.autocast(labels.device.type, torch.bfloat16, enabled=narrow):
-            outputs = model(**padded_as_read(self.model, inputs)).logits
+            outputs = model(**padded_as_read(cast("PreTrainedModel", self.model), inputs)).logits
         outputs = outputs.float()
         loss = _task_loss(outputs, labels)
         if followed is None:

@@ -160,10 +160,11 @@ def test_a_wrong_model_directory(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_an_unknown_architecture(corpus: Path, tmp_path: Path) -> None:
-    from transformers import GPT2Config, GPT2Model
+    from transformers import GPTNeoXConfig, GPTNeoXModel
 
-    GPT2Model(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50)).save_pretrained(tmp_path / "gpt")
-    refused(obce("score", tmp_path / "gpt", corpus, "--out", tmp_path / "run"), "'gpt2'", "bert")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    GPTNeoXModel(GPTNeoXConfig(**sizes, vocab_size=50)).save_pretrained(tmp_path / "gpt")
+    refused(obce("score", tmp_path / "gpt", corpus, "--out", tmp_path / "run"), "'gpt_neox'", "bert", "gpt2")
 
 
 def test_nan_weights(corpus: Path, tmp_path: Path, make_bert: Callable[..., BertModel], tiny_tokenizer: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +18,15 @@ from obce.cli import app
 from obce.clouds import CLOUD_KINDS
 from obce.corpus import tokenize
 from obce.effects import effect_clouds, reading_of
-from obce.plan import default_units
+from obce.evaluate import embed
+from obce.glue import Examples, encode, logits
+from obce.layernorm import layernorm_statistics, without_layernorm
+from obce.plan import default_units, single_cuts
 from obce.prune import masked, prune
 from obce.removal import Pruned
 from obce.repair import start
 from obce.run import Run
+from obce.sensitivity import sensitivity
 from obce.sites import LAYOUTS, find_sites, position_of
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -238,6 +243,46 @@ def test_labels_want_a_padding_token(texts: list[str], tokenizer: Any) -> None:
     assert np.isfinite(scores.column("taylor")).all()
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_logits_do_not_hang_on_the_tokenizers_padding(family: str, texts: list[str], tokenizer: Any) -> None:
+    """The config's token tells where a text ends, whatever the tokenizer pads with."""
+    model = make_encoder(family, "SequenceClassification", pad_token_id=1)
+    padding = copy.deepcopy(tokenizer)
+    padding.pad_token = "<unk>"  # noqa: S105  (a token of text)
+    rows = encode(Examples(texts[:9], None, np.zeros(9, np.int64)), padding, max_length=24)
+    found = logits(model, rows, batch_tokens=60)
+    for text, row in zip(texts[:9], found, strict=True):
+        with torch.no_grad():
+            expected = model(**tokenizer(text, return_tensors="pt", truncation=True, max_length=24)).logits[0]
+        torch.testing.assert_close(torch.from_numpy(row), expected, rtol=0, atol=1e-5)
+    model.config.pad_token_id = None
+    with pytest.raises(ValueError, match=r"ForSequenceClassification without config.pad_token_id, by which it finds"):
+        logits(model, rows)
+
+
+def test_rms_norms_are_studied_as_layernorms(batches: TokenBatches) -> None:
+    model = make_encoder("llama")
+    seen: list[torch.Tensor] = []
+    handle = model.layers[1].input_layernorm.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    with torch.no_grad():
+        for batch in batches:
+            model(**batch.inputs)
+    handle.remove()
+    real = [one[batch.inputs["attention_mask"].bool()] for one, batch in zip(seen, batches, strict=True)]
+    tokens = torch.cat(real).double()
+    size = (tokens.square().mean(1) + model.config.rms_norm_eps).sqrt().mean()
+    found = layernorm_statistics(model, batches)
+    assert found["0.output"] == pytest.approx((0.0, float(size)), rel=1e-6)
+    inputs = next(iter(batches)).inputs
+    with torch.no_grad(), without_layernorm(model, "1.output", "frozen", found):
+        hidden = model(**inputs, output_hidden_states=True)
+    before: list[torch.Tensor] = []
+    with torch.no_grad(), model.norm.register_forward_pre_hook(lambda _m, args: before.append(args[0])):
+        model(**inputs)
+    expected = model.norm.weight * before[0] / found["1.output"][1]
+    torch.testing.assert_close(hidden.last_hidden_state, expected)
+
+
 # ---- cut -----------------------------------------------------------------------------------------------------------
 
 
@@ -329,6 +374,24 @@ def test_least_squares_wants_a_mask_that_is_causal(batches: TokenBatches, monkey
         start(model, batches)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
+def test_measured_shares_read_the_last_token(
+    family: str, texts: list[str], tokenizer: Any, batches: TokenBatches
+) -> None:
+    model = make_encoder(family)
+    scores = obce.score(model, tokenizer, texts[:40])
+    curves = sensitivity(model, scores, batches, batches, levels=(0.5,))
+    units = default_units(scores.meta["architecture"])
+    assert set(curves) == {f"{layer}.{unit}" for layer in range(2) for unit in units}
+    ((_, cut),) = single_cuts(scores, "effect", 1, "value", (0.5,))
+    small = prune(model, make_plan(model, {"1.value": cut.kept["1.value"]}), texts=batches)
+    vectors = [embed(one, batches, pooling="last").astype(np.float64) for one in (model, small)]
+    lost = np.square(vectors[1] - vectors[0]).sum() / np.square(vectors[0] - vectors[0].mean(0)).sum()
+    assert curves["1.value"][1][1] == pytest.approx(lost, rel=1e-3)
+    with pytest.raises(ValueError, match="units holds heads, but obce leaves") if family == "qwen3" else nullcontext():
+        sensitivity(model, scores, batches, batches, units=("heads",), levels=(0.5,))
+
+
 @pytest.mark.parametrize("family", DECODERS)
 def test_what_stands_in_for_a_neuron(family: str, batches: TokenBatches) -> None:
     model = make_encoder(family)
@@ -414,3 +477,17 @@ def test_a_run_from_the_command_line(family: str, texts: list[str], tokenizer: A
     )
     said("score", *given, "--out", tmp_path / "mean", "--position", "mean", "--effect-texts", 0)
     assert Run.existing(tmp_path / "mean").scores().meta["position"] == "mean"
+
+
+def test_a_run_from_before_there_were_places_is_one_of_cls(
+    tiny_bert_dir: Path, texts: list[str], tmp_path: Path
+) -> None:
+    corpus, run = obce.read_corpus(texts[:40]), Run(tmp_path / "run")
+    asked: dict[str, Any] = {"effect_texts": 0, "cloud_texts": 0}
+    run.score(str(tiny_bert_dir), corpus, **asked)
+    stated = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert stated["score"].pop("position") == "cls"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(stated))
+    assert Run(tmp_path / "run").score(str(tiny_bert_dir), corpus, **asked)[1]
+    with pytest.raises(ValueError, match=r"another token that texts are read at \(cls, now last\)"):
+        Run(tmp_path / "run").score(str(tiny_bert_dir), corpus, position="last", **asked)

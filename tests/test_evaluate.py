@@ -140,7 +140,7 @@ def test_flops_refuse_lengths_without_positions(tiny_bert: BertModel) -> None:
 # Sentence vectors
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 def test_vectors_do_not_depend_on_batching(
     tiny_bert: BertModel, tiny_tokenizer: Any, texts: list[str], pooling: str
 ) -> None:
@@ -153,16 +153,17 @@ def test_vectors_do_not_depend_on_batching(
         np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6 * np.abs(alone).max())
 
 
-def test_vectors_are_the_mean_over_real_tokens_or_the_first(
+def test_vectors_are_the_mean_over_real_tokens_or_the_first_or_the_last(
     tiny_bert: BertModel, tiny_tokenizer: Any, texts: list[str]
 ) -> None:
     found = list(batches(texts[:9], tiny_tokenizer, 4))
-    mean, cls = embed(tiny_bert, found), embed(tiny_bert, found, pooling="cls")
+    mean, cls, last = (embed(tiny_bert, found, pooling=pooling) for pooling in ("mean", "cls", "last"))
     for position, text in enumerate(texts[:9]):
         with torch.no_grad():
             hidden = tiny_bert(**tiny_tokenizer(text, return_tensors="pt")).last_hidden_state[0].numpy()
         np.testing.assert_allclose(mean[position], hidden.mean(axis=0), atol=2e-6)
         np.testing.assert_allclose(cls[position], hidden[0], atol=2e-6)
+        np.testing.assert_allclose(last[position], hidden[-1], atol=2e-6)
 
 
 def test_vectors_of_a_model_with_a_head_are_those_of_its_body(

@@ -293,8 +293,11 @@ def test_taylor_needs_labels(make_bert: Callable[..., BertModel], tiny_tokenizer
     [
         ({"effect_texts": 1}, "effect_texts is 1, expected 0, or at least 2: some of each half"),
         ({"effect_texts": -2}, "effect_texts is -2, expected 0, or at least 2"),
-        ({"read": "pooled"}, "read is 'pooled', expected 'auto' or one of 'head', 'cls', 'mean', 'tokens', 'logits'"),
-        ({"read": "head"}, "read is 'head', but a BertModel has no classifier: read 'cls', 'mean' or 'tokens'"),
+        (
+            {"read": "pooled"},
+            "read is 'pooled', expected 'auto' or one of 'head', 'cls', 'last', 'mean', 'tokens', 'logits'",
+        ),
+        ({"read": "head"}, "read is 'head', but a BertModel has no classifier: read 'cls', 'last', 'mean' or 'tokens'"),
         ({"read": "logits"}, "read is 'logits', but a BertModel has no classifier"),
         ({"labels": [0] * 200}, "labels are given, but a BertModel takes none of a text: load the model with the head"),
         ({"labels": [0] * 200, "effect_texts": 0}, "labels are given for the score taylor, which needs tokens=True"),
