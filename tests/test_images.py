@@ -380,6 +380,8 @@ def test_what_restores_masked_pictures() -> None:
             assert torch.allclose(found.loss, expected.loss, atol=1e-5)
         assert torch.equal(bare(**inputs)[0], small.vit(**inputs)[0])
     assert bare.pooler is None
+    known = {"AutoModel", "AutoModelForImageClassification", "AutoModelForMaskedImageModeling"}
+    assert set(export.auto_classes_of(small)) == known
     assert torch.equal(export.to_dense(bare).embeddings.mask_token, model.vit.embeddings.mask_token)  # type: ignore[union-attr]
 
 
