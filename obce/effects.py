@@ -313,13 +313,16 @@ def weight_scores_each(
             if given is not None:
                 factor = 1.0 if column is None else np.sqrt(column)
                 if site.kind in PARTNER:
-                    factor = _as_wide(given[f"{site.layer}.{PARTNER[site.kind]}"], site)
+                    factor = as_wide(given[f"{site.layer}.{PARTNER[site.kind]}"], site)
                 each[site.name]["spread"] = given[site.name] * factor
     return found
 
 
-def _as_wide(partner: NDArray[np.float64], site: Site) -> NDArray[np.float64]:
-    """Deviations of the other half of each pair [width]; for a key that several query heads meet, of all of them."""
+def as_wide(partner: NDArray[np.float64], site: Site) -> NDArray[np.float64]:
+    """Standard deviations of the partners of a site's neurons, [width]; of a key that several query heads meet, of all.
+
+    `partner` holds those of the partner's site, which is as wide or wider, or narrower, by the heads that share one.
+    """
     if len(partner) == site.width:
         return partner
     if site.kind == "key":

@@ -45,6 +45,7 @@ from obce.device import (
 from obce.effects import (
     PARTNER,
     READS,
+    as_wide,
     bag_rows,
     bagged_rf,
     checked_labels,
@@ -1484,6 +1485,7 @@ def _joined_weights(
         (layer, kind): slice(end - width, end) for (layer, kind, width), end in zip(sites, ends.tolist(), strict=True)
     }
     found = {"magnitude": kept.columns["magnitude"]}
+    shared = int(kept.meta.get("groups", 1))  # query heads that have one of key
     for suffix in _PARTS:
         std = columns.get(f"token_std{suffix}")
         if std is None:
@@ -1491,7 +1493,9 @@ def _joined_weights(
         factor = kept.columns["reading"].copy()
         for (layer, kind), here in rows.items():
             if kind in PARTNER:
-                factor[here] = std[rows[layer, PARTNER[kind]]]
+                groups = 1 if kind == "query" else shared
+                site = Site(layer, kind, "", None, here.stop - here.start, kept.meta["heads"] // groups, groups=groups)
+                factor[here] = as_wide(std[rows[layer, PARTNER[kind]]], site)
         found[f"spread{suffix}"] = std * factor
     return found
 

@@ -26,6 +26,7 @@ from obce.prune import masked, prune
 from obce.removal import Pruned
 from obce.repair import start
 from obce.run import Run
+from obce.scoring import Kept, merge
 from obce.sensitivity import sensitivity
 from obce.sites import LAYOUTS, find_sites, position_of
 from tokenizers import Tokenizer
@@ -491,3 +492,12 @@ def test_a_run_from_before_there_were_places_is_one_of_cls(
     assert Run(tmp_path / "run").score(str(tiny_bert_dir), corpus, **asked)[1]
     with pytest.raises(ValueError, match=r"another token that texts are read at \(cls, now last\)"):
         Run(tmp_path / "run").score(str(tiny_bert_dir), corpus, position="last", **asked)
+
+
+def test_joined_scorings_know_which_heads_share_a_key(texts: list[str], tokenizer: Any) -> None:
+    model = make_encoder("qwen2")
+    kept: list[Kept] = []
+    for part in (texts[:60], texts[60:100]):
+        obce.score(model, tokenizer, part, on_kept=kept.append, cloud_texts=0)
+    whole = obce.score(model, tokenizer, texts[:100], cloud_texts=0)
+    np.testing.assert_allclose(merge(kept).column("spread"), whole.column("spread"), rtol=1e-9)
