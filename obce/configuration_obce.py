@@ -133,6 +133,11 @@ class NarrowConfig(_Base):
             raise ValueError(f"hidden_size is {hidden}, expected a multiple of num_attention_heads = {heads}.")
         head = hidden // heads if stated is None else stated
         shared = getattr(self, "num_key_value_heads", None) or heads
+        if not 1 <= head <= hidden * heads or not 1 <= shared <= heads:
+            raise ValueError(
+                f"head_dim is {head} and num_key_value_heads is {shared}, expected a size above 0 and at most {heads} "
+                "heads."
+            )
         if heads % shared:
             raise ValueError(f"num_key_value_heads is {shared}, expected a divisor of num_attention_heads = {heads}.")
         dense = LayerWidths(heads * head, shared * head, inner, heads, hidden, hidden)

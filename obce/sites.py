@@ -988,6 +988,22 @@ def _refuse_unknown_family(model: PreTrainedModel) -> None:
         )
 
 
+_WINDOW = "obce does not cut layers that look at a window of tokens"
+
+# Family -> field of its config -> the value that obce knows, and why no other.
+_PLAIN: dict[str, dict[str, tuple[Any, str]]] = {
+    "deberta-v2": {
+        "conv_kernel_size": (0, "a convolution stands between its layers, past which least squares cannot see"),
+    },
+    "gpt2": {
+        "scale_attn_by_inverse_layer_idx": (False, "its attention scales by a layer's number, which dropping changes"),
+        "reorder_and_upcast_attn": (False, "its attention is computed in another way than the pruned layers are"),
+    },
+    "qwen2": {"use_sliding_window": (False, _WINDOW)},
+    "qwen3": {"use_sliding_window": (False, _WINDOW)},
+}
+
+
 def _refuse_settings(cls: str, config: Any) -> None:
     """Refuses what some checkpoints of a known family have and obce does not cut."""
     if config.model_type == "deberta-v2" and (
@@ -1005,22 +1021,6 @@ def _refuse_settings(cls: str, config: Any) -> None:
             f"model is a {cls} with layer_types={config.layer_types}, expected 'full_attention' in every layer: "
             f"{_WINDOW}."
         )
-
-
-_WINDOW = "obce does not cut layers that look at a window of tokens"
-
-# Family -> field of its config -> the value that obce knows, and why no other.
-_PLAIN: dict[str, dict[str, tuple[Any, str]]] = {
-    "deberta-v2": {
-        "conv_kernel_size": (0, "a convolution stands between its layers, past which least squares cannot see"),
-    },
-    "gpt2": {
-        "scale_attn_by_inverse_layer_idx": (False, "its attention scales by a layer's number, which dropping changes"),
-        "reorder_and_upcast_attn": (False, "its attention is computed in another way than the pruned layers are"),
-    },
-    "qwen2": {"use_sliding_window": (False, _WINDOW)},
-    "qwen3": {"use_sliding_window": (False, _WINDOW)},
-}
 
 
 def _layer_stack(base: PreTrainedModel, cls: str, layout: Layout) -> str:

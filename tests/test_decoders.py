@@ -16,6 +16,7 @@ from obce import device, export
 from obce.capture import capture
 from obce.cli import app
 from obce.clouds import CLOUD_KINDS
+from obce.configuration_obce import ObceLlamaConfig
 from obce.corpus import tokenize
 from obce.effects import effect_clouds, reading_of
 from obce.evaluate import embed
@@ -315,6 +316,28 @@ def test_what_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             find_sites(make_encoder(family, **settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_key_value_heads": 3}, "num_key_value_heads is 3, expected a divisor of num_attention_heads = 4"),
+        ({"num_key_value_heads": -2}, "num_key_value_heads is -2, expected a size above 0 and at most 4 heads"),
+        ({"head_dim": -8}, "head_dim is -8 and"),
+        ({"kept_heads": 2}, "kept_heads of layer 0 is 2, expected a multiple of 1 from 4 to 4"),
+        ({"kept_query_key_size": 16}, "kept_query_key_size of layer 0 is 16, expected a multiple of 32 from 32 to 32"),
+        ({"kept_value_size": 5}, "kept_value_size of layer 0 is 5, expected a multiple of 2 from 2 to 16"),
+        ({"kept_value_size": 0}, "kept_value_size of layer 0 is 0, expected a multiple of 2 from 2 to 16"),
+    ],
+)
+def test_configs_of_pruned_llamas_are_checked(settings: dict[str, Any], words: str) -> None:
+    model = make_encoder("llama")
+    stated = prune(model, make_plan(model, value_cut("llama", 0, 3)), repair="none").config.to_dict()
+    stated["per_layer_config"] = {int(layer): dict(entry) for layer, entry in stated["per_layer_config"].items()}
+    for name, value in settings.items():
+        (stated["per_layer_config"][0] if name.startswith("kept") else stated)[name] = value
+    with pytest.raises(ValueError, match=words):
+        ObceLlamaConfig(**stated)
 
 
 @pytest.mark.parametrize("settings", [{"n_inner": None}, {"scale_attn_weights": False}], ids=str)
