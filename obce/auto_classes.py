@@ -39,7 +39,8 @@ _FAMILIES = {
     "obce_vit": ("ObceViT", ""),
 }
 
-# Kind of all models whose family a user's site map made known: their classes register themselves when they are made.
+# Kind of all models whose family a user's site map made known. Its placeholder stays: what it reads is of classes that
+# are made of a family's own, one by one, and register themselves then.
 _MAPPED_TYPE = "obce_mapped"
 
 # Auto class and how our class's name ends; those that transformers maps to a class of the same head.
@@ -175,17 +176,10 @@ def _register(modeling: ModuleType) -> None:
                 getattr(auto, name).register(config_class, getattr(modeling, prefix + ending), exist_ok=True)
 
 
-def _register_mapped(modeling: ModuleType) -> None:
-    from transformers import AutoConfig
-
-    AutoConfig.register(_MAPPED_TYPE, modeling.ObceMappedConfig, exist_ok=True)
-
-
 _MODELING = "obce.modeling_obce"
 _MAPPED_MODELING = "obce.modeling_obce_mapped"
 _ACTIONS: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.configuration_auto": _enter_placeholders,
     _MODELING: _register,
-    _MAPPED_MODELING: _register_mapped,
 }
 _FINDER = _Finder()
