@@ -235,6 +235,26 @@ def test_a_head_for_a_task(family: str, inputs: dict[str, torch.Tensor], tmp_pat
     assert torch.equal(answers(again, inputs), answers(two, inputs))
 
 
+def test_an_encoder_of_a_family_that_has_a_decoder(
+    tokenizer: Any, texts: list[str], inputs: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """T5's layers have no biases and are lists themselves, and its embeddings are called from two places."""
+    names = {"intermediate": "layer.1.DenseReluDense.wi", "output": "layer.1.DenseReluDense.wo"}
+    obce.register_sites({"model_type": "t5", "stack": "encoder.block", "sites": names, "positions": 64})
+    torch.manual_seed(0)
+    sizes = {"d_model": HIDDEN, "d_kv": 8, "d_ff": INNER, "num_layers": LAYERS, "num_heads": 4}
+    model = transformers.T5EncoderModel(transformers.T5Config(vocab_size=256, pad_token_id=0, **sizes)).eval()
+    scores = obce.score(model, tokenizer, texts[:60], effect_texts=40, cloud_texts=0)
+    assert scores.column("effect").max() > 0
+    plan = obce.plan(scores, model, keep=0.9, of="encoder")
+    small = prune(model, plan, texts=texts[:60], tokenizer=tokenizer)
+    assert count_parameters(small) == (plan.after.parameters, plan.after.encoder)
+    small.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForTextEncoding.from_pretrained(tmp_path).eval()
+    assert type(loaded) is type(small)
+    assert torch.equal(answers(loaded, inputs), answers(small, inputs))
+
+
 def test_rows_columns_and_a_layer_without_heads(inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
     obce.register_sites(SITE_MAPS["camembert"])
     model = make_mapped("camembert")
