@@ -17,7 +17,7 @@ import torch
 
 from obce.capture import capture, cloud_widths, eval_mode, precise_products, read_texts
 from obce.clouds import CLOUD_KINDS
-from obce.corpus import Corpus, TokenBatches, corpus_of, tokenize
+from obce.corpus import Batch, Corpus, TokenBatches, corpus_of, tokenize
 from obce.heads import HeadExplanation, Standing, as_one, check_cloud, explain_clouds, texts_of
 from obce.removal import Pruned, Replacement
 from obce.scores import place_of_reading
@@ -529,12 +529,12 @@ class _Taking:
         else:
             self.outputs(sites[f"{layer}.{kind}"], key)
 
-    def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[Any, NDArray[np.float32]]:
+    def run(self, batch: Batch) -> dict[Any, NDArray[np.float32]]:
         """One forward pass."""
         self.taken.clear()
         device = next(self.body.parameters()).device
-        self.lengths = inputs["attention_mask"].sum(1).to(device)
-        self.body(**{name: tensor.to(device) for name, tensor in inputs.items()})
+        self.lengths = torch.from_numpy(batch.lengths).to(device)
+        self.body(**{name: tensor.to(device) for name, tensor in batch.inputs.items()})
         return {key: tensor.cpu().numpy() for key, tensor in self.taken.items()}
 
     @contextmanager
@@ -627,7 +627,7 @@ def _walk(
             here = texts[batch.indices]
             inside = np.flatnonzero(place[here] >= 0)
             real = batch.real.numpy().astype(bool)
-            for (what, of), output in taking.run(batch.inputs).items():
+            for (what, of), output in taking.run(batch).items():
                 if what == "cls":
                     found.outputs[of][here] = output
                 elif what == "cloud":
@@ -1012,7 +1012,7 @@ def _again(
     batches = tokenize(corpus.entries(chosen), tokenizer, max_length=int(scores.meta["max_length"]))
     with taking.watching("float32"):
         for batch in batches:
-            found = taking.run(batch.inputs)
+            found = taking.run(batch)
             lengths = batch.lengths.tolist()
             for row, text in enumerate(chosen[batch.indices].tolist()):
                 for i, (one, shown) in enumerate(wanted):

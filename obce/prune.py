@@ -407,9 +407,9 @@ class _FittedQuery:
         answer = output.clone()
         answer[..., self.columns] = 0
         # not by calling it: a pruned model's query may scale what it says; its query rows come first
-        bias: torch.Tensor = self.linear.bias  # type: ignore[assignment]
+        bias: torch.Tensor | None = self.linear.bias  # type: ignore[assignment]
         rows = slice(len(self.kept))
-        fitted = nn.functional.linear(args[0], matrix(self.linear)[rows], bias[rows])
+        fitted = nn.functional.linear(args[0], matrix(self.linear)[rows], None if bias is None else bias[rows])
         answer[..., self.columns.start + self.kept.to(output.device)] = fitted
         return answer
 

@@ -1206,7 +1206,7 @@ def score(
         meta["precision_agreement"] = agreement
     triples = [(site.layer, site.kind, site.width) for site in sites]
     scores = table.scores(triples, seed, meta)
-    shared = sites[0].heads // next(site.heads for site in sites if site.kind == "key")
+    shared = max(site.groups for site in sites)
     if shared > 1:
         meta["groups"] = shared
     if vectors:
