@@ -325,14 +325,15 @@ def base_model(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def find_sites(model: PreTrainedModel) -> list[Site]:
-    """All sites of an encoder, layer by layer, each in the order of `SITE_KINDS`.
+    """All sites of a model, layer by layer, each in the order of `SITE_KINDS`.
 
     Args:
-        model: An encoder of a family in `LAYOUTS`, with any head or none.
+        model: An encoder or decoder of a family in `LAYOUTS`, with any head or none.
 
     Raises:
-        ValueError: The model is of another family, a decoder, already pruned by obce, or its Linears are not
-            the plain ones that its config describes (adapters, quantized weights, other widths).
+        ValueError: The model is of another family, an encoder set up as a decoder, of settings that obce does not cut,
+            already pruned by obce, or its Linears are not the plain ones that its config describes (adapters,
+            quantized weights, other widths).
     """
     _refuse_unknown_family(model)
     base = base_model(model)
@@ -400,11 +401,17 @@ def layout_of(model: PreTrainedModel) -> Layout:
     Raises:
         ValueError: The family has none.
     """
-    family = getattr(getattr(model, "config", None), "model_type", None)
-    found = LAYOUTS.get(str(family).removeprefix("obce_").replace("_", "-"))
+    found = known_layout(model)
     if found is None:
+        family = getattr(getattr(model, "config", None), "model_type", None)
         raise unknown_family(f"model is a {type(model).__name__}", family)
     return found
+
+
+def known_layout(model: PreTrainedModel) -> Layout | None:
+    """As `layout_of`, None where the family has none."""
+    family = getattr(getattr(model, "config", None), "model_type", None)
+    return LAYOUTS.get(str(family).removeprefix("obce_").replace("_", "-"))
 
 
 def unknown_family(model: str, family: str | None) -> ValueError:
