@@ -22,7 +22,7 @@ from obce.clouds import CLOUD_KINDS
 from obce.corpus import Batch, Pack, TokenBatches
 from obce.device import Fetch, TokenSlots, column_sums, resident, take_rows, to_host, upload
 from obce.packing import packing, packs
-from obce.sites import Site, attention_shape, base_model, layers_of, layout_of, position_of
+from obce.sites import Site, attention_shape, base_model, known_layout, layers_of, layout_of, position_of
 from obce.sketch import TokenSums
 
 if TYPE_CHECKING:
@@ -459,14 +459,19 @@ def _fetched(taken: Resident, sites: Sequence[Site]) -> Iterator[LayerActivation
         yield LayerActivations(layer, values, taken.columns[layer], tokens, dict(zip(kinds, vectors, strict=True)))
 
 
+def _ends_by_padding(model: PreTrainedModel) -> bool:
+    """Whether a model tells by the padding where a text ends: a decoder's classifier."""
+    layout = known_layout(model)
+    return layout is not None and layout.causal and type(model).__name__.endswith("ForSequenceClassification")
+
+
 def check_padding(model: PreTrainedModel) -> None:
     """Refuses a decoder's classifier that cannot tell where each of several texts ends.
 
     Raises:
         ValueError: Its config names no padding token.
     """
-    classifies = type(model).__name__.endswith("ForSequenceClassification") and layout_of(model).causal
-    if classifies and model.config.pad_token_id is None:
+    if _ends_by_padding(model) and model.config.pad_token_id is None:
         raise ValueError(
             f"model is a {type(model).__name__} without config.pad_token_id, by which it finds the last token of each "
             "of several texts: set it to the tokenizer's, or to the id that the head was trained with."
@@ -479,10 +484,10 @@ def padded_as_read(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> d
     Raises:
         ValueError: As `check_padding`.
     """
-    check_padding(model)
-    pad = model.config.pad_token_id if layout_of(model).causal else None
-    if pad is None:
+    if not _ends_by_padding(model):
         return inputs
+    check_padding(model)
+    pad = model.config.pad_token_id
     return {**inputs, "input_ids": torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], pad)}
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from obce.capture import check_padding
 from obce.checkpoint_obce import inside, read_json
 from obce.modeling_obce import ObceRows, parts_of
 from obce.modeling_obce_mapped import pooling_of
@@ -223,9 +224,10 @@ def dense(
         The saved model, and the greatest difference between the two models' outputs on some random tokens.
 
     Raises:
-        ValueError: As `to_dense`.
+        ValueError: As `to_dense`, or a decoder's classifier has no `pad_token_id`.
         RuntimeError: In full precision its outputs are not those of the model.
     """
+    check_padding(model)
     filled = to_dense(model, plan)
     with quiet_transformers():
         filled.save_pretrained(folder)
@@ -479,8 +481,10 @@ def onnx(model: PreTrainedModel, folder: str | Path, tokenizer: PreTrainedTokeni
 
     Raises:
         ImportError: onnx, onnxscript or onnxruntime is not installed.
+        ValueError: A decoder's classifier has no `pad_token_id`.
         RuntimeError: The graph's outputs are not those of the model.
     """
+    check_padding(model)
     missing = [name for name in _ONNX_PACKAGES if find_spec(name) is None]
     if missing:
         raise ImportError(

@@ -118,7 +118,7 @@ class Widths(NamedTuple):
     """Neurons of one layer, by the sites that can be cut.
 
     Attributes:
-        query_key: Width of query, and of key.
+        query_key: Width of query, and of key (less where query heads share one of key).
         value: Width of value.
         intermediate: Width of intermediate.
         attention_output: Rows of attention_output that are computed.

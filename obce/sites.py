@@ -418,14 +418,15 @@ def base_model(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def find_sites(model: PreTrainedModel) -> list[Site]:
-    """All sites of an encoder, layer by layer, each in the order of `SITE_KINDS`.
+    """All sites of a model, layer by layer, each in the order of `SITE_KINDS`.
 
     Args:
-        model: An encoder of a family in `LAYOUTS`, with any head or none.
+        model: An encoder or decoder of a family in `LAYOUTS`, with any head or none.
 
     Raises:
-        ValueError: The model is of another family, a decoder, already pruned by obce, or its Linears are not
-            the plain ones that its config describes (adapters, quantized weights, other widths).
+        ValueError: The model is of another family, an encoder set up as a decoder, of settings that obce does not cut,
+            already pruned by obce, or its Linears are not the plain ones that its config describes (adapters,
+            quantized weights, other widths).
     """
     _refuse_unknown_family(model)
     base = base_model(model)
@@ -616,14 +617,20 @@ def layout_of(model: PreTrainedModel) -> Layout:
     Raises:
         ValueError: The family has none.
     """
+    found = known_layout(model)
+    if found is None:
+        family = getattr(getattr(model, "config", None), "model_type", None)
+        raise unknown_family(f"model is a {type(model).__name__}", family)
+    return found
+
+
+def known_layout(model: PreTrainedModel) -> Layout | None:
+    """As `layout_of`, None where the family has none."""
     family = getattr(getattr(model, "config", None), "model_type", None)
     if family == MAPPED:
         mapped: Any = model.config
         return mapped_layout(mapped.mapped["map"], f"config of the pruned {mapped.mapped['class']}")
-    found = _layout_named(str(family))
-    if found is None:
-        raise unknown_family(f"model is a {type(model).__name__}", family)
-    return found
+    return _layout_named(str(family))
 
 
 def _layout_named(family: str) -> Layout | None:
@@ -633,8 +640,7 @@ def _layout_named(family: str) -> Layout | None:
 
 def _user_layout(model: PreTrainedModel) -> Layout | None:
     """The layout of a family that a user's map made known; None of any other."""
-    family = getattr(getattr(model, "config", None), "model_type", None)
-    found = layout_of(model) if family == MAPPED else LAYOUTS.get(str(family))
+    found = known_layout(model)
     return None if found is None or found.site_map is None else found
 
 

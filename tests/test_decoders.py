@@ -236,10 +236,14 @@ def test_a_classifier_is_read_where_it_pools(family: str, batches: TokenBatches)
             torch.testing.assert_close(_read(model, inputs, batch, "logits"), expected)
 
 
-def test_labels_want_a_padding_token(texts: list[str], tokenizer: Any) -> None:
+def test_labels_and_exports_want_a_padding_token(texts: list[str], tokenizer: Any, tmp_path: Path) -> None:
     model = make_encoder("gpt2", "SequenceClassification", pad_token_id=None)
     with pytest.raises(ValueError, match=r"model is a GPT2ForSequenceClassification without config.pad_token_id"):
         obce.score(model, tokenizer, texts[:40], labels=np.arange(40) % 2)
+    small = prune(model, make_plan(model, {"0.intermediate": (0, 1)}), repair="none")
+    for way in (export.onnx, export.dense):
+        with pytest.raises(ValueError, match=r"model is a ObceGPT2ForSequenceClassification without config.pad_token"):
+            way(small, tmp_path)
     model.config.pad_token_id = 1
     scores = obce.score(model, tokenizer, texts[:40], labels=np.arange(40) % 2)
     assert np.isfinite(scores.column("taylor")).all()
