@@ -478,6 +478,10 @@ def cuts(draw: st.DrawFn, family: str) -> tuple[dict[str, tuple[int, ...]], tupl
 def test_any_plan(family: str, inputs: dict[str, torch.Tensor]) -> None:
     kinds = ("eager",) if family in EAGER else ("eager", "sdpa")
     models = {attention: make_encoder(family, attn_implementation=attention) for attention in kinds}
+    if LAYOUTS[family].causal:
+        # the last norm of these divides by little: in float32 either model is up to 1e-5 from what float64 gives
+        models = {attention: model.double() for attention, model in models.items()}
+    limit = 1e-9 if family == "gpt2" else 1e-5  # RMSNorms see their tokens in float32 all the same
     rng = np.random.default_rng(1)
     means = {site.name: rng.normal(0.3, 0.5, site.width) for site in find_sites(models["eager"])}
 
@@ -489,7 +493,7 @@ def test_any_plan(family: str, inputs: dict[str, torch.Tensor]) -> None:
         how: dict[str, Any] = {"repair": repair, "scores": table(model, means) if repair == "mean" else None}
         small = prune(model, plan, **how)
         with masked(model, plan, **how):
-            assert distance(answers(small, inputs), answers(model, inputs)) < 1e-5
+            assert distance(answers(small, inputs), answers(model, inputs)) < limit
 
     check()
 
