@@ -20,6 +20,8 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import torch
+from obce.bench import facts
 from obce.demo import default_model
 from obce.evaluate import count_parameters
 from obce.finetune import Settings, finetune, with_head
@@ -62,6 +64,8 @@ def main() -> None:
                     small = prune(dense, made, repair=repair, texts=corpus, tokenizer=tokenizer)
                     found = evaluate(small, tokenizer, data)
                     row = {
+                        **facts(),
+                        "torch": torch.__version__,
                         "task": task,
                         "seed": seed,
                         "heads_by": name if head_score is None else f"clouds, {head_score}",
