@@ -127,6 +127,7 @@ def render_html(
         n_neurons=_count(len(scores)),
         n_constant=_count(int(scores.constant.sum())),
         n_texts=_count(scores.meta.get("n_texts")),
+        pictures=bool(scores.meta.get("pictures")),
         counts=_counts(scores),
         medians=_median_cells(scores),
         stability=stability,
@@ -306,14 +307,16 @@ def _facts(scores: Scores) -> list[tuple[str, str, bool]]:
             False,
         ),
         (
-            "Texts",
+            "Pictures" if meta.get("pictures") else "Texts",
             f"{_count(meta.get('n_texts'))} from {meta.get('corpus_source', _NOTHING)}; left out: "
             f"{_count(meta.get('dropped_empty'))} empty, {_count(meta.get('dropped_duplicate'))} duplicate",
             False,
         ),
         (
             "Tokens",
-            f"{_count(meta.get('n_tokens'))}; {_count(meta.get('truncated'))} texts cut at "
+            _count(meta.get("n_tokens"))
+            if meta.get("pictures")
+            else f"{_count(meta.get('n_tokens'))}; {_count(meta.get('truncated'))} texts cut at "
             f"{_count(meta.get('max_length'))} tokens",
             False,
         ),

@@ -498,7 +498,10 @@ def test_the_whole_way_on_the_command_line(folder: Path, vit_dir: Path, tmp_path
     card = (run / "model" / "README.md").read_text(encoding="utf-8")
     assert 'processor = AutoImageProcessor.from_pretrained("DIRECTORY")' in card
     assert "| FLOPs of a picture |" in card
-    assert "FLOPs, one picture" in (run / "report.html").read_text(encoding="utf-8")
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "FLOPs, one picture" in page
+    assert "59 pictures." in page
+    assert "where this page says text, take picture" in page
     small, processor = load_model(run / "model", pruned=True), load_tokenizer(run / "model")
     assert small(**processor(images=Image.open(folder / "00.png"), return_tensors="pt")).logits.shape == (1, 2)
     assert asked("explain", run)["pages"]
