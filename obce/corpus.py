@@ -1082,7 +1082,11 @@ class TokenBatches:
             self._bounds.append(min(self.n_texts, first + size))
 
     def __len__(self) -> int:
-        return len(range(len(self._bounds) - 1)[self._mine])
+        return len(self._given())
+
+    def _given(self) -> list[tuple[int, int]]:
+        """Where each batch that is given begins and ends, in the order of batches."""
+        return list(pairwise(self._bounds))[self._mine]
 
     def share(self, rank: int, of: int) -> TokenBatches:
         """The same batches, of which every `of`-th is given, beginning with number `rank`; `n_texts` counts all."""
@@ -1097,7 +1101,7 @@ class TokenBatches:
     def __iter__(self) -> Iterator[Batch]:
         import torch
 
-        for first, end in list(pairwise(self._bounds))[self._mine]:
+        for first, end in self._given():
             indices = self._order[first:end].copy()
             lengths = self._lengths[indices]
             columns = np.arange(lengths[0])  # the first text is the longest
@@ -1161,7 +1165,7 @@ class PictureBatches(TokenBatches):
     def __iter__(self) -> Iterator[Batch]:
         import torch
 
-        for first, end in pairwise(self._bounds):
+        for first, end in self._given():
             chosen = self._pictures[first:end]
             pixels = [picture.pixels(self._processor) for picture in chosen]
             for picture, own in zip(chosen, pixels, strict=True):

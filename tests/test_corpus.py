@@ -821,6 +821,18 @@ def alone(tokenizer: Any, text: str, max_length: int) -> list[int]:
     return [CLS, *pieces[: max_length - 2], SEP]
 
 
+def test_ranks_share_batches(tiny_tokenizer: Any) -> None:
+    whole = tokenize([f"text {'of ' * (i % 7)}{i}" for i in range(40)], tiny_tokenizer, batch_size=3, max_length=16)
+    for size in (1, 2, 5, 30):
+        parts = [whole.share(rank, size) for rank in range(size)]
+        assert [part.n_texts for part in parts] == [40] * size
+        assert sum(map(len, parts)) == len(whole) == 14
+        given = [[batch.indices.tolist() for batch in part] for part in parts]
+        assert [len(one) for one in given] == [len(part) for part in parts]
+        every = [batch.indices.tolist() for batch in whole]
+        assert given == [every[rank::size] for rank in range(size)]
+
+
 @settings(max_examples=40, deadline=None)
 @given(texts=word_texts, max_length=st.integers(3, 14), batch_size=st.integers(1, 7))
 def test_batching_laws(tokenizer: Any, texts: list[str], max_length: int, batch_size: int) -> None:

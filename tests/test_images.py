@@ -215,6 +215,11 @@ def test_batches_come_one_by_one(folder: Path, processor: Any, monkeypatch: pyte
     assert torch.equal(alone.inputs["pixel_values"][0], first.inputs["pixel_values"][2])
     with pytest.raises(ValueError, match="pictures have no padding"):
         batches.packs(100)
+    # as ranks share them
+    given = [[batch.indices.tolist() for batch in batches.share(rank, 3)] for rank in range(3)]
+    every = [batch.indices.tolist() for batch in batches]
+    assert len(every) > 3
+    assert given == [every[rank::3] for rank in range(3)]
 
 
 def test_every_mode_and_turned_pictures(processor: Any) -> None:
