@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import random
@@ -165,6 +166,14 @@ def make_tiny_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
     return make_tiny_tokenizer(tmp_path_factory.mktemp("vocab"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The tiny one without token types, which some of the families do not have; files may have one of their own."""
+    found: Any = copy.deepcopy(tiny_tokenizer)
+    found.model_input_names = ["input_ids", "attention_mask"]
+    return found
 
 
 def make_tiny_bert(seed: int = 0, **config: Any) -> BertModel:

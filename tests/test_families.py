@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +45,7 @@ from tiny import (
 
 if TYPE_CHECKING:
     from obce.plan import Plan
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 COMMON = ["MaskedLM", "SequenceClassification", "MultipleChoice", "TokenClassification", "QuestionAnswering"]
 HEADS_OF = dict.fromkeys(PREFIXES, COMMON)
@@ -59,14 +58,6 @@ HEADS_OF["vit"] = ["ImageClassification", "MaskedImageModeling"]
 EVERY = [(family, head) for family in PREFIXES for head in ("", *HEADS_OF[family])]
 EAGER = ("deberta-v2", "mpnet")  # transformers has no other attention for these
 SHARED_BIASES = "all layers of an MPNet share the position biases of its heads"
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The tiny one without token types, which some of the families do not have."""
-    found: Any = copy.deepcopy(tiny_tokenizer)
-    found.model_input_names = ["input_ids", "attention_mask"]
-    return found
 
 
 @pytest.fixture(scope="module")
