@@ -12,6 +12,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+#endif
+
 #include "ph0_cpu_watch.h"
 
 namespace ph0 {
@@ -92,6 +96,19 @@ void for_tasks(int64_t tasks, int threads, int64_t grain, Watch& watch, const Wo
 // all have: the signature of GOMP_parallel.
 using Team = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
+// What one thread wrote before `released` is there for another after `acquired`, by means that the
+// thread sanitizer cannot see, as it was not compiled with them: it is told.
+inline void released([[maybe_unused]] void* what) {
+#if defined(__SANITIZE_THREAD__)
+  __tsan_release(what);
+#endif
+}
+inline void acquired([[maybe_unused]] void* what) {
+#if defined(__SANITIZE_THREAD__)
+  __tsan_acquire(what);
+#endif
+}
+
 // work(task) for every task in [0, tasks), on `team`'s threads; without a team as for_tasks. For
 // calls of a few milliseconds between those of another library: threads of our own would share
 // their cores with that library's, which spin for a while after each call. Nobody listens
@@ -107,16 +124,17 @@ void for_short_tasks(Team team, int64_t tasks, int threads, Watch& watch, const 
     const Work* work;
     int64_t tasks;
     std::atomic<int64_t> next{0};
-    std::atomic<int> left{0};  // the pool's own barrier is not seen by sanitizers
   };
   Turn turn{&work, tasks};
   const auto body = [](void* data) {
+    acquired(data);
     Turn& shared = *static_cast<Turn*>(data);
     for (int64_t task; (task = shared.next.fetch_add(1)) < shared.tasks;) (*shared.work)(task);
-    shared.left.fetch_add(1);
+    released(data);
   };
+  released(&turn);
   team(body, &turn, static_cast<unsigned>(std::min<int64_t>(threads, tasks)), 0);
-  turn.left.load();
+  acquired(&turn);
 }
 
 // Enough work per turn that the shared counter costs nothing.
