@@ -70,9 +70,13 @@ def ways(phase: str, seed: int, peers: tuple[str, ...]) -> list[Way]:
         found = [Way(name, PAPER, tune=True) for name in SCORES]
         found += [Way(name, PAPER, repair="none", tune=True) for name in peers]
         return [*found, Way("rf", PAPER, repair="none", tune=True)]  # the last is the paper's own way
-    found = [Way(name, 0.5) for name in SCORES] + [Way("effect", PAPER, shares="measured", tune=True)]
+    found = [Way(name, 0.5) for name in SCORES]
+    found += [Way("effect", PAPER, shares=how, tune=True) for how in ("measured", "estimated")]
+    found += [Way(name, PAPER, shares="estimated") for name in ("spread", "taylor", "rf", "random")]
+    found += [Way("effect", 0.5, shares="estimated")]
     if seed == 0:
         found += [Way(name, keep) for keep in (0.7, 0.3) for name in SCORES]
+        found += [Way("effect", keep, shares="estimated") for keep in (0.7, 0.3)]
         found += [Way(name, 0.5, repair=repair) for repair in ("none", "mean") for name in SCORES]
     return found
 
@@ -179,7 +183,7 @@ def measure_half(glue: Path, seeds: int) -> None:
         encoder,
         tokenizer,
         data,
-        [*asked, Way("effect", 0.5, shares="measured")],
+        [*asked, *(Way("effect", 0.5, shares=how) for how in ("measured", "estimated"))],
         seeds=range(seeds),
         settings=HALF,
         texts=HALF_TEXTS,
@@ -260,7 +264,7 @@ def paper_way(name: str, repair: str, shares: str) -> str:
         return words
     if repair != "least_squares":
         return f"{words}, removed neurons zero"
-    return f"{words}, measured shares" if shares == "measured" else words
+    return words if shares == "uniform" else f"{words}, {shares} shares"
 
 
 def paper_table(rows: list[Row], tasks: Sequence[str]) -> str:
@@ -284,37 +288,39 @@ def paper_table(rows: list[Row], tasks: Sequence[str]) -> str:
     return table(["", "trained again", *(f"{t} ({METRICS[t]})" for t in tasks), "mean of the tasks"], body)
 
 
-def differences(rows: list[Row], tasks: Sequence[str]) -> str:
+def differences(rows: list[Row], tasks: Sequence[str], shares: str) -> str:
     """Effect minus the others, seed by seed: the same dense models, texts and training."""
-    at = [row for row in rows if row["keep"] == PAPER and row["shares"] == "uniform"]
+    at = [row for row in rows if row["keep"] == PAPER and row["shares"] == shares]
     ours = chosen(at, score="effect", repair="least_squares")
+    trained = (False, True) if any(row["tuned"] for row in at if row["score"] != "effect") else (False,)
     body = []
     for name, repair in dict.fromkeys((row["score"], row["repair"]) for row in at):
         if (name, repair) == ("effect", "least_squares"):
             continue
         line = [paper_way(name, repair, "uniform")]
-        for tuned in (False, True):
+        for tuned in trained:
             mine = over_tasks(chosen(ours, tuned=tuned), tasks)
             theirs = over_tasks(chosen(at, score=name, repair=repair, tuned=tuned), tasks)
             line.append(means([mine[seed] - theirs[seed] for seed in theirs if seed in mine], signed=True))
         body.append(line)
-    return table(["effect, least squares, minus", "as cut", "trained again"], body)
+    return table(["effect, least squares, minus", *("trained again" if one else "as cut" for one in trained)], body)
 
 
 def half_table(rows: list[Row], tasks: Sequence[str]) -> str:
     """Half of the encoder, as cut: headline and KL of every score and repair."""
     at = chosen(rows, keep=0.5, tuned=False)
     body = []
+    ways = [(repair, "uniform") for repair in ("least_squares", "mean", "none")]
     for name in SCORES:
-        for repair in ("least_squares", "mean", "none"):
-            some = chosen(at, score=name, repair=repair)
+        for repair, shares in [("least_squares", "estimated"), *ways]:
+            some = chosen(at, score=name, repair=repair, shares=shares)
             if some:
                 cells = []
                 for task_name in tasks:
                     here = chosen(some, task=task_name)
                     kl = cell(here, "kl")
                     cells.append(cell(here) + ("" if kl == "–" else f" / {kl}"))
-                body.append([NAMES[name], repair.replace("_", " "), *cells])
+                body.append([paper_way(name, "least_squares", shares), repair.replace("_", " "), *cells])
     return table(["score", "repair", *(f"{t}, / KL" if t != "STS-B" else t for t in tasks)], body)
 
 
@@ -330,12 +336,12 @@ def more_table(rows: list[Row]) -> str:
 
 def budget_table(rows: list[Row], tasks: Sequence[str]) -> str:
     body = []
-    for name in SCORES:
+    for name, shares in [("effect", "estimated"), *((name, "uniform") for name in SCORES)]:
         for keep in (0.7, 0.5, 0.3):
-            some = chosen(rows, score=name, keep=keep, repair="least_squares", tuned=False, seed=0, shares="uniform")
+            some = chosen(rows, score=name, keep=keep, repair="least_squares", tuned=False, seed=0, shares=shares)
             if some:
                 cells = [cell(chosen(some, task=t)) for t in tasks]
-                body.append([NAMES[name], f"{keep:.0%}", *cells])
+                body.append([paper_way(name, "least_squares", shares), f"{keep:.0%}", *cells])
     return table(["score", "encoder kept", *tasks], body)
 
 
@@ -388,15 +394,16 @@ def draw(rows: list[Row], tasks: Sequence[str]) -> None:
                     linewidth=0.9,
                     label=NAMES[score_name],
                 )
-            measured = chosen(rows, task=name, score="effect", shares="measured", tuned=False, seed=0, keep=PAPER)
+            shared = chosen(rows, task=name, score="effect", shares="estimated", tuned=False, seed=0)
+            points = sorted((row["keep"], row["headline"]) for row in shared) + [(1.0, d["headline"]) for d in dense]
             axis.plot(
-                [row["keep"] for row in measured],
-                [row["headline"] for row in measured],
+                *zip(*points, strict=True),
                 color=looks["effect"][0],
                 marker="*",
-                linestyle="none",
-                markersize=7,
-                label="effect, measured shares",
+                linestyle="--",
+                markersize=6,
+                linewidth=0.9,
+                label="effect, estimated shares",
             )
             axis.set_title(name)
             axis.set_xlabel("share of the encoder kept")
@@ -424,9 +431,10 @@ the training.
 {machine}
 
 ## The paper's size: {paper:.1%} of the encoder
-That is what 58.47 % of all parameters means on BERT Base. The same share of every site goes (but "measured shares"),
-and least squares repairs it, where nothing else is said. "r_f, removed neurons zero" is the paper's way as we read
-it.
+That is what 58.47 % of all parameters means on BERT Base. The same share of every site goes and least squares repairs
+it, where nothing else is said; `obce plan` and `obce run` take estimated shares by themselves ([method.md](method.md)).
+With estimated and measured shares all scores have the widths that `effect` has. "r_f, removed neurons zero" is the
+paper's way as we read it.
 
 {paper_table}
 
@@ -434,6 +442,10 @@ it.
 Differences of the mean over the tasks, seed by seed, ± their standard deviation; above 0 effect is ahead.
 
 {differences}
+
+With estimated shares:
+
+{differences_estimated}
 
 ## Half of the encoder, as cut
 Headline, and KL(dense || cut) in nats. `mean` and `none` were measured on the first seed alone.
@@ -494,7 +506,8 @@ def write() -> None:
             machine=f"{told['machine']}; {', '.join([told['versions'], *packages])}; commit {told['commit']}.",
             paper=PAPER,
             paper_table=paper_table(rows, tasks),
-            differences=differences(rows, tasks),
+            differences=differences(rows, tasks, "uniform"),
+            differences_estimated=differences(rows, tasks, "estimated"),
             half_table=half_table(rows, tasks),
             half_rows=HALF_ROWS,
             half_epochs=HALF.epochs,

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from obce.corpus import Corpus
     from obce.explain import Explanation
     from obce.heads import HeadExplanation, NearText
-    from obce.plan import Plan
+    from obce.plan import Curves, Plan
     from obce.run import Run
     from obce.scores import Scores
     from obce.scoring import ShardProgress
@@ -333,9 +333,10 @@ HeadScore = Annotated[
 ]
 DropLayers = Annotated[int, typer.Option(min=0, help="Whole layers to remove first, lowest sum of scores first.")]
 Shares = Annotated[
-    Literal["uniform", "measured"],
+    Literal["estimated", "measured", "uniform"] | None,
     typer.Option(
-        help="Share of each site that goes: the same everywhere, or what measurement says it can spare (reads texts)."
+        help="Share of each site that goes: what it can spare, estimated in a few passes over texts (the default with "
+        "--keep and no --preset) or measured cut by cut; or the same everywhere."
     ),
 ]
 CorpusOption = Annotated[str | None, typer.Option("--corpus", help="Texts to read instead of those that were scored.")]
@@ -622,6 +623,20 @@ def merge_command(
     _show_scores(scores, f"scores in {joined_run.scores_path}", as_json)
 
 
+def _check_shares(shares: str | None, keep: float | None, preset: str | None) -> None:
+    if shares in ("estimated", "measured") and (keep is None or preset):
+        raise ValueError(f"--shares {shares} spends the budget --keep by itself: give --keep, and no --preset")
+
+
+def _curves(run: Run, shares: Any, keep: float | None, preset: str | None, asked: dict[str, Any]) -> Curves | None:
+    """What each site can spare; None where the shares do not depend on it. `asked`: of `Run.sensitivity`."""
+    _check_shares(shares, keep, preset)
+    if shares == "uniform" or keep is None or preset:
+        return None
+    with _step("finding what each site can spare", "layers") as progress:
+        return run.sensitivity(how=shares or "estimated", progress=progress, **asked)
+
+
 @app.command("plan")
 @_guarded
 def plan_command(
@@ -635,7 +650,7 @@ def plan_command(
     head_score: HeadScore = None,
     drop_layers: DropLayers = 0,
     multiple: Multiple = 1,
-    shares: Shares = "uniform",
+    shares: Shares = None,
     corpus: CorpusOption = None,
     device: Device = "auto",
     random_seed: RandomSeed = None,
@@ -663,11 +678,11 @@ def plan_command(
         "drop_layers": drop_layers,
         "multiple": multiple,
     }
-    made = plan(scores, **wanted)
-    if shares == "measured":
-        texts = None if corpus is None else read_corpus(corpus)
-        with _step("measuring what each site can spare", "layers") as progress:
-            curves = run.sensitivity(score=score, units=wanted["units"], corpus=texts, device=device, progress=progress)
+    made = plan(scores, **wanted)  # refuses what no curves could make valid
+    texts = None if corpus is None else read_corpus(corpus)
+    asked = {"score": score, "units": wanted["units"], "corpus": texts, "device": device, "store": not dry_run}
+    curves = _curves(run, shares, keep, preset, asked)
+    if curves is not None:
         made = plan(scores, **wanted, sensitivity=curves)
     if not dry_run:
         run.make_plan(made)
@@ -1006,7 +1021,7 @@ def run_command(
     repair: Repair = "least_squares",
     floor: Floor = 1 / 16,
     multiple: Multiple = 1,
-    shares: Shares = "uniform",
+    shares: Shares = None,
     column: Column = None,
     split: Split = "train",
     limit: Limit = None,
@@ -1039,8 +1054,7 @@ def run_command(
         "multiple": multiple,
     }
     check_request(**wanted)  # before the forward passes, not after
-    if shares == "measured" and (keep is None or preset):
-        raise ValueError("--shares measured spends the budget --keep by itself: give --keep, and no --preset")
+    _check_shares(shares, keep, preset)
     texts = read_corpus(corpus, column=column, split=split, limit=limit, strict=strict)
     run = Run(out)
     if dry_run:
@@ -1057,10 +1071,7 @@ def run_command(
             progress=progress,
             effect_progress=effect_progress,
         )
-    curves = None
-    if shares == "measured":
-        with _step("measuring what each site can spare", "layers") as spared:
-            curves = run.sensitivity(score=score, corpus=texts, device=device, progress=spared)
+    curves = _curves(run, shares, keep, preset, {"score": score, "corpus": texts, "device": device})
     made = plan(scores, **wanted, sensitivity=curves)
     run.make_plan(made)
     with _step("pruning", "layers") as layer_progress:
@@ -1280,7 +1291,7 @@ def compare_command(
     repair: Annotated[
         list[str] | None, typer.Option("--repair", help="Repair, repeated (default: least_squares).")
     ] = None,
-    shares: Shares = "uniform",
+    shares: Shares = None,
     tune: Annotated[bool, typer.Option("--tune/--no-tune", help="Train the cut models again, all alike.")] = True,
     epochs: Epochs = 3,
     max_steps: MaxSteps = None,
@@ -1306,7 +1317,7 @@ def compare_command(
     from obce.run import CompareRun, load_model, load_tokenizer, to_device
 
     ways = [
-        Way(one, share, repair=how, shares=shares, tune=tune)
+        Way(one, share, repair=how, shares=shares or "estimated", tune=tune)
         for share in keep or [0.465]
         for one in score or ["effect", "rf", "std", "magnitude", "random", "taylor"]
         for how in repair or ["least_squares"]

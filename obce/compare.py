@@ -13,19 +13,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from obce.corpus import Corpus, tokenize
+from obce.corpus import Corpus
 from obce.evaluate import count_parameters, flops, weight_bytes
 from obce.finetune import Settings, finetune, with_head
-from obce.glue import BATCH_TOKENS, CALIBRATION_TEXTS, Evaluation, TaskData, calibration, evaluate, kl_divergence
-from obce.plan import FLOPS_LENGTH, Of, plan
+from obce.glue import CALIBRATION_TEXTS, Evaluation, TaskData, calibration, evaluate, kl_divergence
+from obce.plan import FLOPS_LENGTH, Curves, Of, plan
 from obce.prune import REPAIRS, prune
 from obce.scores import SCORE_NAMES
 from obce.scoring import EFFECT_TEXTS, score
-from obce.sensitivity import SENSITIVITY_TEXTS, sensitivity
+from obce.sensitivity import How, sensitivity
 from obce.sites import usable_positions
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Way:
         keep: Share of parameters kept, of `of`.
         of: `"encoder"` or `"total"`.
         repair: What replaces removed neurons.
-        shares: `"uniform"`, or `"measured"` (by `obce.sensitivity`, with the score `effect`).
+        shares: `"uniform"`, or `"estimated"` or `"measured"` (by `obce.sensitivity`, with the score `effect`).
         tune: Whether the cut model is also fine-tuned and measured again.
     """
 
@@ -69,7 +69,7 @@ class Way:
     keep: float
     of: Of = "encoder"
     repair: str = "least_squares"
-    shares: Literal["uniform", "measured"] = "uniform"
+    shares: Literal["uniform", "estimated", "measured"] = "uniform"
     tune: bool = False
 
     def __post_init__(self) -> None:
@@ -198,15 +198,19 @@ def compare(
             read=read,
             labels=_for_loss(labels, data) if any(way.score == "taylor" for way in wanted) else None,
         )
-        curves = None
-        if any(way.shares == "measured" for way in wanted):
-            tell(f"{data.task.name}, seed {seed}: what each site can spare")
-            order = corpus.order(seed)[:SENSITIVITY_TEXTS]
-            fitted, held_out = (
-                tokenize(corpus.entries(part), tokenizer, max_length=settings.max_length, batch_tokens=BATCH_TOKENS)
-                for part in (order[: 2 * len(order) // 3], order[2 * len(order) // 3 :])
+        curves: dict[str, Curves] = {}
+        for how in (how for how in get_args(How) if any(way.shares == how for way in wanted)):
+            tell(f"{data.task.name}, seed {seed}: what each site can spare, {how}")
+            curves[how] = sensitivity(
+                dense,
+                scores,
+                corpus,
+                tokenizer=tokenizer,
+                max_length=settings.max_length,
+                how=how,
+                read=read,
+                seed=seed,
             )
-            curves = sensitivity(dense, scores, fitted, held_out, read=read)
         for way in wanted:
             tell(f"{data.task.name}, seed {seed}: {way.score}, {way.keep:g} of {way.of}, {way.repair}, {way.shares}")
             start = time.perf_counter()
@@ -218,7 +222,7 @@ def compare(
                     keep=way.keep,
                     of=way.of,
                     score=way.score,
-                    sensitivity=None if way.shares == "uniform" else curves,
+                    sensitivity=curves.get(way.shares),
                 )
                 given: dict[str, Any] = {"scores": scores}
                 if way.repair == "least_squares":

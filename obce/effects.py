@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -127,21 +127,38 @@ def _effects(
         else np.zeros((batches.n_texts, site.width), np.float32)
         for site in sites
     }
+    wide = torch.promote_types(next(body.parameters()).dtype, torch.float32)
+    centres = {site.name: torch.from_numpy(means[site.name]).to(wide).to(device) for site in sites}
+    rows: Any = np.empty(0, np.int64)
+
+    def take(site: Site, values: torch.Tensor, gradient: torch.Tensor | None) -> None:
+        # padding has no gradient: no real token looks at it
+        if gradient is None:
+            raise RuntimeError("effects are taken from gradients")
+        own, grouped = gradient.to(wide), site.groups > 1 and site.reader is not None
+        values, own = (site.grouped(values), site.grouped(own)) if grouped else (values, own)
+        effects = (own * (values.to(wide) - centres[site.name])).sum((1, 2) if grouped else 1)
+        into = found[site.name]
+        if isinstance(into, torch.Tensor):
+            into.index_add_(0, rows, effects.to(torch.float32))
+        else:
+            into[rows] += effects.cpu().numpy()
+
     done = 0
     with (
         eval_mode(model),
         precise_products(device),
-        _no_weight_gradients(model),
+        no_weight_gradients(model),
         torch.enable_grad(),
-        _Watch(body, sites, means, found) as watch,
+        Watch(body, sites, take),
     ):
         for batch in batches:
             inputs = {name: upload(tensor, device) for name, tensor in batch.inputs.items()}
-            watch.rows = upload(batch.indices, device) if stays else batch.indices
+            rows = upload(batch.indices, device) if stays else batch.indices
             if given is not None:
                 aim = _loss(model, inputs, given[torch.from_numpy(batch.indices)].to(device))
             else:
-                aim = _projection(model, inputs, read, batch, seed)
+                aim = projection(what_is_read(model, inputs, batch, read), batch, seed)
             aim.backward()  # type: ignore[no-untyped-call]
             done += len(batch.indices)
             if progress is not None:
@@ -337,36 +354,37 @@ def _squares(weight: torch.Tensor, dim: int) -> torch.Tensor:
     return weight.detach().double().square().sum(dim)
 
 
-class _Watch:
-    """Hooks that turn gradients into effects as the backward pass meets them; gone when the `with` closes."""
+Take: TypeAlias = "Callable[[Site, torch.Tensor, torch.Tensor | None], None]"
+"""Site, its values [b, T, columns], and the gradient with respect to them or None."""
 
-    def __init__(
-        self,
-        body: PreTrainedModel,
-        sites: Sequence[Site],
-        means: Mapping[str, NDArray[np.float64]],
-        found: Mapping[str, Any],
-    ) -> None:
+
+class Watch:
+    """Hooks on what the readers of sites take in, or on a Linear's output where none reads it.
+
+    `take` is called for every site and batch: when the backward pass meets the site, or, without gradients, the
+    forward pass. Nothing is held for it between batches, and the hooks are gone when the `with` closes. The weights
+    want no gradient meanwhile (`no_weight_gradients`).
+    """
+
+    def __init__(self, body: PreTrainedModel, sites: Sequence[Site], take: Take, *, gradients: bool = True) -> None:
         self.body = body
         self.sites = sites
-        self.found = found
-        weight = next(body.parameters())
-        self.wide = torch.promote_types(weight.dtype, torch.float32)
-        self.means = {s.name: torch.from_numpy(means[s.name]).to(self.wide).to(weight.device) for s in sites}
-        self.rows: Any = np.empty(0, np.int64)
+        self.take = take
+        self.gradients = gradients
         # what entered the layer, where query and key are called for embeddings of distances as well
         self.entering: torch.Tensor | None = None
         self.handles: list[Any] = []
 
-    def __enter__(self) -> _Watch:
-        # the weights want no gradient, so something before the first layer has to
+    def __enter__(self) -> Watch:
         layout = layout_of(self.body)
-        first: list[nn.Module] = []
-        if layout.site_map is not None:  # which does not say where they are
-            first += [module for module in self.body.modules() if isinstance(module, nn.Embedding)]
-        for module in first or [self.body.get_submodule(layout.embeddings)]:
-            self.handles.append(module.register_forward_hook(lambda _m, _args, out: out.detach().requires_grad_()))
-        if layout_of(self.body).positions:
+        if self.gradients:
+            # the weights want no gradient, so something before the first layer has to
+            first: list[nn.Module] = []
+            if layout.site_map is not None:  # which does not say where they are
+                first += [module for module in self.body.modules() if isinstance(module, nn.Embedding)]
+            for module in first or [self.body.get_submodule(layout.embeddings)]:
+                self.handles.append(module.register_forward_hook(lambda _m, _args, out: out.detach().requires_grad_()))
+        if layout.positions:
             for block in layers_of(self.body):
                 self.handles.append(block.register_forward_pre_hook(self._before_layer))
         for site in self.sites:
@@ -395,28 +413,16 @@ class _Watch:
         return lambda _module, args: self._follow(site, args[0], slice(None))
 
     def _follow(self, site: Site, activation: torch.Tensor, columns: slice) -> None:
-        held, rows = activation.detach()[..., columns], self.rows
-        grouped = site.groups > 1 and site.reader is not None
-        held = site.grouped(held) if grouped else held
-
-        def take(gradient: torch.Tensor) -> None:
-            # padding has no gradient: no real token looks at it
-            own = gradient[..., columns].to(self.wide)
-            if grouped:
-                effects = (site.grouped(own) * (held.to(self.wide) - self.means[site.name])).sum((1, 2))
-            else:
-                effects = (own * (held.to(self.wide) - self.means[site.name])).sum(1)
-            into = self.found[site.name]
-            if isinstance(into, torch.Tensor):
-                into.index_add_(0, rows, effects.to(torch.float32))
-            else:
-                into[rows] += effects.cpu().numpy()
-
-        activation.register_hook(take)  # type: ignore[no-untyped-call]
+        held = activation.detach()[..., columns]
+        if self.gradients:
+            activation.register_hook(lambda gradient: self.take(site, held, gradient[..., columns]))  # type: ignore[no-untyped-call]
+        else:
+            self.take(site, held, None)
 
 
 @contextmanager
-def _no_weight_gradients(model: nn.Module) -> Iterator[None]:
+def no_weight_gradients(model: nn.Module) -> Iterator[None]:
+    """Parameters want no gradient until the `with` closes."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         for parameter, _ in flags:
@@ -427,11 +433,11 @@ def _no_weight_gradients(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _projection(
-    model: PreTrainedModel, inputs: dict[str, torch.Tensor], read: str, batch: Batch, seed: int
-) -> torch.Tensor:
-    """Sum over texts of <v_s, what is read>, v_s standard normal."""
-    vectors = _read(model, inputs, batch, read)  # [b, d], or [b, T, d]
+def projection(vectors: torch.Tensor, batch: Batch, seed: int) -> torch.Tensor:
+    """Sum over texts of <v_s, what is read>, v_s standard normal; of every token, divided by the root of their number.
+
+    `vectors` [b, d], or [b, T, d]; a text's direction depends on seed and its position alone.
+    """
     vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
     directions = np.zeros(vectors.shape, np.float32)
     lengths = batch.lengths.tolist()
@@ -445,7 +451,12 @@ def _projection(
     return (vectors * upload(directions, vectors.device)).sum()
 
 
-def _read(model: PreTrainedModel, inputs: dict[str, torch.Tensor], batch: Batch, read: str) -> torch.Tensor:
+def what_is_read(model: PreTrainedModel, inputs: dict[str, torch.Tensor], batch: Batch, read: str) -> torch.Tensor:
+    """[b, d], or [b, T, d] where every token is read; `read` is one of `READS`.
+
+    Raises:
+        ValueError: The model has nothing of that kind.
+    """
     if read in ("head", "logits"):
         classifier = head_linear(model)
         if classifier is None:

@@ -86,8 +86,21 @@ def check_units(architecture: Mapping[str, Any], units: Sequence[str]) -> None:
         )
 
 
-Curves: TypeAlias = dict[str, list[tuple[float, float]]]
-"""`"3.value"` -> (share removed, what is lost by it), from (0, 0) on, by ascending shares."""
+class Curves(dict[str, list[tuple[float, float]]]):
+    """What each part of a model can spare: `"3.value"` -> [(share removed, what is lost by it), ...].
+
+    Each from (0, 0) on, by ascending shares.
+
+    Attributes:
+        how: `"estimated"` or `"measured"`, how `obce.sensitivity` found them.
+    """
+
+    def __init__(
+        self, points: Mapping[str, Sequence[tuple[float, float]]], how: Literal["estimated", "measured"] = "measured"
+    ) -> None:
+        super().__init__({name: [(float(a), float(b)) for a, b in curve] for name, curve in points.items()})
+        self.how = how
+
 
 # Length in tokens of the one text that FLOPs are stated for.
 FLOPS_LENGTH = 128
@@ -155,7 +168,8 @@ class Plan:
         layers_dropped: Numbers of the dense model's layers that go, ascending.
         units: What a step removed, of `UNITS`.
         head_score: Score of the heads' clouds that ranks heads, or None for the sum over their neurons.
-        shares: How sites share the loss: `"uniform"`, `"preset"` or `"measured"` (by `obce.sensitivity`).
+        shares: How sites share the loss: `"uniform"`, `"preset"`, or `"estimated"` or `"measured"` (by
+            `obce.sensitivity`).
     """
 
     model_hash: str
@@ -642,7 +656,7 @@ def plan(
     head_score: str | None = None,
     drop_layers: int = 0,
     multiple: int = 1,
-    sensitivity: Curves | None = None,
+    sensitivity: Curves | Mapping[str, Sequence[tuple[float, float]]] | None = None,
 ) -> Plan:
     """Chooses the neurons, heads and layers that stay.
 
@@ -698,6 +712,8 @@ def plan(
         drop_layers=drop_layers,
         multiple=multiple,
     )
+    if sensitivity is not None and not isinstance(sensitivity, Curves):
+        sensitivity = Curves(sensitivity)
     keep, floor = None if keep is None else float(keep), float(floor)
     if sensitivity is not None and (keep is None or preset is not None):
         raise ValueError("sensitivity is given, which spends the budget keep by itself: give keep, and no preset")
@@ -785,7 +801,7 @@ def plan(
         layers_dropped=dropped,
         units=used,
         head_score=head_score,
-        shares="measured" if sensitivity is not None else "uniform" if preset is None else "preset",
+        shares=sensitivity.how if sensitivity is not None else "uniform" if preset is None else "preset",
     )
 
 
@@ -813,15 +829,17 @@ def single_cuts(
         levels: Shares of what may be removed, ascending.
 
     Yields:
-        The share of the ranked neurons that goes, and the plan; shares that come to no step are left out.
+        The share of the ranked neurons that goes, and the plan; shares that come to no further step are left out.
     """
     column, ranked = scores.column(score), scores.ranked(score)
     (group,) = _groups(scores, column, ranked, [layer], units=(unit,), head_score=None, floor=0.0)
     whole = plan(scores, keep=1.0, score=score)
     others = tuple(other for other in scores.layers() if other != layer)
+    taken = 0
     for level in levels:
         steps = min(group.most, round(level * group.ranked))
-        if steps:
+        if steps > taken:
+            taken = steps
             kept = {f"{layer}.{kind}": group.kept(steps) for kind in group.kinds}
             yield steps / group.ranked, replace(whole, kept=kept, layers_dropped=others)
 

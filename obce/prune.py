@@ -130,15 +130,30 @@ class _Repair:
         texts: Any = self.texts
         if pictures or isinstance(texts, Corpus):
             texts = corpus_of(texts, pictures=pictures).entries()
-        if most is not None and pictures:  # no more tokens than of so many texts of full length
-            most = max(1, min(most, most * DEFAULT_MAX_LENGTH // usable_positions(model)))
+        most = None if most is None else at_most(model, most)
         if most is not None and len(texts) > most:
             texts = [texts[i] for i in np.random.default_rng(0).choice(len(texts), most, replace=False)]
-        tokenizer: Any = self.tokenizer
-        if tokenizer is None and not (pictures and all(picture.processed for picture in texts)):
-            tokenizer = _own_tokenizer(model)
-        length = usable_max_length(model, tokenizer, self.max_length)
-        return tokenize(texts, tokenizer, max_length=length, batch_tokens=_BATCH_TOKENS)
+        return tokenised(model, texts, self.tokenizer, self.max_length)
+
+
+def at_most(model: PreTrainedModel, texts: int) -> int:
+    """So many texts, or pictures that have no more tokens than so many texts of full length."""
+    if not layout_of(model).pictures:
+        return texts
+    return max(1, min(texts, texts * DEFAULT_MAX_LENGTH // usable_positions(model)))
+
+
+def tokenised(
+    model: PreTrainedModel,
+    entries: Sequence[Any],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_length: int | None = None,
+) -> TokenBatches:
+    """Entries of a corpus in batches for a model, by the tokenizer that was saved beside it if none is given."""
+    if tokenizer is None and not (layout_of(model).pictures and all(picture.processed for picture in entries)):
+        tokenizer = _own_tokenizer(model)
+    length = usable_max_length(model, cast("PreTrainedTokenizerBase", tokenizer), max_length)
+    return tokenize(entries, cast("PreTrainedTokenizerBase", tokenizer), max_length=length, batch_tokens=_BATCH_TOKENS)
 
 
 def prune(

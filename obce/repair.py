@@ -68,8 +68,8 @@ class Fit:
     ridge: float
 
 
-class _Moments:
-    """Second moments of inputs x [w] and of what is to be added to a reader's outputs r [h], over tokens.
+class InputMoments:
+    """Second moments of inputs x [w] over tokens.
 
     Products in the model's arithmetic, but at least float32, batch by batch, about the mean of the first batch; sums
     in float64.
@@ -77,22 +77,62 @@ class _Moments:
 
     def __init__(self) -> None:
         self.count = 0
-        self.centre: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def add(self, x: torch.Tensor) -> torch.Tensor:
+        """Tokens [m, w]; returns them about the mean of the first batch."""
+        x = _wide(x)
+        if not self.count:
+            self.centre = x.mean(0)
+            self.x = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
+            self.xx = torch.outer(self.x, self.x)
+        x = x - self.centre
+        self.count += len(x)
+        self.x += x.sum(0, dtype=torch.float64)
+        self.xx += x.T @ x
+        return x
+
+    def mean(self) -> torch.Tensor:
+        """float64 [w]."""
+        return self.x / self.count + self.centre
+
+    def covariance(self) -> torch.Tensor:
+        """float64 [w, w]."""
+        about = self.x / self.count
+        return self.xx / self.count - torch.outer(about, about)
+
+    def noise(self, covariance: torch.Tensor) -> torch.Tensor:
+        """float64 [w], variance that rounding alone gives each input."""
+        return (covariance.diagonal() + self.mean().square()) * _ROUNDING[self.centre.dtype]
+
+    def predictors(self, kept: torch.Tensor, gone: torch.Tensor, ridge: float) -> torch.Tensor:
+        """float64 [kept, gone]: how much of every kept input each that goes is best predicted by, about their means."""
+        covariance = self.covariance()
+        noise = self.noise(covariance)[kept]
+        return ridge_solve(covariance[kept][:, kept], covariance[kept][:, gone], ridge, noise)[0]
+
+
+class _Moments:
+    """Second moments of inputs x [w] and of what is to be added to a reader's outputs r [h], over tokens."""
+
+    def __init__(self) -> None:
+        self.inputs = InputMoments()
+
+    @property
+    def count(self) -> int:
+        return self.inputs.count
 
     def add(self, x: torch.Tensor, r: torch.Tensor, target: torch.Tensor) -> None:
         """Tokens [m, w], [m, h], and the outputs that are to be reached [m, h]."""
-        x, r, target = _wide(x), _wide(r), _wide(target)
-        if self.centre is None:
-            self.centre = (x.mean(0), r.mean(0))
-            one_x = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
-            one_r = torch.zeros(r.shape[1], dtype=torch.float64, device=x.device)
-            self.x, self.xx, self.xr = one_x, torch.outer(one_x, one_x), torch.outer(one_x, one_r)
-            self.r, self.rr, self.t, self.tt = (one_r.clone() for _ in range(4))
-        x, r = x - self.centre[0], r - self.centre[1]
-        self.count += len(x)
-        self.x += x.sum(0, dtype=torch.float64)
+        r, target = _wide(r), _wide(target)
+        first = not self.count
+        x = self.inputs.add(x)
+        if first:
+            self.centre = r.mean(0)
+            none = torch.zeros(r.shape[1], dtype=torch.float64, device=x.device)
+            self.xr = torch.outer(self.inputs.x, none).zero_()
+            self.r, self.rr, self.t, self.tt = (none.clone() for _ in range(4))
+        r = r - self.centre
         self.r += r.sum(0, dtype=torch.float64)
-        self.xx += x.T @ x
         self.xr += x.T @ r
         self.rr += r.square().sum(0, dtype=torch.float64)
         self.t += target.sum(0, dtype=torch.float64)
@@ -105,20 +145,19 @@ class _Moments:
 
         The weights of other rows than `rows` (int64; None: all are free) do not change: these get the best constant.
         """
-        if self.centre is None:
+        if not self.count:
             raise RuntimeError("no tokens were added before solving")
         n = self.count
-        x, r = self.x / n, self.r / n
-        covariance = self.xx / n - torch.outer(x, x)
-        cross = self.xr / n - torch.outer(x, r)
+        r = self.r / n
+        covariance = self.inputs.covariance()
+        cross = self.xr / n - torch.outer(self.inputs.x / n, r)
         if rows is not None:
             cross = torch.zeros_like(cross).index_copy(1, rows, cross.index_select(1, rows))
         left = float((self.rr / n - r.square()).clamp_min(0).sum())
         whole = float((self.tt / n - (self.t / n).square()).clamp_min(0).sum())
-        squares = covariance.diagonal() + (x + self.centre[0]).square()
-        change, ridge = _ridge_solve(covariance, cross, ridge, squares * _ROUNDING[self.centre[0].dtype])
+        change, ridge = ridge_solve(covariance, cross, ridge, self.inputs.noise(covariance))
         gained = float(2 * (change * cross).sum() - (change * (covariance @ change)).sum())
-        bias = r + self.centre[1] - (x + self.centre[0]) @ change
+        bias = r + self.centre - self.inputs.mean() @ change
         return change.T, bias, _share(left, whole), _share(max(0.0, left - max(0.0, gained)), whole), ridge
 
 
@@ -130,7 +169,7 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole > 0 else 0.0
 
 
-def _ridge_solve(
+def ridge_solve(
     covariance: torch.Tensor, cross: torch.Tensor, ridge: float, noise: torch.Tensor
 ) -> tuple[torch.Tensor, float]:
     """Solves (covariance + ridge mean variance) X = cross, raising the ridge while the matrix does not factor.
@@ -152,7 +191,7 @@ def _ridge_solve(
     return torch.zeros_like(cross), ridge
 
 
-class _KeyMoments:
+class KeyMoments:
     """Second moments of the dense keys of every head, about their mean inside each text."""
 
     def __init__(self, heads: int) -> None:
@@ -190,7 +229,7 @@ class _KeyMoments:
             answer[head * size + stay, columns] = 1.0
             if len(gone):
                 noise = self.noise[head][stay] / self.count
-                found, _ = _ridge_solve(covariance[stay][:, stay], covariance[stay][:, gone], ridge, noise)
+                found, _ = ridge_solve(covariance[stay][:, stay], covariance[stay][:, gone], ridge, noise)
                 answer[(head * size + gone)[:, None], columns[None, :]] = found.T
         return answer
 
@@ -451,7 +490,7 @@ def fit_layer(
     names = layout.writers
     hidden = int(body.config.hidden_size)
     if 0 < len(kept) < hidden and not layout.rotary and not layout.whole:
-        keys = _KeyMoments(int(body.config.num_attention_heads))
+        keys = KeyMoments(int(body.config.num_attention_heads))
         first = layout.blocks_of("key")[0] * hidden
         for at in passing:
             given = part(layout.norms[0])(at.small) if layout.pre_norm else at.small

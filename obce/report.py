@@ -513,8 +513,8 @@ def _size_text(name: str, value: Any) -> str:
 
 def _plan_words(plan: Plan) -> str:
     levels = f"levels of {plan.preset}" if plan.preset is not None else "the same share of every layer"
-    if plan.shares == "measured":
-        levels = "shares as measured"
+    if plan.shares in ("estimated", "measured"):
+        levels = f"of each site what it can spare, as {plan.shares}"
     if plan.units != default_units(plan.architecture):
         levels += f" of {', '.join(plan.units)}"
     if plan.layers_dropped:

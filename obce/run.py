@@ -39,18 +39,18 @@ from obce.card import Origin, front_matter, name_of, render_card, sizes_of
 from obce.checkpoint_obce import check_checkpoint, read_json, write_manifest
 from obce.clouds import CLOUD_KINDS, Clouds, place_of, points_of
 from obce.compare import COLUMNS, key_of, row_of
-from obce.corpus import corpus_of, read_corpus, tokenize
+from obce.corpus import corpus_of, read_corpus
 from obce.effects import reading_of
 from obce.explain import TAIL, Findings, examine, sample
 from obce.explain import search as search_texts
 from obce.files import PARTIAL, whole, write_text
-from obce.glue import BATCH_TOKENS, calibration, read_task
+from obce.glue import calibration, read_task
 from obce.h0 import H0, h0
 from obce.heads import check_cloud, explain_clouds, sample_clouds
 from obce.images import load_processor
 from obce.modeling_obce_mapped import ObceMapped
 from obce.pages import Explained, explained
-from obce.plan import Plan, default_units
+from obce.plan import Curves, Plan, default_units
 from obce.prune import prune
 from obce.removal import Pruned
 from obce.report import render_html
@@ -66,7 +66,7 @@ from obce.scoring import (
     merge,
     score,
 )
-from obce.sensitivity import SENSITIVITY_TEXTS, sensitivity
+from obce.sensitivity import How, sensitivity
 from obce.sitemap_obce import site_map_hash
 from obce.sites import (
     LAYOUTS,
@@ -96,7 +96,6 @@ if TYPE_CHECKING:
 
     from obce.corpus import Corpus
     from obce.finetune import Settings
-    from obce.plan import Curves
 
 _FORMAT = "obce-run"
 _FORMAT_VERSION = 1
@@ -1040,8 +1039,11 @@ class Run:
             )
         return self.plan_path
 
-    def corpus(self) -> Corpus:
+    def corpus(self, otherwise: str = "use --repair mean") -> Corpus:
         """Reads the scored texts again from where they were read.
+
+        Args:
+            otherwise: What can be done without them, for the error.
 
         Raises:
             ValueError: They were not read from a file or dataset, or are not the same any more.
@@ -1050,7 +1052,7 @@ class Run:
         if not reading:
             raise ValueError(
                 f"run directory '{self.path}' was not scored on a file or dataset: name the texts with --corpus, or "
-                "use --repair mean"
+                f"{otherwise}"
             )
         reading = dict(reading)
         if "task" in reading:
@@ -1061,7 +1063,7 @@ class Run:
         if found.hash != self.state["score"]["corpus_hash"]:
             raise ValueError(
                 f"the texts of '{self.state['corpus']}' are not those that run directory '{self.path}' was scored on: "
-                "name others with --corpus, or use --repair mean"
+                f"name others with --corpus, or {otherwise}"
             )
         return found
 
@@ -1151,31 +1153,31 @@ class Run:
     def sensitivity(
         self,
         *,
+        how: How = "estimated",
         score: str,
         units: Sequence[str] | None = None,
         corpus: Corpus | None = None,
         device: str = "auto",
+        store: bool = True,
         progress: Callable[[float, float], None] | None = None,
     ) -> Curves:
-        """What every layer and unit of the scored model can spare, measured once and kept in the run.
-
-        Of at most `SENSITIVITY_TEXTS` texts, two thirds are repaired on and the others measured on.
+        """What every layer and unit of the scored model can spare, found once and kept in the run.
 
         Args:
-            score, units: As in `obce.sensitivity`.
+            how, score, units: As in `obce.sensitivity`.
             corpus: Texts (default: those that were scored).
             device: As in `score`.
+            store: Whether the run keeps what is found.
             progress: Called with (layers done, layers in all).
 
         Raises:
             ValueError: The texts are not to be had, or fewer than six.
         """
-        texts = self.corpus() if corpus is None else corpus
-        if len(texts) < 6:
-            raise ValueError(f"corpus has {len(texts)} texts, expected at least 6 to measure what sites can spare")
+        texts = self.corpus("take --shares uniform") if corpus is None else corpus
         scores = self.scores()
         units = default_units(scores.meta["architecture"]) if units is None else units
         asked = {
+            "how": how,
             "model_hash": self.state["score"]["model_hash"],
             "corpus_hash": texts.hash,
             "score": score,
@@ -1185,19 +1187,30 @@ class Run:
         if self.sensitivity_path.is_file():
             kept = _read_json(self.sensitivity_path, "sensitivity")
             if isinstance(kept, dict) and kept.get("asked") == asked:
-                return {name: [(float(a), float(b)) for a, b in curve] for name, curve in kept["curves"].items()}
+                try:
+                    return Curves(kept["curves"], how)
+                except (AttributeError, KeyError, TypeError, ValueError) as error:
+                    raise ValueError(
+                        f"'{self.sensitivity_path}' holds no curves ({type(error).__name__}), expected shares and "
+                        "losses: delete it, and they are found anew"
+                    ) from error
         source = self.state["model"]
         model, tokenizer = _load_scored(source, self.scores()), load_tokenizer(source)
         torch.nn.Module.to(model, _device(device))
-        order = texts.order(0)[:SENSITIVITY_TEXTS]
-        length = usable_max_length(model, tokenizer, self.state["score"]["max_length"])
-        fitted, held_out = (
-            tokenize(texts.entries(part), tokenizer, max_length=length, batch_tokens=BATCH_TOKENS)
-            for part in (order[: 2 * len(order) // 3], order[2 * len(order) // 3 :])
-        )
         curves = sensitivity(
-            model, scores, fitted, held_out, score=score, units=units, read=asked["read"], progress=progress
+            model,
+            scores,
+            texts,
+            tokenizer=tokenizer,
+            max_length=self.state["score"]["max_length"],
+            how=how,
+            score=score,
+            units=units,
+            read=asked["read"],
+            progress=progress,
         )
+        if not store:
+            return curves
         with self._locked():
             write_text(self.sensitivity_path, json.dumps({"asked": asked, "curves": curves}) + "\n")
         return curves

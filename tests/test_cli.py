@@ -82,13 +82,15 @@ def test_run_does_all_and_is_reused(tiny_bert_dir: Path, corpus: Path, tmp_path:
     assert first["neurons"] == 672
     assert first["constant"] == 96
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
-        ".lock", "run.json", "scores.parquet", "plan.json", "model", "report.html",
+        ".lock", "run.json", "scores.parquet", "sensitivity.json", "plan.json", "model", "report.html",
     }  # fmt: skip
+    assert first["shares"] == "estimated"
     assert json.loads(obce(*arguments).stdout)["reused"]
-    measured = (*arguments, "--of", "encoder", "--shares", "measured")
-    assert json.loads(obce(*measured).stdout)["reused"]
-    assert json.loads((tmp_path / "run" / "plan.json").read_text())["shares"] == "measured"
-    assert (tmp_path / "run" / "sensitivity.json").is_file()
+    for shares in ("measured", "uniform"):
+        asked = (*arguments, "--of", "encoder", "--shares", shares)
+        assert json.loads(obce(*asked).stdout)["reused"]
+        assert json.loads((tmp_path / "run" / "plan.json").read_text())["shares"] == shares
+    assert json.loads((tmp_path / "run" / "sensitivity.json").read_text())["asked"]["how"] == "measured"
 
 
 def test_dry_run_writes_nothing(tiny_bert_dir: Path, corpus: Path, tmp_path: Path) -> None:
@@ -422,8 +424,12 @@ def test_merge(tiny_bert_dir: Path, texts: list[str], tmp_path: Path) -> None:
     found = obce("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "all", "--json")
     assert found.exit_code == 0, found.output
     assert json.loads(found.stdout)["n_texts"] == 200
-    planned = obce("plan", tmp_path / "all", "--keep", 0.5, "--of", "encoder", "--score", "rf_bagged", "--dry-run")
-    assert planned.exit_code == 0, planned.output
+    plan = ("plan", tmp_path / "all", "--keep", 0.5, "--of", "encoder", "--score", "rf_bagged", "--dry-run")
+    refused(obce(*plan), "was not scored on a file or dataset: name the texts with --corpus, or take --shares uniform")
+    for more in (("--shares", "uniform"), ("--corpus", tmp_path / "a.txt")):
+        planned = obce(*plan, *more)
+        assert planned.exit_code == 0, planned.output
+    assert not (tmp_path / "all" / "sensitivity.json").exists()
     refused(obce("merge", tmp_path / "a", "--out", tmp_path / "more"), "holds 1 scorings, expected at least 2")
     refused(obce("merge", tmp_path / "a", tmp_path / "a", "--out", tmp_path / "more"), "100 texts are in more than one")
     refused(obce("merge", tmp_path / "a", tmp_path / "none", "--out", tmp_path / "more"), "has no run.json")

@@ -221,7 +221,7 @@ def stepped(body: Any, batch: Any, site: Site, neuron: int, mean: float, by: flo
 @pytest.mark.parametrize("family", DECODERS)
 def test_a_classifier_is_read_where_it_pools(family: str, batches: TokenBatches) -> None:
     """Its own logits are what its Linear makes of what is read, also where a text ends with what pads."""
-    from obce.effects import _read
+    from obce.effects import what_is_read
 
     model = make_encoder(family, "SequenceClassification", pad_token_id=1)
     for batch in batches:
@@ -232,8 +232,10 @@ def test_a_classifier_is_read_where_it_pools(family: str, batches: TokenBatches)
         padded = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], 1)
         with torch.no_grad():
             expected = model(input_ids=padded, attention_mask=inputs["attention_mask"]).logits
-            assert torch.equal(model.score(_read(model, inputs, batch, "head")), _read(model, inputs, batch, "logits"))
-            torch.testing.assert_close(_read(model, inputs, batch, "logits"), expected)
+            assert torch.equal(
+                model.score(what_is_read(model, inputs, batch, "head")), what_is_read(model, inputs, batch, "logits")
+            )
+            torch.testing.assert_close(what_is_read(model, inputs, batch, "logits"), expected)
 
 
 def test_labels_and_exports_want_a_padding_token(texts: list[str], tokenizer: Any, tmp_path: Path) -> None:
@@ -408,7 +410,7 @@ def test_measured_shares_read_the_last_token(
 ) -> None:
     model = make_encoder(family)
     scores = obce.score(model, tokenizer, texts[:40])
-    curves = sensitivity(model, scores, batches, batches, levels=(0.5,))
+    curves = sensitivity(model, scores, batches, batches, how="measured", levels=(0.5,))
     units = default_units(scores.meta["architecture"])
     assert set(curves) == {f"{layer}.{unit}" for layer in range(2) for unit in units}
     ((_, cut),) = single_cuts(scores, "effect", 1, "value", (0.5,))

@@ -26,6 +26,7 @@ from obce.repair import start
 from obce.run import load_model
 from obce.sensitivity import sensitivity
 from obce.sites import LAYOUTS, SITE_KINDS, find_sites, matrix, model_hash, usable_max_length
+from scipy.stats import spearmanr
 
 from tiny import (
     DEPTH,
@@ -392,10 +393,27 @@ def test_least_squares_needs_a_mask_that_says_what_a_layer_looks_at(
         start(model, batches)
 
 
+@pytest.mark.parametrize("family", PREFIXES)
+def test_estimated_shares_are_in_the_order_of_measured_ones(family: str, tokenizer: Any, texts: list[str]) -> None:
+    model, given = make_encoder(family).double(), given_to(family, tokenizer, texts[:60])
+    scores = obce.score(model, cloud_texts=0, **given)
+    length = usable_max_length(model, given["tokenizer"])
+    fit, held_out = (
+        tokenize(given["texts"].entries(part), given["tokenizer"], max_length=length)
+        for part in (range(30), range(30, 60))
+    )
+    ways: tuple[Any, ...] = ("estimated", "measured")
+    found = [sensitivity(model, scores, fit, held_out, how=how, levels=(0.25, 0.75)) for how in ways]
+    assert list(found[0]) == list(found[1])
+    losses = np.array([[loss for curve in curves.values() for _, loss in curve[1:]] for curves in found])
+    assert spearmanr(*losses).statistic > 0.8
+
+
 def test_measured_shares_of_modernbert_read_behind_the_last_norm(modern: tuple[Any, obce.Scores, Any]) -> None:
     model, scores, batches = modern
-    curves = sensitivity(model, scores, batches, batches, units=("query_key", "intermediate"), levels=(0.5,))
-    assert set(curves) == {f"{layer}.{unit}" for layer in range(4) for unit in ("query_key", "intermediate")}
+    units = ("query_key", "intermediate")
+    curves = sensitivity(model, scores, batches, batches, how="measured", units=units, levels=(0.5,))
+    assert set(curves) == {f"{layer}.{unit}" for layer in range(4) for unit in units}
     small = prune(model, make_plan(model, {"3.intermediate": cut_of(scores)}), texts=batches)
     vectors = [embed(one, batches, pooling="cls").astype(np.float64) for one in (model, small)]
     lost = np.square(vectors[1] - vectors[0]).sum() / np.square(vectors[0] - vectors[0].mean(0)).sum()

@@ -55,15 +55,21 @@ def test_the_table_of_the_papers_size(results: ModuleType) -> None:
 
 
 def test_differences_are_seed_by_seed(results: ModuleType) -> None:
-    found = line(results.differences(rows(), TASKS), "r_f (the paper's)")
+    found = line(results.differences(rows(), TASKS, "uniform"), "r_f (the paper's)")
     assert found[1:] == ["+0.150 ± 0.071", "+0.150 ± 0.071"]
     unfinished = [row for row in rows() if (row["seed"], row["task"]) != (1, "STS-B")]
-    assert line(results.differences(unfinished, TASKS), "r_f (the paper's)")[1:] == ["+0.100", "+0.100"], "whole seeds"
+    table = results.differences(unfinished, TASKS, "uniform")
+    assert line(table, "r_f (the paper's)")[1:] == ["+0.100", "+0.100"], "whole seeds"
+    shared = [{**row, "shares": "estimated"} for row in rows() if row["score"] == "effect" or not row["tuned"]]
+    table = results.differences(shared, TASKS, "estimated")
+    assert line(table, "r_f (the paper's)")[1:] == ["+0.150 ± 0.071"], "not trained again"
 
 
 def test_half_of_the_encoder_has_kl_where_there_is_one(results: ModuleType) -> None:
-    found = line(results.half_table(rows(), TASKS), "effect (default) | least squares")
-    assert found[2:] == ["0.800 ± 0.000 / 0.250 ± 0.000", "0.800 ± 0.000"]
+    shared = [{**row, "shares": "estimated", "headline": 0.85} for row in rows() if row["score"] == "effect"]
+    table = results.half_table(rows() + shared, TASKS)
+    assert line(table, "effect (default) | least squares")[2:] == ["0.800 ± 0.000 / 0.250 ± 0.000", "0.800 ± 0.000"]
+    assert line(table, "effect (default), estimated shares | least squares")[2].startswith("0.850 ± 0.000 / 0.250")
 
 
 def test_every_way_has_a_name_and_the_peers_stand_beside(results: ModuleType) -> None:

@@ -316,6 +316,25 @@ def moved(from_file: Path, tmp_path: Path) -> tuple[Run, Path]:
     return Run(run.path), file
 
 
+def test_what_sites_can_spare_is_found_once(from_file: Path, texts: list[str], tmp_path: Path) -> None:
+    run, file = moved(from_file, tmp_path)
+    assert run.sensitivity(score="effect", store=False).how == "estimated"
+    assert not run.sensitivity_path.exists()
+    curves = run.sensitivity(score="effect")
+    kept = run.sensitivity_path.read_text()
+    seen: list[Any] = []
+    assert run.sensitivity(score="effect", progress=lambda *at: seen.append(at)) == curves
+    assert not seen, "the file's"
+    other = run.sensitivity(score="std", progress=lambda *at: seen.append(at))
+    assert seen and other != curves
+    run.sensitivity_path.write_text(kept.replace('"curves"', '"curve"'))
+    with pytest.raises(ValueError, match=r"sensitivity.json' holds no curves \(KeyError\), expected shares and losses"):
+        run.sensitivity(score="effect")
+    file.write_text("text\n" + "\n".join(f"other {word}" for word in "abcdefgh"))
+    with pytest.raises(ValueError, match="name others with --corpus, or take --shares uniform"):
+        run.sensitivity(score="std")
+
+
 def test_least_squares_reads_the_corpus_again(
     from_file: Path, tiny_bert_dir: Path, texts: list[str], tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -371,8 +372,11 @@ def test_what_needs_more_than_the_map_says_names_the_key(tokenizer: Any, texts: 
     batches = tokenize(texts[:20], tokenizer, max_length=32)
     with pytest.raises(ValueError, match="memory is 'layer', but a site map"):
         next(capture(model, batches, find_sites(model), memory="layer"))
-    with pytest.raises(ValueError, match="uniform shares"):
-        sensitivity(model, scores, batches, batches)
+    with pytest.raises(ValueError, match="plan with estimated shares"):
+        sensitivity(model, scores, batches, batches, how="measured")
+    curves = sensitivity(model, scores, batches, batches)
+    assert obce.plan(scores, model, keep=0.8, of="encoder", sensitivity=curves).shares == "estimated"
+    assert all(0 < loss < math.inf for curve in curves.values() for _, loss in curve[1:])
     assert embed(small, batches).shape == (20, HIDDEN)
 
 
@@ -713,7 +717,7 @@ def test_commands_and_a_resume_by_another_map(
     del LAYOUTS["camembert"]  # that of the other run
     measured = command("plan", run, "--keep", 0.7, "--shares", "measured")
     assert measured.exit_code == 2
-    assert "uniform shares" in measured.stderr
+    assert "plan with estimated shares" in measured.stderr
     small = load_model(run / "model", pruned=True)
     assert site_map_hash(Run(run).scores().meta["site_map"]) == LAYOUTS["camembert"].site_map_hash
     assert "camembert" in (run / "model" / "README.md").read_text() or type(small).__name__ == "ObceCamembertModel"
