@@ -944,6 +944,7 @@ def plot_command(
     ] = None,
     repair: Annotated[str, typer.Option(help="Of tradeoff.")] = "least_squares",
     tuned: Annotated[bool, typer.Option("--tuned", help="Of tradeoff: models that were trained again.")] = False,
+    shares: Annotated[str | None, typer.Option(help="Of tradeoff, where the rows know several: estimated ...")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw a run as PNG and SVG, one column wide: scores, clouds, plans, and what a comparison found."""
@@ -952,7 +953,7 @@ def plot_command(
 
     if kind == "tradeoff":
         figure = pictures.tradeoff(
-            [row for folder in run_dir for row in CompareRun(folder).rows], repair=repair, tuned=tuned
+            [row for folder in run_dir for row in CompareRun(folder).rows], repair=repair, tuned=tuned, shares=shares
         )
         name = f"tradeoff-{'tuned' if tuned else 'cut'}-{repair}"
     else:

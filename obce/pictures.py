@@ -799,7 +799,7 @@ def tradeoff(
     *,
     repair: str = "least_squares",
     tuned: bool = False,
-    shares: str = "uniform",
+    shares: str | None = None,
     of: Literal["encoder", "total"] | None = None,
     name: str | None = None,
 ) -> Figure:
@@ -812,7 +812,7 @@ def tradeoff(
         rows: Rows of `obce.compare`.
         repair: What replaced the neurons.
         tuned: Models that were trained again, instead of as cut.
-        shares: `"uniform"` or `"measured"`.
+        shares: `"uniform"`, `"estimated"` or `"measured"`; None where such rows know one only.
         of: What the share is of; None where the rows know one only.
         name: What the picture is of, for its title.
 
@@ -820,10 +820,10 @@ def tradeoff(
         Figure with one panel a task, in order of appearance.
 
     Raises:
-        ValueError: There are no such rows, a row lacks a field or is there twice, or `of` is needed.
+        ValueError: There are no such rows, a row lacks a field or is there twice, or `shares` or `of` is needed.
         ImportError: matplotlib is not installed.
     """
-    picked, of = _picked(rows, repair, tuned, shares, of)
+    picked, shares, of = _picked(rows, repair, tuned, shares, of)
     tasks = list(dict.fromkeys(str(row["task"]) for row in picked))
     lines: dict[tuple[str, str], dict[float, list[Mapping[str, Any]]]] = {}
     for row in picked:
@@ -925,10 +925,10 @@ def _picked(
     rows: Sequence[Mapping[str, Any]],
     repair: str,
     tuned: bool,
-    shares: str,
+    shares: str | None,
     of: Literal["encoder", "total"] | None,
-) -> tuple[list[Mapping[str, Any]], Literal["encoder", "total"]]:
-    """The dense rows and the ones that were asked for, without undefined headlines; and what their share is of."""
+) -> tuple[list[Mapping[str, Any]], str, Literal["encoder", "total"]]:
+    """The dense rows and the ones that were asked for, without undefined headlines; their shares, and of what."""
     if not len(rows):
         raise ValueError("rows is empty, expected rows of obce.compare; compare scores first.")
     for position, row in enumerate(rows):
@@ -944,7 +944,7 @@ def _picked(
         if row["score"] is not None
         and row["repair"] == repair
         and bool(row["tuned"]) == tuned
-        and (row.get("shares") or "uniform") == shares
+        and shares in (None, row.get("shares") or "uniform")
         and math.isfinite(float(row["headline"]))
     ]
     if not cut:
@@ -959,6 +959,9 @@ def _picked(
             f"rows holds no cut model with repair {repair!r}, shares {shares!r} and tuned {tuned}, but only "
             f"({'; '.join(have) or 'dense ones'}): ask for one of these."
         )
+    ways = sorted({str(row.get("shares") or "uniform") for row in cut})
+    if len(ways) > 1:
+        raise ValueError(f"shares is None, but rows know {', '.join(map(repr, ways))}: give one of these.")
     parts = {str(row.get("of") or "encoder") for row in cut}
     if of is None and len(parts) > 1:
         raise ValueError("of is None, but rows keep shares of the encoder and of the total: give 'encoder' or 'total'.")
@@ -974,7 +977,7 @@ def _picked(
             f"rows holds the {twice[2] or 'dense'} model of {twice[0]}, seed {twice[1]}, twice, expected once; leave "
             "one out."
         )
-    return [*dense, *cut], chosen
+    return [*dense, *cut], ways[0], chosen
 
 
 KINDS: dict[str, Callable[..., Figure]] = {

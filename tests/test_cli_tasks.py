@@ -88,6 +88,14 @@ def test_compare(tiny_bert_dir: Path, task: tuple[str, ...], tmp_path: Path) -> 
     assert more.exit_code == 0, more.output
     assert "least to greatest" in more.stdout
     assert len((tmp_path / "compare.csv").read_text().splitlines()) == 7
+    pytest.importorskip("matplotlib")
+    drawn = facts("plot", tmp_path, "--kind", "tradeoff")
+    assert [Path(path).is_file() for path in drawn["pictures"]] == [True, True]
+    same = obce(*asked, "--score", "std", "--keep", 0.7, "--no-tune", "--shares", "uniform")
+    assert same.exit_code == 0, same.output
+    several = obce("plot", tmp_path, "--kind", "tradeoff")
+    assert several.exit_code == 2 and "'estimated', 'uniform'" in several.stderr
+    facts("plot", tmp_path, "--kind", "tradeoff", "--shares", "uniform")
     refused = obce(*asked, "--learning-rate", 0.1)
     assert refused.exit_code == 2
     assert "holds a comparison with another learning_rate" in refused.stderr

@@ -612,6 +612,11 @@ def test_tradeoff_draws_what_was_asked_for() -> None:
     both = rows + other
     assert tradeoff(both).axes[0].lines[1].get_ydata() == pytest.approx([0.3, 0.5, 0.7])
     assert tradeoff(both, repair="none").axes[0].lines[1].get_ydata() == pytest.approx([0.2] * 3)
+    shared = [row | {"shares": "estimated", "headline": 0.6} for row in rows if row["score"]]
+    figure = tradeoff([rows[0], *shared])
+    assert figure.axes[0].lines[1].get_ydata() == pytest.approx([0.6] * 3), "there are no others"
+    assert "as cut, estimated shares" in words_of(figure)
+    assert tradeoff(rows + shared, shares="uniform").axes[0].lines[1].get_ydata() == pytest.approx([0.3, 0.5, 0.7])
     total = rows + [row | {"of": "total", "headline": 0.1} for row in rows if row["score"]]
     figure = tradeoff(total, of="total")
     assert figure.axes[0].lines[1].get_ydata() == pytest.approx([0.1] * 3)
@@ -672,6 +677,8 @@ def test_rows_that_cannot_be_drawn_are_refused() -> None:
         tradeoff(rows[:1])
     with pytest.raises(ValueError, match="of is None, but rows keep shares of the encoder and of the total"):
         tradeoff(rows + [row | {"of": "total"} for row in rows if row["score"]])
+    with pytest.raises(ValueError, match="shares is None, but rows know 'estimated', 'uniform': give one of these"):
+        tradeoff(rows + [row | {"shares": "estimated"} for row in rows if row["score"]])
     with pytest.raises(ValueError, match="of is 'total', but rows keep shares of 'encoder' alone"):
         tradeoff(rows, of="total")
     with pytest.raises(ValueError, match="rows holds the effect model of SST-2, seed 0, twice"):
