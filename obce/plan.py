@@ -93,13 +93,26 @@ class Curves(dict[str, list[tuple[float, float]]]):
 
     Attributes:
         how: `"estimated"` or `"measured"`, how `obce.sensitivity` found them.
+
+    Raises:
+        ValueError: A point is not a share and a finite loss.
     """
 
     def __init__(
         self, points: Mapping[str, Sequence[tuple[float, float]]], how: Literal["estimated", "measured"] = "measured"
     ) -> None:
-        super().__init__({name: [(float(a), float(b)) for a, b in curve] for name, curve in points.items()})
+        super().__init__({name: [_point(name, point) for point in curve] for name, curve in points.items()})
         self.how = how
+
+
+def _point(name: str, point: Any) -> tuple[float, float]:
+    try:
+        share, loss = map(float, point)
+    except (TypeError, ValueError):
+        share, loss = math.nan, math.nan
+    if not (0 <= share <= 1 and math.isfinite(loss)):
+        raise ValueError(f"sensitivity's {name} holds {point!r}, expected a share in [0, 1] and a finite loss")
+    return share, loss
 
 
 # Length in tokens of the one text that FLOPs are stated for.
@@ -159,8 +172,8 @@ class Plan:
         of: What `keep` is a share of.
         seed: Seed of the `random` score.
         floor: Least share of a site that stays.
-        levels: Layer number (as text) -> share of its neurons that the level removes, before rounding (with measured
-            shares, of its parameters that may go, after it); 1 for a layer that is dropped.
+        levels: Layer number (as text) -> share of its neurons that the level removes, before rounding (with shares
+            by `obce.sensitivity`, of its parameters that may go, after it); 1 for a layer that is dropped.
         kept: Site name -> ascending kept indices; a site that is absent is kept whole, unless its layer is dropped.
             A head of which nothing is kept in query, key and value is gone.
         before: Size of the dense model.

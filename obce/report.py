@@ -532,6 +532,7 @@ def _plan_view(scores: Scores, plan: Plan) -> dict[str, Any]:
         "score": plan.score,
         "budget": _plan_words(plan),
         "seed": plan.seed,
+        "spared": plan.shares in ("estimated", "measured"),
         "other_corpus": plan.corpus_hash != scores.meta.get("corpus_hash"),
         "stability": stability,
         "rows": [

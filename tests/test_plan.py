@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from obce.clouds import CLOUD_KINDS, CLOUD_SCORES, Clouds
-from obce.plan import DEFAULT_UNITS, PRESETS, UNITS, Curves, Plan, plan
+from obce.plan import DEFAULT_UNITS, PRESETS, UNITS, Plan, plan
 from obce.scores import CLS_SCORES, SCORE_NAMES, Scores
 from obce.sites import SITE_KINDS
 
@@ -305,7 +306,7 @@ def test_a_score_of_ones_own(tiny: Scores) -> None:
 
 
 class TestSensitivity:
-    def curves(self) -> Curves:
+    def curves(self) -> dict[str, list[tuple[float, float]]]:
         return {f"{layer}.{unit}": [(0.0, 0.0), (0.5, 1.0), (1.0, 2.0)] for layer in range(3) for unit in DEFAULT_UNITS}
 
     def test_steps_are_taken_where_they_cost_least(self, tiny: Scores) -> None:
@@ -348,6 +349,10 @@ class TestSensitivity:
             plan(tiny, preset="obce-2023", sensitivity=curves)
         with pytest.raises(ValueError, match="sensitivity is given"):
             plan(tiny, keep=0.5, preset="obce-2023", sensitivity=curves)
+        for point in ((0.5, math.nan), (1.5, 0.0), ("half", 0.0), (0.5,), None):
+            wrong: Any = {**curves, "1.value": [(0.0, 0.0), point]}
+            with pytest.raises(ValueError, match=r"sensitivity's 1\.value holds .*, expected a share in \[0, 1\]"):
+                plan(tiny, keep=0.5, sensitivity=wrong)
         del curves["1.value"]
         with pytest.raises(ValueError, match=r"sensitivity has no 1\.value"):
             plan(tiny, keep=0.5, sensitivity=curves)
