@@ -19,8 +19,8 @@ it costs least. There are two ways:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -49,8 +49,6 @@ SENSITIVITY_TEXTS = 450
 
 How = Literal["estimated", "measured"]
 
-_Cuts: TypeAlias = "Callable[[int, str], Iterator[tuple[float, Plan]]]"
-
 _LEAST_TEXTS = 6
 
 # Site in which a unit's neurons are looked at, where its name differs: without its value a head says nothing.
@@ -58,6 +56,20 @@ _SEEN_AT = {"query_key": "key", "heads": "value"}
 
 # Values, gradients and moments of the sites that one pair of passes serves.
 _HELD_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is asked of either way: the arguments of `sensitivity`, with plans in the place of scores and levels."""
+
+    batches: TokenBatches
+    held_out: TokenBatches
+    cuts: Callable[[int, str], Iterator[tuple[float, Plan]]]
+    units: Sequence[str]
+    read: str
+    ridge: float
+    seed: int
+    progress: Callable[[float, float], None]
 
 
 def sensitivity(
@@ -123,9 +135,8 @@ def sensitivity(
     def cuts(layer: int, unit: str) -> Iterator[tuple[float, Plan]]:
         return single_cuts(scores, score, layer, unit, shares)
 
-    if how == "estimated":
-        return _estimated(model, batches, held_out, cuts, units, read, ridge, seed, progress)
-    return _measured(model, batches, held_out, cuts, units, read, ridge, progress)
+    asked = _Question(batches, held_out, cuts, units, read, ridge, seed, progress)
+    return (_estimated if how == "estimated" else _measured)(model, asked)
 
 
 def _parts(
@@ -158,39 +169,30 @@ def _parts(
 
 
 @torch.no_grad()
-def _measured(
-    model: PreTrainedModel,
-    batches: TokenBatches,
-    held_out: TokenBatches,
-    cuts: _Cuts,
-    units: Sequence[str],
-    read: str,
-    ridge: float,
-    progress: Callable[[float, float], None],
-) -> Curves:
+def _measured(model: PreTrainedModel, asked: _Question) -> Curves:
     base = base_model(model)
     if layout_of(base).site_map is not None:
         raise ValueError(
             f"model is a {type(model).__name__}, whose site map does not say what its layers are given, expected a "
             "family that obce knows by itself: plan with estimated shares."
         )
-    read = position_of(model) if read in ("head", "logits") else read
+    read = position_of(model) if asked.read in ("head", "logits") else asked.read
     layers = list(layers_of(base))
     curves: dict[str, list[tuple[float, float]]] = {}
     with eval_mode(base), precise_products(next(base.parameters()).device):
-        fit, held = start(base, batches), start(base, held_out)
+        fit, held = start(base, asked.batches), start(base, asked.held_out)
         reference = list(_read(base, 0, held, read))
         whole = _variance(torch.cat(reference))
         for layer, block in enumerate(layers):
-            for unit in units:
+            for unit in asked.units:
                 points = [(0.0, 0.0)]
-                for share, cut in cuts(layer, unit):
+                for share, cut in asked.cuts(layer, unit):
                     # the small model has this layer alone: what comes before and after it is dense
                     small = base_model(prune(base, cut, repair="none"))
                     narrow = layers_of(small)[0]
                     own = [replace(at, small=at.dense) for at in fit]
                     kept = torch.tensor(cut.kept.get(f"{layer}.query", range(base.config.hidden_size)))
-                    for _ in fit_layer(base, layer, narrow, own, kept, ridge):
+                    for _ in fit_layer(base, layer, narrow, own, kept, asked.ridge):
                         pass
                     moved = [replace(at, dense=through(narrow, at.dense, at.small_given[layer])) for at in held]
                     lost = 0.0
@@ -200,7 +202,7 @@ def _measured(
                 curves[f"{layer}.{unit}"] = points
             for at in (*fit, *held):
                 at.dense = at.small = through(block, at.dense, at.given[layer])
-            progress(layer + 1, len(layers))
+            asked.progress(layer + 1, len(layers))
     return Curves(curves, "measured")
 
 
@@ -260,45 +262,35 @@ class _Said:
         return centred[:, gone] - centred[:, kept] @ self.inputs.predictors(kept, gone, ridge).to(values.dtype)
 
 
-def _estimated(
-    model: PreTrainedModel,
-    batches: TokenBatches,
-    held_out: TokenBatches,
-    cuts: _Cuts,
-    units: Sequence[str],
-    read: str,
-    ridge: float,
-    seed: int,
-    progress: Callable[[float, float], None],
-) -> Curves:
+def _estimated(model: PreTrainedModel, asked: _Question) -> Curves:
     body = base_model(model)
     layout, device = layout_of(body), next(body.parameters()).device
     sites = {(site.layer, site.kind): site for site in find_sites(body)}
     count, heads = len(layers_of(body)), int(body.config.num_attention_heads)
-    tokens = sum(int(batch.real.sum()) for batch in held_out)
+    tokens = sum(int(batch.real.sum()) for batch in asked.held_out)
     curves: dict[str, list[tuple[float, float]]] = {}
     with eval_mode(model), precise_products(device), no_weight_gradients(model):
         whole = None
-        for layers in _together(sites, units, count, tokens):
-            seen = {(layer, unit): sites[layer, _SEEN_AT.get(unit, unit)] for layer in layers for unit in units}
+        for layers in _together(sites, asked.units, count, tokens):
+            seen = {(layer, unit): sites[layer, _SEEN_AT.get(unit, unit)] for layer in layers for unit in asked.units}
             here = {site.name: site for site in seen.values()}
             said = {name: _Said(site, layout, heads) for name, site in here.items()}
-            _hear(body, batches, said)
-            values, gradients, texts, spread = _effects(model, held_out, list(here.values()), tokens, read, seed)
+            _hear(body, asked.batches, said)
+            values, gradients, texts, spread = _effects(model, asked, list(here.values()), tokens)
             whole = spread if whole is None else whole
             for (layer, unit), site in seen.items():
                 points = [(0.0, 0.0)]
-                for share, cut in cuts(layer, unit):
+                for share, cut in asked.cuts(layer, unit):
                     kept = site.read_by(torch.tensor(cut.kept[site.name], dtype=torch.int64)).to(device)
                     stays = torch.zeros(values[site.name].shape[1], dtype=torch.bool, device=device)
                     stays[kept] = True
                     gone = torch.nonzero(~stays).flatten()
-                    left = said[site.name].unsaid(values[site.name], kept, gone, ridge)
-                    each = (left * gradients[site.name][:, gone]).sum(1, dtype=torch.float64)
-                    moved = torch.zeros(held_out.n_texts, dtype=torch.float64, device=device).index_add_(0, texts, each)
+                    left = said[site.name].unsaid(values[site.name], kept, gone, asked.ridge)
+                    moved = torch.zeros(asked.held_out.n_texts, dtype=torch.float64, device=device)
+                    moved.index_add_(0, texts, (left * gradients[site.name][:, gone]).sum(1, dtype=torch.float64))
                     points.append((share, float(moved.square().sum()) / whole if whole > 0 else 0.0))
                 curves[f"{layer}.{unit}"] = points
-            progress(layers[-1] + 1, count)
+            asked.progress(layers[-1] + 1, count)
     return Curves(curves, "estimated")
 
 
@@ -335,7 +327,7 @@ def _hear(body: PreTrainedModel, batches: TokenBatches, said: Mapping[str, _Said
 
 
 def _effects(
-    model: PreTrainedModel, held_out: TokenBatches, sites: Sequence[Site], tokens: int, read: str, seed: int
+    model: PreTrainedModel, asked: _Question, sites: Sequence[Site], tokens: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor, float]:
     """Of each site [tokens, columns] values and gradients; int64 [tokens] texts; the variance of what is read."""
     body = base_model(model)
@@ -354,15 +346,17 @@ def _effects(
 
     texts, found, weights = [], [], []
     with torch.enable_grad(), Watch(body, sites, take):
-        for batch in held_out:
+        for batch in asked.held_out:
             real = upload(batch.real, weight.device).bool()
             at = slice(at.stop, at.stop + int(batch.real.sum()))
             inputs = {name: upload(tensor, weight.device) for name, tensor in batch.inputs.items()}
-            vectors = what_is_read(model, inputs, batch, read)
-            projection(vectors, batch, seed).backward()  # type: ignore[no-untyped-call]
+            vectors = what_is_read(model, inputs, batch, asked.read)
+            projection(vectors, batch, asked.seed).backward()  # type: ignore[no-untyped-call]
             texts.append(upload(batch.indices, weight.device)[:, None].expand(real.shape)[real])
-            # texts count alike, whatever their length, as they do in the projection
-            each = real.sum(1, keepdim=True).expand(real.shape)[real] if read == "tokens" else torch.ones(len(vectors))
-            found.append(vectors.detach()[real] if read == "tokens" else vectors.detach())
-            weights.append(1 / each.to(found[-1].device))
+            if asked.read == "tokens":  # texts count alike, whatever their length, as they do in the projection
+                weights.append((1 / real.sum(1, keepdim=True)).expand(real.shape)[real])
+                found.append(vectors.detach()[real])
+            else:
+                weights.append(torch.ones(len(vectors), device=weight.device))
+                found.append(vectors.detach())
     return held, gradients, torch.cat(texts), _variance(torch.cat(found), torch.cat(weights))
