@@ -680,7 +680,8 @@ def plan_command(
     }
     made = plan(scores, **wanted)  # refuses what no curves could make valid
     texts = None if corpus is None else read_corpus(corpus)
-    asked = {"score": score, "units": wanted["units"], "corpus": texts, "device": device, "store": not dry_run}
+    asked = {name: wanted[name] for name in ("score", "units", "head_score")}
+    asked |= {"corpus": texts, "device": device, "store": not dry_run}
     curves = _curves(run, shares, keep, preset, asked)
     if curves is not None:
         made = plan(scores, **wanted, sensitivity=curves)

@@ -830,7 +830,7 @@ def _share_gone(layer: int, groups: list[_Group], steps: list[int], costs: list[
 
 
 def single_cuts(
-    scores: Scores, score: str, layer: int, unit: str, levels: Sequence[float]
+    scores: Scores, score: str, layer: int, unit: str, levels: Sequence[float], *, head_score: str | None = None
 ) -> Iterator[tuple[float, Plan]]:
     """Plans that cut one unit of one layer and drop all other layers, so that this layer is all there is to build.
 
@@ -840,12 +840,13 @@ def single_cuts(
         layer: The layer.
         unit: One of `UNITS`.
         levels: Shares of what may be removed, ascending.
+        head_score: As in `plan`.
 
     Yields:
         The share of the ranked neurons that goes, and the plan; shares that come to no further step are left out.
     """
     column, ranked = scores.column(score), scores.ranked(score)
-    (group,) = _groups(scores, column, ranked, [layer], units=(unit,), head_score=None, floor=0.0)
+    (group,) = _groups(scores, column, ranked, [layer], units=(unit,), head_score=head_score, floor=0.0)
     whole = plan(scores, keep=1.0, score=score)
     others = tuple(other for other in scores.layers() if other != layer)
     taken = 0

@@ -1156,6 +1156,7 @@ class Run:
         how: How = "estimated",
         score: str,
         units: Sequence[str] | None = None,
+        head_score: str | None = None,
         corpus: Corpus | None = None,
         device: str = "auto",
         store: bool = True,
@@ -1164,7 +1165,7 @@ class Run:
         """What every layer and unit of the scored model can spare, found once and kept in the run.
 
         Args:
-            how, score, units: As in `obce.sensitivity`.
+            how, score, units, head_score: As in `obce.sensitivity`.
             corpus: Texts (default: those that were scored).
             device: As in `score`.
             store: Whether the run keeps what is found.
@@ -1182,6 +1183,7 @@ class Run:
             "corpus_hash": texts.hash,
             "score": score,
             "units": list(units),
+            "head_score": head_score,
             "read": self.state["score"].get("read", "auto"),
         }
         if self.sensitivity_path.is_file():
@@ -1206,6 +1208,7 @@ class Run:
             how=how,
             score=score,
             units=units,
+            head_score=head_score,
             read=asked["read"],
             progress=progress,
         )

@@ -28,7 +28,7 @@ from obce.capture import eval_mode, precise_products
 from obce.corpus import TokenBatches, corpus_of
 from obce.device import upload
 from obce.effects import Watch, no_weight_gradients, projection, read_hidden, reading_of, what_is_read
-from obce.plan import Curves, check_units, default_units, single_cuts
+from obce.plan import Curves, check_request, check_units, default_units, single_cuts
 from obce.prune import at_most, prune, tokenised
 from obce.repair import RIDGE, InputMoments, KeyMoments, Passing, fit_layer, start, through
 from obce.sites import base_model, find_sites, layers_of, layout_of, position_of
@@ -83,6 +83,7 @@ def sensitivity(
     how: How = "estimated",
     score: str = "effect",
     units: Sequence[str] | None = None,
+    head_score: str | None = None,
     levels: Sequence[float] | None = None,
     read: str = "auto",
     ridge: float = RIDGE,
@@ -108,6 +109,7 @@ def sensitivity(
         how: `"estimated"` or `"measured"`.
         score: Score that says which neurons of a unit go first.
         units: As in `obce.plan`.
+        head_score: As in `obce.plan`.
         levels: Shares removed of what may be removed, ascending (default: those of `LEVELS`).
         read: What of the model is not to move: `"cls"`, `"last"`, `"mean"`, `"tokens"`, `"head"` or `"logits"`;
             `"auto"`: what its head takes from the encoder. Measured, `"head"` and `"logits"` stand for the token they
@@ -120,20 +122,23 @@ def sensitivity(
         `"3.value"` -> [(0, 0), (share removed, share of the variance of what is read that is lost), ...].
 
     Raises:
-        ValueError: `how` is neither, a unit cannot be cut, there are fewer than 6 texts, or `TokenBatches` without
-            others held out, or what is to be measured is known by a site map alone.
+        ValueError: `how` is neither, a score or unit is unknown, a unit cannot be cut, there are fewer than 6 texts, or
+            `TokenBatches` without others held out, or what is to be measured is known by a site map alone.
     """
     if how not in ("estimated", "measured"):
         raise ValueError(f"how is {how!r}, expected 'estimated' or 'measured'.")
     batches, held_out = _parts(model, texts, held_out, tokenizer, max_length, seed)
     read = reading_of(model) if read == "auto" else read
     units = default_units(scores.meta["architecture"]) if units is None else units
+    for unit in units:  # alone: these are not one plan's
+        ranks = head_score if unit == "heads" else None
+        check_request(keep=1.0, of="encoder", preset=None, score=None, floor=0.0, units=(unit,), head_score=ranks)
     check_units(scores.meta["architecture"], units)
     progress = progress or (lambda done, total: None)
     shares = LEVELS[how] if levels is None else levels
 
     def cuts(layer: int, unit: str) -> Iterator[tuple[float, Plan]]:
-        return single_cuts(scores, score, layer, unit, shares)
+        return single_cuts(scores, score, layer, unit, shares, head_score=head_score)
 
     asked = _Question(batches, held_out, cuts, units, read, ridge, seed, progress)
     return (_estimated if how == "estimated" else _measured)(model, asked)

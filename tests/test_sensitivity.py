@@ -42,7 +42,7 @@ def parts(texts: list[str], tiny_tokenizer: PreTrainedTokenizerBase) -> tuple[To
 
 @pytest.fixture(scope="module")
 def scores(model: BertModel, texts: list[str], tiny_tokenizer: PreTrainedTokenizerBase) -> Scores:
-    return score(model, tiny_tokenizer, texts, max_length=32, cloud_texts=0, effect_texts=60)
+    return score(model, tiny_tokenizer, texts, max_length=32, cloud_texts=40, effect_texts=60)
 
 
 def vectors(model: Any, batches: TokenBatches, read: str) -> torch.Tensor:
@@ -99,6 +99,10 @@ def test_single_cuts_name_the_lowest_scores_of_one_unit(scores: Scores) -> None:
         assert set(cut.kept) == {"1.query", "1.key"}
         assert cut.layers_dropped == tuple(i for i in scores.layers() if i != 1)
         assert len(cut.kept["1.query"]) == pytest.approx((1 - share) * 32)
+    (_, by_clouds), (_, by_neurons) = (
+        next(single_cuts(scores, "std", 1, "heads", (0.25,), head_score=name)) for name in ("entropy", None)
+    )
+    assert by_clouds.kept != by_neurons.kept
     assert list(single_cuts(scores, "std", 0, "value", (0.5,))) == [], "constant at [CLS], so std ranks none"
     assert len(list(single_cuts(scores, "std", 1, "query_key", (0.9, 0.99, 1.0)))) == 1, "one stays in each head"
 
@@ -247,5 +251,14 @@ def test_a_third_of_the_texts_is_held_out(
 
 
 def test_an_unknown_way_is_refused(model: BertModel, scores: Scores, parts: tuple[TokenBatches, TokenBatches]) -> None:
+    size = {"units": ("heads",), "head_score": "size"}
+    for wrong, words in (
+        ({"units": ("layers",)}, "units is"),
+        (size, "head_score is"),
+        ({"score": "x"}, "score is 'x'"),
+    ):
+        for how in ("estimated", "measured"):
+            with pytest.raises(ValueError, match=words):
+                sensitivity(model, scores, *parts, how=how, **wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="how is 'guessed', expected 'estimated' or 'measured'"):
         sensitivity(model, scores, *parts, how="guessed")  # type: ignore[arg-type]
