@@ -26,7 +26,7 @@ from torch import nn
 from obce.capture import check_padding, eval_mode, padded_as_read, precise_products, read_texts
 from obce.device import resident, to_host, upload
 from obce.h0 import r_f
-from obce.sites import Site, base_model, layers_of, layout_of, matrix, position_of
+from obce.sites import Layout, Site, base_model, layers_of, layout_of, matrix, position_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -363,14 +363,17 @@ class Watch:
 
     `take` is called for every site and batch: when the backward pass meets the site, or, without gradients, the
     forward pass. Nothing is held for it between batches, and the hooks are gone when the `with` closes. The weights
-    want no gradient meanwhile (`no_weight_gradients`).
+    want no gradient meanwhile (`no_weight_gradients`), and the backward pass ends at the door of layer `first`.
     """
 
-    def __init__(self, body: PreTrainedModel, sites: Sequence[Site], take: Take, *, gradients: bool = True) -> None:
+    def __init__(
+        self, body: PreTrainedModel, sites: Sequence[Site], take: Take, *, gradients: bool = True, first: int = 0
+    ) -> None:
         self.body = body
         self.sites = sites
         self.take = take
         self.gradients = gradients
+        self.first = first
         # what entered the layer, where query and key are called for embeddings of distances as well
         self.entering: torch.Tensor | None = None
         self.handles: list[Any] = []
@@ -378,12 +381,7 @@ class Watch:
     def __enter__(self) -> Watch:
         layout = layout_of(self.body)
         if self.gradients:
-            # the weights want no gradient, so something before the first layer has to
-            first: list[nn.Module] = []
-            if layout.site_map is not None:  # which does not say where they are
-                first += [module for module in self.body.modules() if isinstance(module, nn.Embedding)]
-            for module in first or [self.body.get_submodule(layout.embeddings)]:
-                self.handles.append(module.register_forward_hook(lambda _m, _args, out: out.detach().requires_grad_()))
+            self._ask_for_gradients(layout)
         if layout.positions:
             for block in layers_of(self.body):
                 self.handles.append(block.register_forward_pre_hook(self._before_layer))
@@ -398,6 +396,21 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:
             handle.remove()
+
+    def _ask_for_gradients(self, layout: Layout) -> None:
+        """The weights want none, so something before the first site has to."""
+        if self.first and layout.site_map is None:
+            door = layers_of(self.body)[self.first]
+            self.handles.append(
+                door.register_forward_pre_hook(lambda _m, args: (args[0].detach().requires_grad_(), *args[1:]))
+            )
+            return
+        if layout.site_map is None:
+            embeddings = [self.body.get_submodule(layout.embeddings)]
+        else:  # which does not say where they are
+            embeddings = [module for module in self.body.modules() if isinstance(module, nn.Embedding)]
+        for module in embeddings:
+            self.handles.append(module.register_forward_hook(lambda _m, _args, out: out.detach().requires_grad_()))
 
     def _before_layer(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         self.entering = args[0]

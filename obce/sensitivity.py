@@ -19,12 +19,13 @@ it costs least. There are two ways:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from obce.capture import eval_mode, precise_products
+from obce.capture import eval_mode, precise_products, run_to_stop, stopping_before
 from obce.corpus import TokenBatches, corpus_of
 from obce.device import upload
 from obce.effects import Watch, no_weight_gradients, projection, read_hidden, reading_of, what_is_read
@@ -55,7 +56,7 @@ _LEAST_TEXTS = 6
 _SEEN_AT = {"query_key": "key", "heads": "value"}
 
 # Values, gradients and moments of the sites that one pair of passes serves.
-_HELD_BYTES = 1 << 30
+_HELD_BYTES = 3 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +93,10 @@ def sensitivity(
 ) -> Curves:
     """What every layer and unit loses when a share of it goes.
 
-    Memory: estimated, about 1 GiB beside the activations of one batch, or what one layer takes: 8 bytes x widths x
+    Memory: estimated, up to 3 GiB beside the activations of one batch, or what one layer takes: 8 bytes x widths x
     (tokens held out + width). Measured, three hidden states of every token and a copy of the embeddings. Arithmetic:
-    estimated, three passes over the texts for as many layers as fit that memory; measured, units x levels x (one layer
-    on the texts of the repair, and half the layers on those held out), a layer.
+    estimated, a forward and a backward pass for as many layers as fit that memory; measured, units x levels x (one
+    layer on the texts of the repair, and half the layers on those held out), a layer.
 
     Args:
         model: The dense model, not changed.
@@ -280,8 +281,8 @@ def _estimated(model: PreTrainedModel, asked: _Question) -> Curves:
             seen = {(layer, unit): sites[layer, _SEEN_AT.get(unit, unit)] for layer in layers for unit in asked.units}
             here = {site.name: site for site in seen.values()}
             said = {name: _Said(site, layout, heads) for name, site in here.items()}
-            _hear(body, asked.batches, said)
-            values, gradients, texts, spread = _effects(model, asked, list(here.values()), tokens)
+            _hear(body, asked.batches, said, layers[-1] + 1)
+            values, gradients, texts, spread = _effects(model, asked, list(here.values()), tokens, layers[0])
             whole = spread if whole is None else whole
             for (layer, unit), site in seen.items():
                 points = [(0.0, 0.0)]
@@ -317,22 +318,29 @@ def _together(
 
 
 @torch.no_grad()
-def _hear(body: PreTrainedModel, batches: TokenBatches, said: Mapping[str, _Said]) -> None:
-    """One pass over the texts that the repairs are fitted on."""
+def _hear(body: PreTrainedModel, batches: TokenBatches, said: Mapping[str, _Said], stop: int) -> None:
+    """One pass over the texts that the repairs are fitted on, up to layer `stop`."""
     device = next(body.parameters()).device
     real = torch.empty(0)
 
     def take(site: Site, values: torch.Tensor, _gradient: torch.Tensor | None) -> None:
         said[site.name].add(values, real)
 
-    with Watch(body, [one.site for one in said.values()], take, gradients=False):
+    layers = layers_of(body)
+    early = stop < len(layers) and layout_of(body).site_map is None  # a map's layers may be called in another way
+    ending = stopping_before(layers[stop], lambda *_: None) if early else nullcontext()
+    with Watch(body, [one.site for one in said.values()], take, gradients=False), ending:
         for batch in batches:
             real = upload(batch.real, device).bool()
-            body(**{name: upload(tensor, device) for name, tensor in batch.inputs.items()})
+            inputs = {name: upload(tensor, device) for name, tensor in batch.inputs.items()}
+            if early:
+                run_to_stop(body, **inputs)
+            else:
+                body(**inputs)
 
 
 def _effects(
-    model: PreTrainedModel, asked: _Question, sites: Sequence[Site], tokens: int
+    model: PreTrainedModel, asked: _Question, sites: Sequence[Site], tokens: int, first: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor, float]:
     """Of each site [tokens, columns] values and gradients; int64 [tokens] texts; the variance of what is read."""
     body = base_model(model)
@@ -350,7 +358,7 @@ def _effects(
         held[site.name][at], gradients[site.name][at] = values[real].to(wide), gradient[real].to(wide)
 
     texts, found, weights = [], [], []
-    with torch.enable_grad(), Watch(body, sites, take):
+    with torch.enable_grad(), Watch(body, sites, take, first=first):
         for batch in asked.held_out:
             real = upload(batch.real, weight.device).bool()
             at = slice(at.stop, at.stop + int(batch.real.sum()))

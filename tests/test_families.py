@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -394,7 +395,9 @@ def test_least_squares_needs_a_mask_that_says_what_a_layer_looks_at(
 
 
 @pytest.mark.parametrize("family", PREFIXES)
-def test_estimated_shares_are_in_the_order_of_measured_ones(family: str, tokenizer: Any, texts: list[str]) -> None:
+def test_estimated_shares_are_in_the_order_of_measured_ones(
+    family: str, tokenizer: Any, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, given = make_encoder(family).double(), given_to(family, tokenizer, texts[:60])
     scores = obce.score(model, cloud_texts=0, **given)
     length = usable_max_length(model, given["tokenizer"])
@@ -405,6 +408,8 @@ def test_estimated_shares_are_in_the_order_of_measured_ones(family: str, tokeniz
     ways: tuple[Any, ...] = ("estimated", "measured")
     found = [sensitivity(model, scores, fit, held_out, how=how, levels=(0.25, 0.75)) for how in ways]
     assert list(found[0]) == list(found[1])
+    monkeypatch.setattr(importlib.import_module("obce.sensitivity"), "_HELD_BYTES", 1)
+    assert sensitivity(model, scores, fit, held_out, levels=(0.25, 0.75)) == found[0], "a layer at a time"
     losses = np.array([[loss for curve in curves.values() for _, loss in curve[1:]] for curves in found])
     assert spearmanr(*losses).statistic > 0.8
 
