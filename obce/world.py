@@ -36,8 +36,12 @@ class World:
         self.rank = dist.get_rank() if together else 0
         self.size = dist.get_world_size() if together else 1
         on_gpu = together and dist.get_backend() == "nccl"
-        self._group = _patient if together else None
         self._device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+    @property
+    def _group(self) -> dist.ProcessGroup | None:
+        # never held: one that outlives `joined` has threads that want the interpreter while it is going away
+        return _patient
 
     def tell(self, mine: Any) -> list[Any]:
         """What every rank has to say, in the order of ranks, to every rank."""

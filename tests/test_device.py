@@ -393,6 +393,7 @@ def test_a_resident_scoring_that_stops_and_goes_on(
 
 SHARED = """
 import sys
+import weakref
 import numpy as np
 from obce import device
 from obce.corpus import read_corpus
@@ -411,6 +412,8 @@ with joined() as world:
     if world.rank == 0:
         parts = {"score": found.columns, "text": found.texts, "cloud": found.clouds.columns}
         np.savez(out, **{f"{part}.{name}": some[name] for part, some in parts.items() for name in some})
+    group = weakref.ref(world._group) if world.size > 1 else None
+assert group is None or group() is None, "its threads would meet an interpreter that is going away"
 """
 
 
