@@ -93,10 +93,12 @@ def sensitivity(
 ) -> Curves:
     """What every layer and unit loses when a share of it goes.
 
-    Memory: estimated, up to 3 GiB beside the activations of one batch, or what one layer takes: 8 bytes x widths x
-    (tokens held out + width). Measured, three hidden states of every token and a copy of the embeddings. Arithmetic:
-    estimated, a forward and a backward pass for as many layers as fit that memory; measured, units x levels x (one
-    layer on the texts of the repair, and half the layers on those held out), a layer.
+    Memory: estimated, up to 3 GiB, or what one layer takes: 8 bytes x widths x (tokens held out + width); beside it the
+    activations of one batch of a backward pass, and some matrices of the widest site's moments. Measured, three hidden
+    states of every token and a copy of the embeddings.
+
+    Arithmetic: estimated, a forward and a backward pass for as many layers as fit that memory; measured, units x
+    levels x (one layer on the texts of the repair, and half the layers on those held out), a layer.
 
     Args:
         model: The dense model, not changed.

@@ -88,17 +88,23 @@ def test_compare(tiny_bert_dir: Path, task: tuple[str, ...], tmp_path: Path) -> 
     assert more.exit_code == 0, more.output
     assert "least to greatest" in more.stdout
     assert len((tmp_path / "compare.csv").read_text().splitlines()) == 7
-    pytest.importorskip("matplotlib")
-    drawn = facts("plot", tmp_path, "--kind", "tradeoff")
-    assert [Path(path).is_file() for path in drawn["pictures"]] == [True, True]
-    same = obce(*asked, "--score", "std", "--keep", 0.7, "--no-tune", "--shares", "uniform")
-    assert same.exit_code == 0, same.output
-    several = obce("plot", tmp_path, "--kind", "tradeoff")
-    assert several.exit_code == 2 and "'estimated', 'uniform'" in several.stderr
-    facts("plot", tmp_path, "--kind", "tradeoff", "--shares", "uniform")
     refused = obce(*asked, "--learning-rate", 0.1)
     assert refused.exit_code == 2
     assert "holds a comparison with another learning_rate" in refused.stderr
+
+
+def test_a_comparison_is_drawn_of_the_shares_it_has(tiny_bert_dir: Path, task: tuple[str, ...], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed; `make dev` installs it")
+    asked = ("compare", tiny_bert_dir, *task, *TRAINING, "--out", tmp_path, "--seeds", 1, "--texts", 60, "--no-tune")
+    one = (*asked, "--score", "std", "--keep", 0.7)
+    assert [row["shares"] for row in facts(*one)["rows"]] == [None, "estimated"]
+    drawn = facts("plot", tmp_path, "--kind", "tradeoff")
+    assert [Path(path).is_file() for path in drawn["pictures"]] == [True, True]
+    facts(*one, "--shares", "uniform")
+    several = obce("plot", tmp_path, "--kind", "tradeoff")
+    assert several.exit_code == 2
+    assert "'estimated', 'uniform'" in several.stderr
+    facts("plot", tmp_path, "--kind", "tradeoff", "--shares", "uniform")
 
 
 def test_layernorm(tuned: Path, tiny_bert_dir: Path, glue: Path, tmp_path: Path, texts: list[str]) -> None:
