@@ -26,7 +26,7 @@ from torch import nn
 from obce.capture import check_padding, eval_mode, padded_as_read, precise_products, read_texts
 from obce.device import resident, to_host, upload
 from obce.h0 import r_f
-from obce.sites import Layout, Site, base_model, layers_of, layout_of, matrix, position_of
+from obce.sites import Layout, Site, base_model, inner_width, layers_of, layout_of, matrix, position_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -38,6 +38,9 @@ READS = ("head", "cls", "last", "mean", "tokens", "logits")
 """What may be read of a model, `"auto"` aside."""
 
 BAGS, BAG_TEXTS = 100, 20
+
+# Bytes that a batch's activations may take while they wait for the backward pass.
+_GRADIENT_BYTES = {"cpu": 1 << 30, "cuda": 4 << 30}
 
 PARTNER = {"query": "key", "key": "query"}
 """Kind -> the kind whose neurons its own are multiplied with."""
@@ -175,6 +178,16 @@ def _effects(
                 "effect must be finite: check the model's weights for NaN or overflow"
             )
     return found
+
+
+def gradient_tokens(model: PreTrainedModel, max_length: int, batch_tokens: int) -> int:
+    """Places of a batch, up to `batch_tokens`, whose activations take 1 GiB (on a GPU 4), as a rough count has them."""
+    device = next(base_model(model).parameters()).device.type
+    config: Any = base_model(model).config
+    heads: int = getattr(config, "num_attention_heads", 16)
+    each: int = 16 * config.hidden_size + 4 * inner_width(config) + 2 * heads * max_length
+    fit = _GRADIENT_BYTES.get(device, _GRADIENT_BYTES["cpu"]) // (4 * int(config.num_hidden_layers) * each)
+    return max(max_length, min(batch_tokens, fit))
 
 
 def reading_of(model: PreTrainedModel) -> str:

@@ -38,6 +38,7 @@ from transformers.models.modernbert.modeling_modernbert import ModernBertRotaryE
 from obce import __version__, modeling_obce
 from obce.capture import capture, eval_mode
 from obce.corpus import Corpus, TokenBatches, corpus_of, tokenize
+from obce.effects import gradient_tokens
 from obce.images import load_processor
 from obce.modeling_obce import NarrowAttention, NarrowModel, ObceDebertaV2SelfAttention, ObceRows, parts_of
 from obce.modeling_obce_mapped import ObceMapped, class_of, classes_of
@@ -148,12 +149,18 @@ def tokenised(
     entries: Sequence[Any],
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_length: int | None = None,
+    *,
+    gradients: bool = False,
 ) -> TokenBatches:
-    """Entries of a corpus in batches for a model, by the tokenizer that was saved beside it if none is given."""
+    """Entries of a corpus in batches for a model, by the tokenizer that was saved beside it if none is given.
+
+    For a backward pass (`gradients`) the batches are as small as its memory wants them.
+    """
     if tokenizer is None and not (layout_of(model).pictures and all(picture.processed for picture in entries)):
         tokenizer = _own_tokenizer(model)
     length = usable_max_length(model, cast("PreTrainedTokenizerBase", tokenizer), max_length)
-    return tokenize(entries, cast("PreTrainedTokenizerBase", tokenizer), max_length=length, batch_tokens=_BATCH_TOKENS)
+    most = gradient_tokens(model, length, _BATCH_TOKENS) if gradients else _BATCH_TOKENS
+    return tokenize(entries, cast("PreTrainedTokenizerBase", tokenizer), max_length=length, batch_tokens=most)
 
 
 def prune(

@@ -47,6 +47,9 @@ _NORMED = ("attention_output", "output")
 # A matrix of moments that does not factor is given a ridge ten times as large, so often.
 _ATTEMPTS = 8
 
+# Inputs whose products with themselves and all behind them are made at once; the rest is the mirror image.
+_BLOCK = 512
+
 # Variance of numbers that are equal but for rounding, as a share of their mean square.
 _ROUNDING = {torch.float32: 1e-12, torch.float64: 1e-28}
 
@@ -72,7 +75,7 @@ class InputMoments:
     """Second moments of inputs x [w] over tokens.
 
     Products in the model's arithmetic, but at least float32, batch by batch, about the mean of the first batch; sums
-    in float64.
+    in float64. Products are symmetric: those of a block with the blocks before it are not made.
     """
 
     def __init__(self) -> None:
@@ -88,7 +91,9 @@ class InputMoments:
         x = x - self.centre
         self.count += len(x)
         self.x += x.sum(0, dtype=torch.float64)
-        self.xx += x.T @ x
+        for start in range(0, x.shape[1], _BLOCK):
+            stop = start + _BLOCK
+            self.xx[start:stop, start:] += x[:, start:stop].T @ x[:, start:]
         return x
 
     def mean(self) -> torch.Tensor:
@@ -98,17 +103,25 @@ class InputMoments:
     def covariance(self) -> torch.Tensor:
         """float64 [w, w]."""
         about = self.x / self.count
-        return self.xx / self.count - torch.outer(about, about)
+        found = self.xx / self.count
+        found -= torch.outer(about, about)
+        for start in range(0, len(found), _BLOCK):
+            stop = start + _BLOCK
+            found[stop:, start:stop] = found[start:stop, stop:].T
+        return found
 
     def noise(self, covariance: torch.Tensor) -> torch.Tensor:
         """float64 [w], variance that rounding alone gives each input."""
         return (covariance.diagonal() + self.mean().square()) * _ROUNDING[self.centre.dtype]
 
-    def predictors(self, kept: torch.Tensor, gone: torch.Tensor, ridge: float) -> torch.Tensor:
-        """float64 [kept, gone]: how much of every kept input each that goes is best predicted by, about their means."""
+    def factor(self, order: torch.Tensor, ridge: float) -> torch.Tensor | None:
+        """float64 [1, w, w], lower factor of the covariance with its ridge, the inputs in some order, int64 [w].
+
+        None where inputs predict nothing.
+        """
         covariance = self.covariance()
-        noise = self.noise(covariance)[kept]
-        return ridge_solve(covariance[kept][:, kept], covariance[kept][:, gone], ridge, noise)[0]
+        found, _ = ridge_factor(covariance[order[:, None], order], ridge, self.noise(covariance))
+        return None if found is None else found[None]
 
 
 class _Moments:
@@ -176,19 +189,36 @@ def ridge_solve(
 
     Inputs whose variances are, taken together, no more than those of rounding (`noise`, [w]) predict nothing.
     """
-    scale = float(covariance.diagonal().mean()) if len(covariance) else 0.0
-    if not scale > (float(noise.mean()) if len(noise) else 0.0):
-        return torch.zeros_like(cross), ridge
     for _ in range(_ATTEMPTS):
-        factor, failed = torch.linalg.cholesky_ex(
-            covariance + ridge * scale * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-        )
-        if not int(failed):
-            found = torch.cholesky_solve(cross, factor)
-            if bool(torch.isfinite(found).all()):
-                return found, ridge
-        ridge = max(10 * ridge, 1e-12)
+        factor, ridge = ridge_factor(covariance, ridge, noise)
+        if factor is None:
+            break
+        found = torch.cholesky_solve(cross, factor)
+        if bool(torch.isfinite(found).all()):
+            return found, ridge
+        ridge = _next(ridge)
     return torch.zeros_like(cross), ridge
+
+
+def ridge_factor(covariance: torch.Tensor, ridge: float, noise: torch.Tensor) -> tuple[torch.Tensor | None, float]:
+    """Lower Cholesky factor of covariance + ridge mean variance, and the ridge, raised while there is none.
+
+    None as in `ridge_solve`, where inputs predict nothing.
+    """
+    scale = float(covariance.diagonal().mean()) if len(covariance) else 0.0
+    if scale > (float(noise.mean()) if len(noise) else 0.0):
+        for _ in range(_ATTEMPTS):
+            shifted = covariance.clone()
+            shifted.diagonal().add_(ridge * scale)
+            factor, failed = torch.linalg.cholesky_ex(shifted)
+            if not int(failed):
+                return factor, ridge
+            ridge = _next(ridge)
+    return None, ridge
+
+
+def _next(ridge: float) -> float:
+    return max(10 * ridge, 1e-12)
 
 
 class KeyMoments:
@@ -212,6 +242,22 @@ class KeyMoments:
         self.products = products if self.products is None else self.products + products
         self.noise = noise if self.noise is None else self.noise + noise
         self.count += int(mask.sum())
+
+    def factors(self, order: torch.Tensor, ridge: float) -> torch.Tensor:
+        """float64 [heads, size, size], lower factors of each head's covariance, its keys in some order [heads, size].
+
+        One of a head whose keys predict nothing is the identity.
+        """
+        if self.products is None or self.noise is None:
+            raise RuntimeError("no keys were added before solving")
+        found = []
+        for products, noise, own in zip(self.products, self.noise, order, strict=True):
+            covariance = products[own[:, None], own] / self.count
+            factor, _ = ridge_factor(covariance, ridge, noise / self.count)
+            found.append(
+                torch.eye(len(own), dtype=products.dtype, device=products.device) if factor is None else factor
+            )
+        return torch.stack(found)
 
     def predictors(self, kept: torch.Tensor, ridge: float) -> torch.Tensor:
         """[hidden, kept]: column i says how much of every dense key dimension the i-th kept key stands for."""

@@ -50,6 +50,7 @@ from obce.effects import (
     bagged_rf,
     checked_labels,
     effect_clouds,
+    gradient_tokens,
     head_linear,
     reading_of,
     resident_effects,
@@ -63,7 +64,6 @@ from obce.sites import (
     architecture,
     base_model,
     find_sites,
-    inner_width,
     layout_of,
     model_hash_later,
     position_of,
@@ -90,9 +90,6 @@ STORE_SECONDS = 20.0
 # Places a forward pass, padding included: enough for the products to run at full speed.
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 _AGREEMENT_TEXTS = 200
-
-# Bytes that a batch's activations may take while they wait for the backward pass.
-_GRADIENT_BYTES = {"cpu": 1 << 30, "cuda": 4 << 30}
 
 # A constant output still varies by rounding where the batch's shape changes the order in which its K fp32 products
 # are summed: by about eps sqrt(K), 2e-6 for K = 1,024, relative to the neuron's own magnitude or, for a neuron near
@@ -1258,16 +1255,6 @@ def _checked_effects(
     return checked_labels(model, labels, len(corpus))
 
 
-def _gradient_tokens(model: PreTrainedModel, max_length: int, batch_tokens: int) -> int:
-    """Places a forward and backward pass whose activations take `_GRADIENT_BYTES`, as a rough count has them."""
-    device = next(base_model(model).parameters()).device.type
-    config: Any = base_model(model).config
-    heads: int = getattr(config, "num_attention_heads", 16)
-    each: int = 16 * config.hidden_size + 4 * inner_width(config) + 2 * heads * max_length
-    fit = _GRADIENT_BYTES.get(device, _GRADIENT_BYTES["cpu"]) // (4 * int(config.num_hidden_layers) * each)
-    return max(max_length, min(batch_tokens, fit))
-
-
 def _effect_columns(
     job: _Job,
     world: World,
@@ -1289,7 +1276,7 @@ def _effect_columns(
         job.corpus.entries(texts),
         job.tokenizer,
         max_length=job.max_length,
-        batch_tokens=_gradient_tokens(job.model, job.max_length, job.batch_tokens),
+        batch_tokens=gradient_tokens(job.model, job.max_length, job.batch_tokens),
     ).share(world.rank, world.size)
     parts = {"": slice(None), "_a": slice(None, len(first)), "_b": slice(len(first), None)}
     columns: dict[str, NDArray[np.float64]] = {}

@@ -19,13 +19,12 @@ it costs least. There are two ways:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from obce.capture import eval_mode, precise_products, run_to_stop, stopping_before
+from obce.capture import eval_mode, first_inputs, precise_products
 from obce.corpus import TokenBatches, corpus_of
 from obce.device import upload
 from obce.effects import Watch, no_weight_gradients, projection, read_hidden, reading_of, what_is_read
@@ -55,7 +54,7 @@ _LEAST_TEXTS = 6
 # Site in which a unit's neurons are looked at, where its name differs: without its value a head says nothing.
 _SEEN_AT = {"query_key": "key", "heads": "value"}
 
-# Values, gradients and moments of the sites that one pair of passes serves.
+# Factors of the covariances of the sites that one forward and backward pass serves.
 _HELD_BYTES = 3 << 30
 
 
@@ -93,12 +92,12 @@ def sensitivity(
 ) -> Curves:
     """What every layer and unit loses when a share of it goes.
 
-    Memory: estimated, up to 3 GiB, or what one layer takes: 8 bytes x widths x (tokens held out + width); beside it the
-    activations of one batch of a backward pass, and some matrices of the widest site's moments. Measured, three hidden
-    states of every token and a copy of the embeddings.
+    Memory: estimated, 4 bytes x the squares of the sites' widths, up to 3 GiB, or what one layer takes; beside it
+    some matrices of the widest site's moments, a hidden state of every token, and the activations of one batch of a
+    backward pass. Measured, three hidden states of every token and a copy of the embeddings.
 
-    Arithmetic: estimated, a forward and a backward pass for as many layers as fit that memory; measured, units x
-    levels x (one layer on the texts of the repair, and half the layers on those held out), a layer.
+    Arithmetic: estimated, a forward pass of all texts, and a backward pass of those held out, again for every 3 GiB;
+    measured, units x levels x (one layer on the texts of the repair, and half the layers on those held out), a layer.
 
     Args:
         model: The dense model, not changed.
@@ -170,9 +169,8 @@ def _parts(
         )
     order = corpus.order(seed)[: at_most(model, SENSITIVITY_TEXTS)]
     some = 2 * len(order) // 3
-    first, others = (
-        tokenised(model, corpus.entries(part), tokenizer, max_length) for part in (order[:some], order[some:])
-    )
+    first = tokenised(model, corpus.entries(order[:some]), tokenizer, max_length)
+    others = tokenised(model, corpus.entries(order[some:]), tokenizer, max_length, gradients=True)
     return first, others
 
 
@@ -239,12 +237,12 @@ def _variance(vectors: torch.Tensor, weights: torch.Tensor | None = None) -> flo
 # ---- estimated
 
 
-class _Said:
-    """What the neurons of a site that stay say of those that go, from unlabelled texts."""
+class _Moments:
+    """Second moments of what a site's reader takes in, by which `obce.repair` mends it."""
 
     def __init__(self, site: Site, layout: Layout, heads: int) -> None:
-        self.site = site
-        self.keys = self.inputs = None
+        self.inputs = self.keys = None
+        self.is_read = site.reader is not None
         if site.kind != "key":
             self.inputs = InputMoments()
         elif not layout.rotary and not layout.whole and layout.site_map is None:
@@ -257,121 +255,195 @@ class _Said:
         elif self.keys is not None:
             self.keys.add(values, real)
 
-    def unsaid(self, values: torch.Tensor, kept: torch.Tensor, gone: torch.Tensor, ridge: float) -> torch.Tensor:
-        """[m, gone], what is left of the columns that go, of values [m, columns], as `obce.repair` mends them."""
-        if self.inputs is None:
-            if self.keys is None:
-                return values[:, gone]
-            said = self.keys.predictors(kept.cpu(), ridge)[gone].to(values.dtype)
-            return values[:, gone] - values[:, kept] @ said.T
-        centred = values - self.inputs.mean().to(values.dtype)
-        if self.site.reader is None:  # a row gets its mean
-            return centred[:, gone]
-        return centred[:, gone] - centred[:, kept] @ self.inputs.predictors(kept, gone, ridge).to(values.dtype)
 
+class _Estimate:
+    """What goes when one unit of a layer is cut at some levels, less what the columns that stay say of it.
 
-def _estimated(model: PreTrainedModel, asked: _Question) -> Curves:
-    body = base_model(model)
-    layout, device = layout_of(body), next(body.parameters()).device
-    sites = {(site.layer, site.kind): site for site in find_sites(body)}
-    count, heads = len(layers_of(body)), int(body.config.num_attention_heads)
-    tokens = sum(int(batch.real.sum()) for batch in asked.held_out)
-    curves: dict[str, list[tuple[float, float]]] = {}
-    with eval_mode(model), precise_products(device), no_weight_gradients(model):
-        whole = None
-        for layers in _together(sites, asked.units, count, tokens):
-            seen = {(layer, unit): sites[layer, _SEEN_AT.get(unit, unit)] for layer in layers for unit in asked.units}
-            here = {site.name: site for site in seen.values()}
-            said = {name: _Said(site, layout, heads) for name, site in here.items()}
-            _hear(body, asked.batches, said, layers[-1] + 1)
-            values, gradients, texts, spread = _effects(model, asked, list(here.values()), tokens, layers[0])
-            whole = spread if whole is None else whole
-            for (layer, unit), site in seen.items():
-                points = [(0.0, 0.0)]
-                for share, cut in asked.cuts(layer, unit):
-                    kept = site.read_by(torch.tensor(cut.kept[site.name], dtype=torch.int64)).to(device)
-                    stays = torch.zeros(values[site.name].shape[1], dtype=torch.bool, device=device)
-                    stays[kept] = True
-                    gone = torch.nonzero(~stays).flatten()
-                    left = said[site.name].unsaid(values[site.name], kept, gone, asked.ridge)
-                    moved = torch.zeros(asked.held_out.n_texts, dtype=torch.float64, device=device)
-                    moved.index_add_(0, texts, (left * gradients[site.name][:, gone]).sum(1, dtype=torch.float64))
-                    points.append((share, float(moved.square().sum()) / whole if whole > 0 else 0.0))
-                curves[f"{layer}.{unit}"] = points
-            asked.progress(layers[-1] + 1, count)
-    return Curves(curves, "estimated")
+    Let the columns stand in an order in which at every level those that stay come first, and L L' be their covariance
+    with the ridge. What the first k say of column f is the sum over j < k of L_fj z_j, z = L^-1 (a - mean a), so
 
+        sum over the f that go of g_f (a_f - p_f) = sum over j >= k of z_j (L' g)_j
 
-def _together(
-    sites: Mapping[tuple[int, str], Site], units: Sequence[str], count: int, tokens: int
-) -> Iterator[list[int]]:
-    """Layers in runs, the sites of each of which are held at once."""
-    run: list[int] = []
-    held = 0
-    for layer in range(count):
-        here = [sites[layer, kind] for kind in {_SEEN_AT.get(unit, unit) for unit in units}]
-        need = sum(8 * site.width * site.groups * (tokens + site.width * site.groups) for site in here)
-        if run and held + need > _HELD_BYTES:
-            yield run
-            run, held = [], 0
-        run.append(layer)
-        held += need
-    yield run
+    and one factor serves every level. Keys are such columns head by head.
+
+    Args:
+        site: The site whose columns are looked at.
+        cuts: Shares removed and plans, as `single_cuts` yields them.
+        moments: Of the site.
+        asked: The question.
+        dtype: Of the values and gradients to come.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        cuts: Sequence[tuple[float, Plan]],
+        moments: _Moments,
+        asked: _Question,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.shares = [share for share, _ in cuts]
+        gone = torch.ones((len(cuts), site.width * site.groups), dtype=torch.bool)
+        for level, (_, cut) in enumerate(cuts):
+            gone[level, site.read_by(torch.tensor(cut.kept[site.name], dtype=torch.int64))] = False
+        if not bool((gone[1:] >= gone[:-1]).all()):
+            raise RuntimeError(f"a neuron of {site.name} that goes at one level stays at the next")
+        keys, inputs = moments.keys, moments.inputs
+        blocks = 1 if keys is None else keys.heads
+        order = torch.argsort(gone.sum(0).view(blocks, -1), stable=True).to(device)
+        self.order = (order + order.shape[1] * torch.arange(blocks, device=device)[:, None]).flatten()
+        self.gone = gone.to(device).T[self.order].double()
+        self.mean = None if inputs is None else inputs.mean().to(dtype)
+        factors = None
+        if keys is not None:
+            factors = keys.factors(order, asked.ridge)
+        elif inputs is not None and moments.is_read:  # of a row, which nothing reads, its mean alone is said
+            factors = inputs.factor(order[0], asked.ridge)
+        self.factors = None if factors is None else factors.to(dtype)  # [blocks, size, size], lower
+        self.moved = torch.zeros((asked.held_out.n_texts, len(cuts)), dtype=torch.float64, device=device)
+
+    def add(self, values: torch.Tensor, gradients: torch.Tensor, texts: torch.Tensor) -> None:
+        """Values and gradients of tokens, [m, columns], and of which texts they are, int64 [m]."""
+        if self.mean is not None:
+            values = values - self.mean
+        values, gradients = values[:, self.order], gradients[:, self.order]
+        if self.factors is not None:
+            values, gradients = (x.view(len(x), len(self.factors), -1).transpose(0, 1) for x in (values, gradients))
+            values = torch.linalg.solve_triangular(self.factors, values.mT, upper=False).mT
+            gradients = gradients @ self.factors
+            values, gradients = (x.transpose(0, 1).flatten(1) for x in (values, gradients))
+        self.moved.index_add_(0, texts, (values * gradients).double() @ self.gone)
+
+    def curve(self, whole: float) -> list[tuple[float, float]]:
+        """Points of the curve; `whole` is the variance of what is read."""
+        lost = self.moved.square().sum(0).tolist()
+        return [
+            (0.0, 0.0),
+            *((share, one / whole if whole > 0 else 0.0) for share, one in zip(self.shares, lost, strict=True)),
+        ]
 
 
 @torch.no_grad()
-def _hear(body: PreTrainedModel, batches: TokenBatches, said: Mapping[str, _Said], stop: int) -> None:
-    """One pass over the texts that the repairs are fitted on, up to layer `stop`."""
+def _estimated(model: PreTrainedModel, asked: _Question) -> Curves:
+    body = base_model(model)
+    weight, count = next(body.parameters()), len(layers_of(body))
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    by_name = {site.name: site for site in find_sites(body)}
+    seen = [{unit: by_name[f"{layer}.{_SEEN_AT.get(unit, unit)}"] for unit in asked.units} for layer in range(count)]
+    curves: dict[str, list[tuple[float, float]]] = {}
+    whole = None
+    with eval_mode(model), precise_products(weight.device), no_weight_gradients(model):
+        runs = list(_runs(body, seen, wide.itemsize))
+        heard = _heard(body, asked.batches, seen, runs)
+        for layers in runs:
+            estimates = {}
+            for layer in layers:
+                moments = next(heard)
+                for unit, site in seen[layer].items():
+                    cuts = list(asked.cuts(layer, unit))
+                    one = _Estimate(site, cuts, moments[site.name], asked, weight.device, wide)
+                    estimates[layer, unit] = site, one
+                asked.progress((layers[0] + layer + 1) / 2, count)
+            spread = _moved(model, asked, list(estimates.values()), layers)
+            whole = spread if whole is None else whole
+            curves |= {f"{layer}.{unit}": one.curve(whole) for (layer, unit), (_, one) in estimates.items()}
+    return Curves(curves, "estimated")
+
+
+def _runs(body: PreTrainedModel, seen: Sequence[Mapping[str, Site]], itemsize: int) -> Iterator[range]:
+    """Layers in runs, the factors of each of which are held at once."""
+    mapped, heads = layout_of(body).site_map is not None, int(body.config.num_attention_heads)
+    start = held = 0
+    for layer, sites in enumerate(seen):
+        squares = [(site.width * site.groups) ** 2 // (heads if site.kind == "key" else 1) for site in sites.values()]
+        need = sum(squares) * (itemsize + (8 if mapped else 0))
+        if layer > start and held + need > _HELD_BYTES:
+            yield range(start, layer)
+            start, held = layer, 0
+        held += need
+    yield range(start, len(seen))
+
+
+def _heard(
+    body: PreTrainedModel, batches: TokenBatches, seen: Sequence[Mapping[str, Site]], runs: Sequence[range]
+) -> Iterator[dict[str, _Moments]]:
+    """Of every layer its sites' moments on the texts that the repairs are fitted on.
+
+    All texts pass through one layer, then through the next. A site map does not say what a layer is given: then
+    they pass through the model once a run.
+    """
+    layout, heads = layout_of(body), int(body.config.num_attention_heads)
     device = next(body.parameters()).device
+    moments: dict[str, _Moments] = {}
     real = torch.empty(0)
 
     def take(site: Site, values: torch.Tensor, _gradient: torch.Tensor | None) -> None:
-        said[site.name].add(values, real)
+        moments[site.name].add(values, real)
 
-    layers = layers_of(body)
-    early = stop < len(layers) and layout_of(body).site_map is None  # a map's layers may be called in another way
-    ending = stopping_before(layers[stop], lambda *_: None) if early else nullcontext()
-    with Watch(body, [one.site for one in said.values()], take, gradients=False), ending:
-        for batch in batches:
-            real = upload(batch.real, device).bool()
-            inputs = {name: upload(tensor, device) for name, tensor in batch.inputs.items()}
-            if early:
-                run_to_stop(body, **inputs)
-            else:
-                body(**inputs)
+    def sites_of(layers: range) -> dict[str, Site]:
+        return {site.name: site for layer in layers for site in seen[layer].values()}
+
+    if layout.site_map is None:
+        passing = [
+            (hidden, upload(batch.real, device).bool(), given) for batch, hidden, given in first_inputs(body, batches)
+        ]
+        for layer, block in enumerate(layers_of(body)):
+            sites = sites_of(range(layer, layer + 1))
+            moments = {name: _Moments(site, layout, heads) for name, site in sites.items()}
+            with Watch(body, list(sites.values()), take, gradients=False):
+                for at, (hidden, real, given) in enumerate(passing):
+                    passing[at] = through(block, hidden, given[layer]), real, given
+            yield moments
+        return
+    for layers in runs:
+        sites = sites_of(layers)
+        moments = {name: _Moments(site, layout, heads) for name, site in sites.items()}
+        with Watch(body, list(sites.values()), take, gradients=False):
+            for batch in batches:
+                real = upload(batch.real, device).bool()
+                body(**{name: upload(tensor, device) for name, tensor in batch.inputs.items()})
+        for _ in layers:
+            yield moments
 
 
-def _effects(
-    model: PreTrainedModel, asked: _Question, sites: Sequence[Site], tokens: int, first: int
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor, float]:
-    """Of each site [tokens, columns] values and gradients; int64 [tokens] texts; the variance of what is read."""
+def _moved(
+    model: PreTrainedModel, asked: _Question, estimates: Sequence[tuple[Site, _Estimate]], layers: range
+) -> float:
+    """One forward pass over the texts held out, and a backward pass to the first of the layers, for their estimates.
+
+    Returns:
+        The variance of what is read.
+    """
     body = base_model(model)
-    weight = next(body.parameters())
+    weight, count = next(body.parameters()), len(layers_of(body))
     wide = torch.promote_types(weight.dtype, torch.float32)
-    held, gradients = (
-        {site.name: torch.zeros((tokens, site.width * site.groups), dtype=wide, device=weight.device) for site in sites}
-        for _ in range(2)
-    )
-    real, at = torch.empty(0), slice(0)
+    real = of_text = torch.empty(0)
 
     def take(site: Site, values: torch.Tensor, gradient: torch.Tensor | None) -> None:
         if gradient is None:
             raise RuntimeError("effects are taken from gradients")
-        held[site.name][at], gradients[site.name][at] = values[real].to(wide), gradient[real].to(wide)
+        values, gradient = values[real].to(wide), gradient[real].to(wide)
+        for where, estimate in estimates:
+            if where.name == site.name:
+                estimate.add(values, gradient, of_text)
 
-    texts, found, weights = [], [], []
-    with torch.enable_grad(), Watch(body, sites, take, first=first):
+    found, weights, done = [], [], 0
+    sites = {site.name: site for site, _ in estimates}
+    with torch.enable_grad(), Watch(body, list(sites.values()), take, first=layers.start):
         for batch in asked.held_out:
             real = upload(batch.real, weight.device).bool()
-            at = slice(at.stop, at.stop + int(batch.real.sum()))
+            of_text = upload(batch.indices, weight.device)[:, None].expand(real.shape)[real]
             inputs = {name: upload(tensor, weight.device) for name, tensor in batch.inputs.items()}
             vectors = what_is_read(model, inputs, batch, asked.read)
             projection(vectors, batch, asked.seed).backward()  # type: ignore[no-untyped-call]
-            texts.append(upload(batch.indices, weight.device)[:, None].expand(real.shape)[real])
             if asked.read == "tokens":  # texts count alike, whatever their length, as they do in the projection
                 weights.append((1 / real.sum(1, keepdim=True)).expand(real.shape)[real])
                 found.append(vectors.detach()[real])
             else:
                 weights.append(torch.ones(len(vectors), device=weight.device))
                 found.append(vectors.detach())
-    return held, gradients, torch.cat(texts), _variance(torch.cat(found), torch.cat(weights))
+            done += len(batch.indices)
+            part = done / asked.held_out.n_texts
+            asked.progress((layers.start + layers.stop) / 2 + part * len(layers) / 2, count)
+    return _variance(torch.cat(found), torch.cat(weights))

@@ -12,7 +12,7 @@ import torch
 import transformers
 from obce.corpus import Corpus, read_corpus, tokenize
 from obce.prune import masked, prune
-from obce.repair import RIDGE, Fit, least_squares
+from obce.repair import RIDGE, Fit, InputMoments, KeyMoments, least_squares
 from obce.sites import base_model
 
 from tiny import make_plan
@@ -435,3 +435,50 @@ def test_a_dropped_layer_is_made_up_for_where_it_can(tiny_bert: BertModel, batch
         for m in (bare, small)
     )
     assert near < 0.8 * far
+
+
+@pytest.mark.parametrize("width", [3, 512, 513, 1100])
+def test_moments_of_many_inputs_are_those_of_all_at_once(width: int) -> None:
+    """Whose products are made in blocks."""
+    rng = np.random.default_rng(width)
+    tokens = rng.standard_normal((900, width)) * rng.uniform(0.1, 10, width) + rng.uniform(-50, 50, width)
+    for dtype, rel in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
+        moments = InputMoments()
+        for part in np.split(tokens, [200, 201, 650]):
+            moments.add(torch.from_numpy(part).to(dtype))
+        spread = tokens.std(0)
+        expected = np.cov(tokens.T, bias=True) / np.outer(spread, spread)
+        np.testing.assert_allclose(moments.covariance().numpy() / np.outer(spread, spread), expected, atol=rel)
+        np.testing.assert_allclose(moments.mean().numpy(), tokens.mean(0), rtol=rel)
+
+
+def test_factors_are_those_of_the_inputs_in_order() -> None:
+    rng = np.random.default_rng(0)
+    inputs, keys = InputMoments(), KeyMoments(2)
+    tokens = torch.from_numpy(rng.standard_normal((2, 50, 12)) @ rng.standard_normal((12, 12)))
+    inputs.add(tokens.flatten(0, 1))
+    keys.add(tokens, torch.ones(2, 50, dtype=torch.int64))
+    order = torch.from_numpy(rng.permutation(12))
+    found = inputs.factor(order, 0.1)
+    assert found is not None
+    covariance = inputs.covariance()[order][:, order]
+    covariance += 0.1 * covariance.diagonal().mean() * torch.eye(12, dtype=torch.float64)
+    torch.testing.assert_close(found[0] @ found[0].T, covariance)
+    assert torch.equal(found[0], found[0].tril())
+    own = torch.from_numpy(np.stack([rng.permutation(6), rng.permutation(6)]))
+    centred = tokens - tokens.mean(1, keepdim=True)
+    for head, factor in enumerate(keys.factors(own, 0.1)):
+        mine = centred.flatten(0, 1)[:, 6 * head : 6 * head + 6][:, own[head]]
+        covariance = mine.T @ mine / 100
+        covariance += 0.1 * covariance.diagonal().mean() * torch.eye(6, dtype=torch.float64)
+        torch.testing.assert_close(factor @ factor.T, covariance)
+
+
+def test_inputs_that_do_not_vary_predict_nothing() -> None:
+    inputs, keys = InputMoments(), KeyMoments(2)
+    inputs.add(torch.full((30, 4), 7.0))
+    assert inputs.factor(torch.arange(4), RIDGE) is None
+    keys.add(torch.full((2, 15, 4), 7.0), torch.ones(2, 15, dtype=torch.int64))
+    assert torch.equal(
+        keys.factors(torch.arange(2).expand(2, 2), RIDGE), torch.eye(2, dtype=torch.float64).expand(2, 2, 2)
+    )
