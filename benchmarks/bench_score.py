@@ -2,7 +2,7 @@
 
     python benchmarks/bench_score.py                      # MiniLM, 2,000 sentences of examples/
     python benchmarks/bench_score.py --model large --texts 1000 --repeats 1
-    python benchmarks/bench_score.py --device cuda --precision bfloat16 --texts 10000 --padded
+    python benchmarks/bench_score.py --device cuda --case 1000,float32 --case 10000,bfloat16,padded --limit 120
 
 Each repeat runs, in this order: tokenisation, plain forward passes, passes with capture, everything (`obce.score`:
 all of these, r_f plain and bagged, moments, halves, heads and layers as clouds; no effects), 200 texts scored by
@@ -42,6 +42,7 @@ from obce.sites import find_sites
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
 ROOT = Path(__file__).parents[1]
+PRECISIONS = ("float32", "tf32", "bfloat16")
 DIMENSIONS = {
     "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
     "base": {},
@@ -115,13 +116,29 @@ class Memory:
             peak[0] = max(peak[0], self._now() - before)
 
 
+def case(text: str) -> tuple[int, str, bool]:
+    """Texts, precision, and whether they are padded, of "10000,bfloat16,padded"."""
+    texts, precision, *padded = text.split(",")
+    if precision not in PRECISIONS or padded not in ([], ["padded"]):
+        raise ValueError
+    return int(texts), precision, bool(padded)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=DIMENSIONS, default="minilm")
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--padded", action="store_true", help="every text has 128 tokens")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--precision", choices=("float32", "tf32", "bfloat16"), default="float32")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    parser.add_argument(
+        "--case",
+        type=case,
+        action="append",
+        metavar="TEXTS,PRECISION[,padded]",
+        help="instead of --texts, --precision and --padded; several are measured with one model",
+    )
+    parser.add_argument("--limit", type=float, help="seconds after which no further case is begun")
     parser.add_argument("--memory", choices=("model", "layer"), default="model")
     parser.add_argument("--cls-only", action="store_true", help="no sums over all tokens")
     parser.add_argument("--batch-tokens", type=int, default=None)
@@ -129,14 +146,28 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "score.csv")
     options = parser.parse_args()
+    begin = time.perf_counter()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device is cuda, but torch sees no CUDA device here")
     if options.threads:
         torch.set_num_threads(options.threads)
 
-    corpus = corpus_of(options.texts, options.padded)
+    cases = options.case or [(options.texts, options.precision, options.padded)]
+    most = max(texts for texts, _, _ in cases)
     with tempfile.TemporaryDirectory() as folder:
-        model, tokenizer, weights = load(options.model, corpus, Path(folder), options.device)
+        model, tokenizer, weights = load(options.model, corpus_of(most, False), Path(folder), options.device)
+    for texts, precision, padded in cases:
+        spent = time.perf_counter() - begin
+        if options.limit is not None and spent > options.limit:
+            print(f"{texts} texts, {precision}{', padded' * padded}: not measured, {spent:.0f} s are spent", flush=True)
+            continue
+        one = argparse.Namespace(**{**vars(options), "texts": texts, "precision": precision, "padded": padded})
+        measure(one, model, tokenizer, weights)
+
+
+def measure(options: argparse.Namespace, model: BertModel, tokenizer: Any, weights: str) -> None:
+    """One row of the CSV."""
+    corpus = corpus_of(options.texts, options.padded)
     sites = find_sites(model)
     batch_tokens = options.batch_tokens or default_batch_tokens(options.device)
     settings = {
@@ -227,7 +258,7 @@ def main() -> None:
         "effect_of_200_texts_s": f"{stats.median(times['effect']):.4g}" if "effect" in times else "",
     }
     for name, value in row.items():
-        print(f"{name:22s} {value}")
+        print(f"{name:22s} {value}", flush=True)
     append_row(options.out, row)
 
 

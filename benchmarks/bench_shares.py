@@ -38,8 +38,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=DIMENSIONS, default="minilm")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--limit", type=float, help="with less than a second of it nothing is measured")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "shares.csv")
     options = parser.parse_args()
+    if options.limit is not None and options.limit < 1:
+        print(f"shares of {options.model}: not measured, no time is left")
+        return
     whole = read_corpus(default_corpus()).texts
     with tempfile.TemporaryDirectory() as folder:
         model, tokenizer, weights = load(options.model, Corpus(whole, "examples", 0, 0), Path(folder), options.device)
