@@ -179,15 +179,18 @@ void sums_deviations(std::uintptr_t sums, std::uintptr_t squares, std::uintptr_t
   });
 }
 
-void token_sums(std::uintptr_t tokens, int64_t text_stride, int64_t token_stride,
-                std::uintptr_t lengths, int64_t B, int64_t width, std::uintptr_t sums,
-                std::uintptr_t squares, std::uintptr_t least, std::uintptr_t greatest, int threads,
-                std::uintptr_t team) {
+int64_t token_sums(std::uintptr_t tokens, int64_t text_stride, int64_t token_stride,
+                   std::uintptr_t lengths, int64_t B, int64_t width, std::uintptr_t sums,
+                   std::uintptr_t squares, std::uintptr_t least, std::uintptr_t greatest,
+                   int threads, std::uintptr_t team) {
+  int64_t count = 0;
   heard(pybind11::none(), [&](ph0::Watch& watch) {
-    ph0::token_sums(at<const float>(tokens), text_stride, token_stride, at<const int64_t>(lengths),
-                    B, width, at<double>(sums), at<double>(squares), at<float>(least),
-                    at<float>(greatest), threads, reinterpret_cast<ph0::Team>(team), watch);
+    count = ph0::token_sums(at<const float>(tokens), text_stride, token_stride,
+                            at<const int64_t>(lengths), B, width, at<double>(sums),
+                            at<double>(squares), at<float>(least), at<float>(greatest), threads,
+                            reinterpret_cast<ph0::Team>(team), watch);
   });
+  return count;
 }
 
 }  // namespace

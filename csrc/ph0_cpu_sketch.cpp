@@ -472,9 +472,9 @@ void sums_deviations(const int64_t* sums, const int64_t* squares, const int64_t*
   });
 }
 
-void token_sums(const float* tokens, int64_t text_stride, int64_t token_stride,
-                const int64_t* lengths, int64_t B, int64_t width, double* sums, double* squares,
-                float* least, float* greatest, int threads, Team team, Watch& watch) {
+int64_t token_sums(const float* tokens, int64_t text_stride, int64_t token_stride,
+                   const int64_t* lengths, int64_t B, int64_t width, double* sums, double* squares,
+                   float* least, float* greatest, int threads, Team team, Watch& watch) {
   // 12 KB of running values a task at most, and as many tasks for each thread
   constexpr int64_t kMostColumns = 512, kLeastColumns = 64;
   const Kernels<float>& kernels = float_kernels();
@@ -502,6 +502,7 @@ void token_sums(const float* tokens, int64_t text_stride, int64_t token_stride,
     }
     watch.cloud_done();
   });
+  return static_cast<int64_t>(rows.size());
 }
 
 }  // namespace ph0

@@ -89,9 +89,9 @@ void sums_deviations(const int64_t* sums, const int64_t* squares, const int64_t*
 
 // Over the first lengths[b] tokens of each text of tokens [B, T, width]: what is in sums, squares,
 // least and greatest [width] goes on. Added text by text, token by token, on the threads of `team`
-// (null: its own).
-void token_sums(const float* tokens, int64_t text_stride, int64_t token_stride,
-                const int64_t* lengths, int64_t B, int64_t width, double* sums, double* squares,
-                float* least, float* greatest, int threads, Team team, Watch& watch);
+// (null: its own). Returns how many tokens these were.
+int64_t token_sums(const float* tokens, int64_t text_stride, int64_t token_stride,
+                   const int64_t* lengths, int64_t B, int64_t width, double* sums, double* squares,
+                   float* least, float* greatest, int threads, Team team, Watch& watch);
 
 }  // namespace ph0

@@ -124,9 +124,13 @@ class _Observer:
         self._make_buffers()
         self.tokens = {s.name: TokenSums(s.width) for s in sites if wish.tokens}
         self.clouds: dict[tuple[int, str], torch.Tensor] = {}
-        self.seen = {s.name: np.zeros(n_texts, np.int64) for s in sites}
+        # how often each text came, each site was called for the current batch, and the first that was not called once
+        self.passed = np.zeros(n_texts, np.int64)
+        self.calls = {s.name: 1 for s in sites}
+        self.wrong: tuple[str, int, int] | None = None
         self.batch: Batch | Pack | None = None
         self.places = torch.empty(0)
+        self.chosen = np.empty(0, np.int64), np.empty(0, np.int64)
         self.lengths = np.empty(0, np.int64)
         self.real = torch.empty(0)  # tokens of each text, on the device
         # what entered the layer, where query and key are called for more than that
@@ -137,10 +141,23 @@ class _Observer:
         for layer, columns in self.columns.items():
             width = max(here.stop for here in columns.values())
             self.values[layer] = torch.empty((self.n_texts, width), dtype=torch.float32, device=self.device)
+        self.of_site = {s.name: self.values[s.layer][:, self.columns[s.layer][s.kind]] for s in self.sites}
+
+    def _begin(self, batch: Batch | Pack) -> None:
+        self._end()
+        self.batch = batch
+        self.passed[batch.indices] += 1
+        self.calls = dict.fromkeys(self.calls, 0)
+
+    def _end(self) -> None:
+        if self.wrong is None and self.batch is not None:
+            wrong = [(name, calls) for name, calls in self.calls.items() if calls != 1]
+            self.wrong = (*wrong[0], int(self.batch.indices[0])) if wrong else None
 
     def see(self, batch: Batch | Pack) -> dict[str, torch.Tensor]:
+        self._begin(batch)
         inputs = {name: tensor.to(self.device) for name, tensor in batch.inputs.items()}
-        self.batch = batch
+        self.chosen = self.wish.vectors(cast("Batch", batch))
         self.places = torch.from_numpy(batch.indices).to(self.device)
         self.lengths = batch.lengths
         self.real = torch.from_numpy(self.lengths).to(self.device)
@@ -155,15 +172,14 @@ class _Observer:
         return read_texts(tokens, self.real, self.wish.position).to(torch.float32)
 
     def _take_values(self, site: Site, tokens: torch.Tensor) -> None:
-        self.values[site.layer][self.places, self.columns[site.layer][site.kind]] = self._read(tokens)
+        self.of_site[site.name].index_copy_(0, self.places, self._read(tokens))
 
     def _take_tokens(self, site: Site, tokens: torch.Tensor) -> None:
         if self.wish.tokens:
             self.tokens[site.name].add(tokens, self.lengths)
 
     def _take_cloud(self, layer: int, kind: str, tokens: torch.Tensor) -> None:
-        batch = cast("Batch", self._current())
-        rows, places = self.wish.vectors(batch)
+        rows, places = self.chosen
         if rows.size:
             if (layer, kind) not in self.clouds:
                 shape = (int(self.wish.chosen.sum()), tokens.shape[2])
@@ -172,7 +188,7 @@ class _Observer:
 
     def _take_outputs(self, site: Site, output: torch.Tensor) -> None:
         self._take_values(site, output)
-        self.seen[site.name][self._current().indices] += 1
+        self.calls[site.name] += 1
 
     def _check_shape(self, site: Site, tokens: torch.Tensor) -> None:
         if not self.mapped:
@@ -247,21 +263,21 @@ class _Observer:
                 handle.remove()
 
     def check_counts(self) -> None:
-        for site in self.sites:
-            wrong = np.flatnonzero(self.seen[site.name] != 1)
-            if wrong.size:
-                raise RuntimeError(
-                    f"site {site.name} was seen {int(self.seen[site.name][wrong[0]])} times on text {int(wrong[0])}, "
-                    "but every text must pass exactly once: turn off gradient checkpointing and torch.compile "
-                    "while scoring"
-                )
+        self._end()
+        odd = np.flatnonzero(self.passed != 1)
+        if self.wrong is not None or odd.size:
+            name, times, text = self.wrong or (self.sites[0].name, int(self.passed[odd[0]]), int(odd[0]))
+            raise RuntimeError(
+                f"site {name} was seen {times} times on text {text}, but every text must pass exactly once: turn off "
+                "gradient checkpointing and torch.compile while scoring"
+            )
 
     def results(self, layer: int) -> LayerActivations:
         # popped, so that a layer's activations can be freed by the caller before the next is asked for
         values = self.values.pop(layer)
         here = [site for site in self.sites if site.layer == layer]
         for site in here:
-            columns = values[:, self.columns[layer][site.kind]]
+            columns = self.of_site.pop(site.name)
             # NaN and infinity both spoil a sum; a finite sum has finite terms
             if not math.isfinite(float(columns.sum(dtype=torch.float64))):
                 text, neuron = (int(i) for i in torch.nonzero(~torch.isfinite(columns))[0])
@@ -380,7 +396,7 @@ class _ResidentObserver(_Observer):
         inputs = dict(zip(names, stacked, strict=True))
         self.first += len(self.order[-1]) if self.order else 0
         self.order.append(batch.indices)
-        self.batch = batch
+        self._begin(batch)
         if isinstance(batch, Pack):
             ends = np.cumsum(batch.lengths)
             self.starts = upload(ends - 1 if self.wish.position == "last" else ends - batch.lengths, self.device)

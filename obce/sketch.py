@@ -625,6 +625,10 @@ class TokenSums:
         self.least = np.full(width, np.inf, np.float32)
         self.greatest = np.full(width, -np.inf, np.float32)
         self._on_device: list[torch.Tensor] = []
+        # found once: `add` is called for every site and batch, where microseconds count
+        self._engine = _compiled()
+        self._into = tuple(_address(array) for array in (self.sums, self.squares, self.least, self.greatest))
+        self._threads = default_threads()
 
     def add(self, tokens: torch.Tensor, lengths: NDArray[np.int64], threads: int | None = None) -> None:
         """Adds the first `lengths[b]` tokens of each text.
@@ -637,11 +641,12 @@ class TokenSums:
         """
         import torch
 
-        self.count += int(lengths.sum())
-        tokens = tokens.detach().to(torch.float32)
+        if tokens.dtype is not torch.float32:
+            tokens = tokens.to(torch.float32)
         if tokens.device.type != "cpu":
+            self.count += int(lengths.sum())
             places = torch.arange(tokens.shape[1], device=tokens.device)
-            real = tokens[places < torch.from_numpy(lengths).to(tokens.device)[:, None]]
+            real = tokens.detach()[places < torch.from_numpy(lengths).to(tokens.device)[:, None]]
             wide = real.to(torch.float64)
             more = [wide.sum(0), wide.square().sum(0), real.amin(0), real.amax(0)]
             if self._on_device:
@@ -649,9 +654,10 @@ class TokenSums:
                 more = [sums + more[0], squares + more[1], least.minimum(more[2]), greatest.maximum(more[3])]
             self._on_device = more
             return
-        engine = _compiled()
-        values = tokens.numpy()
-        if engine is None or values.strides[2] != values.itemsize:
+        text_stride, token_stride, stride = tokens.stride()
+        if self._engine is None or stride != 1:
+            self.count += int(lengths.sum())
+            values = tokens.detach().numpy()
             some = values[np.arange(values.shape[1]) < lengths[:, None]]
             doubles = some.astype(np.float64)
             self.sums += doubles.sum(axis=0)
@@ -659,19 +665,15 @@ class TokenSums:
             np.minimum(self.least, some.min(axis=0), out=self.least)
             np.maximum(self.greatest, some.max(axis=0), out=self.greatest)
             return
-        text_stride, token_stride, _ = values.strides
-        engine.token_sums(
-            _address(values),
-            text_stride // 4,
-            token_stride // 4,
+        self.count += self._engine.token_sums(
+            tokens.data_ptr(),
+            text_stride,
+            token_stride,
             _address(lengths),
             len(lengths),
-            values.shape[2],
-            _address(self.sums),
-            _address(self.squares),
-            _address(self.least),
-            _address(self.greatest),
-            threads or default_threads(),
+            len(self.sums),
+            *self._into,
+            threads or self._threads,
             _team(),
         )
 
