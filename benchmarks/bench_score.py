@@ -4,13 +4,14 @@
     python benchmarks/bench_score.py --model large --texts 1000 --repeats 1
     python benchmarks/bench_score.py --device cuda --case 1000,float32 --case 10000,bfloat16,padded --limit 120
 
-Each repeat runs, in this order: tokenisation, plain forward passes, passes with capture, everything (`obce.score`:
-all of these, r_f plain and bagged, moments, halves, heads and layers as clouds; no effects), 200 texts scored by
-effect (with float32 alone, which effects always are), and the plain passes again, so that a machine that grows slower
-or faster meanwhile does not decide the ratio. On the CPU, where a machine wavers by more than capture costs, the ratio
-of capture to forward is the median over runs of four batches (a shard of 1,000 texts has some twenty), each passed
-plainly, watched, watched and plainly. Plain passes are those that capture makes: without padding on CUDA. Random weights with the real dimensions stand in for BERT Base and
-Large: time does not depend on the weights. r_f is checked against a plain sort first.
+Each repeat runs, in this order: tokenisation, plain forward passes, passes with capture, everything (`obce.score`: all
+of these, r_f plain and bagged, moments, halves, heads and layers as clouds; no effects), 200 texts scored by effect
+(with float32 alone, which effects always are), and the plain passes again, so that a machine that grows slower or
+faster meanwhile does not decide the ratio. On the CPU, where a machine wavers by more than capture costs, the ratio of
+capture to forward is the median over runs of four batches (a shard of 1,000 texts has some twenty), each passed
+plainly, watched, watched and plainly. Plain passes are those that capture makes: without padding on CUDA. Random
+weights with the real dimensions stand in for BERT Base and Large: time does not depend on the weights. r_f is checked
+against a plain sort first.
 """
 
 from __future__ import annotations
