@@ -118,8 +118,8 @@ def test_a_repaired_model_is_that_of_the_cpu(
     made = plan(scores, keep=0.7, of="encoder", units=units)
     small = prune(tiny_bert, made, texts=texts, tokenizer=tiny_tokenizer)
     batches = tokenize(texts, tiny_tokenizer, max_length=32)
-    ways: tuple[Any, ...] = ("estimated", "measured")
-    here = [sensitivity(tiny_bert, scores, batches, batches, how=how, units=units[:1]) for how in ways]
+    ways: tuple[tuple[Any, tuple[str, ...]], ...] = (("estimated", units), ("measured", units[:1]))
+    here = [sensitivity(tiny_bert, scores, batches, batches, how=how, units=some) for how, some in ways]
     batch = next(iter(batches))
     with torch.no_grad():
         expected = small(**batch.inputs).last_hidden_state
@@ -127,8 +127,8 @@ def test_a_repaired_model_is_that_of_the_cpu(
         found = on_gpu(**{name: values.cuda() for name, values in batch.inputs.items()}).last_hidden_state
     real = batch.inputs["attention_mask"].bool()
     torch.testing.assert_close(found.cpu()[real], expected[real], rtol=1e-2, atol=1e-2)
-    for how, curves in zip(ways, here, strict=True):
-        there = sensitivity(tiny_bert, scores, batches, batches, how=how, units=units[:1])
+    for (how, some), curves in zip(ways, here, strict=True):
+        there = sensitivity(tiny_bert, scores, batches, batches, how=how, units=some)
         for name, curve in curves.items():
             np.testing.assert_allclose(there[name], curve, rtol=0.05, atol=1e-3)
 
