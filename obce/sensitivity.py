@@ -116,7 +116,7 @@ def sensitivity(
         read: What of the model is not to move: `"cls"`, `"last"`, `"mean"`, `"tokens"`, `"head"` or `"logits"`;
             `"auto"`: what its head takes from the encoder. Measured, `"head"` and `"logits"` stand for the token they
             are made of.
-        ridge: As in `obce.prune`.
+        ridge: As in `obce.prune`; estimated, a share of the mean variance of all inputs, not of those that stay.
         seed: Of the random directions, and of the texts that are drawn.
         progress: Called with (layers done, layers).
 
