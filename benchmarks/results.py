@@ -350,12 +350,17 @@ def latency_table() -> str:
     if not path.is_file():
         return "Not measured yet."
     with path.open(encoding="utf-8", newline="") as file:
-        found = {(row["model"], row["device"], row["dtype"]): row for row in csv.DictReader(file)}  # the last of each
-    names = ("model", "device", "dtype", "torch_threads", "encoder_kept", "dense_ms", "pruned_ms", "ratio")
-    return table(
-        ["dimensions", "device", "dtype", "threads", "encoder kept", "dense, ms", "cut, ms", "ratio"],
-        [[row[name] for name in names] for row in found.values()],
-    )
+        rows = list(csv.DictReader(file))
+    names = ("model", "device", "dtype", "torch_threads", "texts", "multiple")
+    found = {tuple(row[name] for name in names): row for row in rows}  # the last of each
+    order = ("minilm", "base", "large")
+    measured = ("encoder_kept", "dense_ms", "pruned_ms", "ratio")
+    body = [
+        [*key, *(row[name] for name in measured)]
+        for key, row in sorted(found.items(), key=lambda at: (order.index(at[0][0]), at[0][1:]))
+    ]
+    heads = ["dimensions", "device", "dtype", "threads", "texts", "widths a multiple of"]
+    return table([*heads, "encoder kept", "dense, ms", "cut, ms", "ratio"], body)
 
 
 def draw(rows: list[Row], tasks: Sequence[str]) -> None:
@@ -466,13 +471,14 @@ Least squares, first seed.
 ![Quality against the share of the encoder that is kept](../benchmarks/results/pruning/budgets.png)
 
 ## Speed
-Cut to the paper's size, 32 texts of 64 tokens, dense and cut model in turn (benchmarks/bench_latency.py, random
+Cut to the paper's size, batches of texts of 64 tokens, dense and cut model in turn (benchmarks/bench_latency.py, random
 weights of the real dimensions):
 
 {latency_table}
 
 In bfloat16 the cut model is slower on a GPU: its matrix units want widths that are multiples of 8, and these plans
-leave any. `obce plan --multiple 8` makes such widths; its times there are not measured yet.
+leave any, which is the likely cause. `obce plan --multiple 8` makes such widths at no cost on a CPU; on a GPU they are
+not measured yet.
 
 ## Not measured here
 BERT Base and Large, whose weights were not to be had, and quality on a GPU. Ready to run where they are:
