@@ -1164,6 +1164,8 @@ class Run:
     ) -> Curves:
         """What every layer and unit of the scored model can spare, found once and kept in the run.
 
+        Layers that were measured before a run was cut short are not measured again.
+
         Args:
             how, score, units, head_score: As in `obce.sensitivity`.
             corpus: Texts (default: those that were scored).
@@ -1186,16 +1188,26 @@ class Run:
             "head_score": head_score,
             "read": self.state["score"].get("read", "auto"),
         }
+        known = None
         if self.sensitivity_path.is_file():
             kept = _read_json(self.sensitivity_path, "sensitivity")
             if isinstance(kept, dict) and kept.get("asked") == asked:
                 try:
-                    return Curves(kept["curves"], how)
+                    known = Curves(kept["curves"], how)
                 except (AttributeError, KeyError, TypeError, ValueError) as error:
                     raise ValueError(
                         f"'{self.sensitivity_path}' holds no curves ({type(error).__name__}), expected shares and "
                         "losses: delete it, and they are found anew"
                     ) from error
+                if kept.get("complete", True):
+                    return known
+
+        def keep(curves: Curves, complete: bool = False) -> None:
+            if store:
+                with self._locked():
+                    found = {"asked": asked, "complete": complete, "curves": curves}
+                    write_text(self.sensitivity_path, json.dumps(found) + "\n")
+
         source = self.state["model"]
         model, tokenizer = _load_scored(source, self.scores()), load_tokenizer(source)
         torch.nn.Module.to(model, _device(device))
@@ -1211,11 +1223,10 @@ class Run:
             head_score=head_score,
             read=asked["read"],
             progress=progress,
+            known=known,
+            on_layer=keep,
         )
-        if not store:
-            return curves
-        with self._locked():
-            write_text(self.sensitivity_path, json.dumps({"asked": asked, "curves": curves}) + "\n")
+        keep(curves, complete=True)
         return curves
 
     def add_results(self, results: list[dict[str, Any]]) -> Path:

@@ -70,6 +70,8 @@ class _Question:
     ridge: float
     seed: int
     progress: Callable[[float, float], None]
+    known: Mapping[str, Sequence[tuple[float, float]]]
+    on_layer: Callable[[Curves], None]
 
 
 def sensitivity(
@@ -89,6 +91,8 @@ def sensitivity(
     ridge: float = RIDGE,
     seed: int = 0,
     progress: Callable[[float, float], None] | None = None,
+    known: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    on_layer: Callable[[Curves], None] | None = None,
 ) -> Curves:
     """What every layer and unit loses when a share of it goes.
 
@@ -119,6 +123,9 @@ def sensitivity(
         ridge: As in `obce.prune`; estimated, a share of the mean variance of all inputs, not of those that stay.
         seed: Of the random directions, and of the texts that are drawn.
         progress: Called with (layers done, layers).
+        known: Measured, curves of the same call that are there already: their layers are not measured again.
+        on_layer: Measured, called after each layer with the curves so far, so that a run that is cut short can be
+            gone on with by `known`.
 
     Returns:
         `"3.value"` -> [(0, 0), (share removed, share of the variance of what is read that is lost), ...].
@@ -142,7 +149,9 @@ def sensitivity(
     def cuts(layer: int, unit: str) -> Iterator[tuple[float, Plan]]:
         return single_cuts(scores, score, layer, unit, shares, head_score=head_score)
 
-    asked = _Question(batches, held_out, cuts, units, read, ridge, seed, progress)
+    asked = _Question(
+        batches, held_out, cuts, units, read, ridge, seed, progress, known or {}, on_layer or (lambda curves: None)
+    )
     return (_estimated if how == "estimated" else _measured)(model, asked)
 
 
@@ -191,6 +200,9 @@ def _measured(model: PreTrainedModel, asked: _Question) -> Curves:
         whole = _variance(torch.cat(reference))
         for layer, block in enumerate(layers):
             for unit in asked.units:
+                if f"{layer}.{unit}" in asked.known:
+                    curves[f"{layer}.{unit}"] = list(asked.known[f"{layer}.{unit}"])
+                    continue
                 points = [(0.0, 0.0)]
                 for share, cut in asked.cuts(layer, unit):
                     # the small model has this layer alone: what comes before and after it is dense
@@ -208,6 +220,7 @@ def _measured(model: PreTrainedModel, asked: _Question) -> Curves:
                 curves[f"{layer}.{unit}"] = points
             for at in (*fit, *held):
                 at.dense = at.small = through(block, at.dense, at.given[layer])
+            asked.on_layer(Curves(curves, "measured"))
             asked.progress(layer + 1, len(layers))
     return Curves(curves, "measured")
 

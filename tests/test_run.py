@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shutil
@@ -333,6 +334,33 @@ def test_what_sites_can_spare_is_found_once(from_file: Path, texts: list[str], t
     file.write_text("text\n" + "\n".join(f"other {word}" for word in "abcdefgh"))
     with pytest.raises(ValueError, match="name others with --corpus, or take --shares uniform"):
         run.sensitivity(score="std")
+
+
+def test_layers_that_were_measured_are_not_measured_again(
+    from_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = moved(from_file, tmp_path)
+    module = importlib.import_module("obce.sensitivity")
+    cut: list[int] = []
+    cuts = module.single_cuts
+    monkeypatch.setattr(module, "single_cuts", lambda *given, **named: (cut.append(given[2]), cuts(*given, **named))[1])
+    expected = run.sensitivity(how="measured", score="effect", store=False)
+    layers = max(cut) + 1
+    assert {layer: cut.count(layer) for layer in range(layers)} == dict.fromkeys(range(layers), 3)
+    assert not run.sensitivity_path.exists()
+
+    def stop(done: float, of: float) -> None:
+        if done == layers - 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.sensitivity(how="measured", score="effect", progress=stop)
+    cut.clear()
+    assert run.sensitivity(how="measured", score="effect") == expected
+    assert set(cut) == {layers - 1}
+    cut.clear()
+    assert run.sensitivity(how="measured", score="effect") == expected
+    assert not cut, "the file's, which is complete"
 
 
 def test_least_squares_reads_the_corpus_again(
