@@ -830,7 +830,14 @@ def _share_gone(layer: int, groups: list[_Group], steps: list[int], costs: list[
 
 
 def single_cuts(
-    scores: Scores, score: str, layer: int, unit: str, levels: Sequence[float], *, head_score: str | None = None
+    scores: Scores,
+    score: str,
+    layer: int,
+    unit: str,
+    levels: Sequence[float],
+    *,
+    head_score: str | None = None,
+    whole: Plan | None = None,
 ) -> Iterator[tuple[float, Plan]]:
     """Plans that cut one unit of one layer and drop all other layers, so that this layer is all there is to build.
 
@@ -841,13 +848,14 @@ def single_cuts(
         unit: One of `UNITS`.
         levels: Shares of what may be removed, ascending.
         head_score: As in `plan`.
+        whole: Plan by the score that keeps everything, where it was made before.
 
     Yields:
         The share of the ranked neurons that goes, and the plan; shares that come to no further step are left out.
     """
     column, ranked = scores.column(score), scores.ranked(score)
     (group,) = _groups(scores, column, ranked, [layer], units=(unit,), head_score=head_score, floor=0.0)
-    whole = plan(scores, keep=1.0, score=score)
+    whole = plan(scores, keep=1.0, score=score) if whole is None else whole
     others = tuple(other for other in scores.layers() if other != layer)
     taken = 0
     for level in levels:

@@ -28,7 +28,7 @@ from obce.capture import eval_mode, first_inputs, precise_products
 from obce.corpus import TokenBatches, corpus_of
 from obce.device import upload
 from obce.effects import Watch, no_weight_gradients, projection, read_hidden, reading_of, what_is_read
-from obce.plan import Curves, check_request, check_units, default_units, single_cuts
+from obce.plan import Curves, check_request, check_units, default_units, plan, single_cuts
 from obce.prune import at_most, prune, tokenised
 from obce.repair import RIDGE, InputMoments, KeyMoments, Passing, fit_layer, start, through
 from obce.sites import base_model, find_sites, layers_of, layout_of, position_of
@@ -145,9 +145,10 @@ def sensitivity(
     check_units(scores.meta["architecture"], units)
     progress = progress or (lambda done, total: None)
     shares = LEVELS[how] if levels is None else levels
+    whole = plan(scores, keep=1.0, score=score)
 
     def cuts(layer: int, unit: str) -> Iterator[tuple[float, Plan]]:
-        return single_cuts(scores, score, layer, unit, shares, head_score=head_score)
+        return single_cuts(scores, score, layer, unit, shares, head_score=head_score, whole=whole)
 
     asked = _Question(
         batches, held_out, cuts, units, read, ridge, seed, progress, known or {}, on_layer or (lambda curves: None)
