@@ -311,12 +311,21 @@ def least_squares(
     Raises:
         ValueError: `ridge` is negative or not finite.
     """
-    if not 0 <= ridge < math.inf:
-        raise ValueError(f"ridge is {ridge}, expected a finite share of 0 or more.")
+    check_ridge(ridge)
     progress = progress or (lambda done, total: None)
     if layout_of(dense).site_map is not None:
         return list(_fit_by_hooks(dense, small, batches, ridge, progress))
     return list(_walk(dense, small, batches, kept, ridge, progress))
+
+
+def check_ridge(ridge: float) -> None:
+    """Refuses a ridge that would be raised in silence.
+
+    Raises:
+        ValueError: It is negative or not finite.
+    """
+    if not 0 <= ridge < math.inf:
+        raise ValueError(f"ridge is {ridge}, expected a finite share of 0 or more.")
 
 
 def _fit_by_hooks(

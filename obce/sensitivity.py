@@ -30,7 +30,7 @@ from obce.device import upload
 from obce.effects import Watch, no_weight_gradients, projection, read_hidden, reading_of, what_is_read
 from obce.plan import Curves, check_request, check_units, default_units, plan, single_cuts
 from obce.prune import at_most, prune, tokenised
-from obce.repair import RIDGE, InputMoments, KeyMoments, Passing, fit_layer, start, through
+from obce.repair import RIDGE, InputMoments, KeyMoments, Passing, check_ridge, fit_layer, start, through
 from obce.sites import base_model, find_sites, layers_of, layout_of, position_of
 
 if TYPE_CHECKING:
@@ -131,11 +131,13 @@ def sensitivity(
         `"3.value"` -> [(0, 0), (share removed, share of the variance of what is read that is lost), ...].
 
     Raises:
-        ValueError: `how` is neither, a score or unit is unknown, a unit cannot be cut, there are fewer than 6 texts, or
-            `TokenBatches` without others held out, or what is to be measured is known by a site map alone.
+        ValueError: `how` is neither, `ridge` is negative or not finite, a score or unit is unknown, a unit cannot be
+            cut, there are fewer than 6 texts, or `TokenBatches` without others held out, or what is to be measured is
+            known by a site map alone.
     """
     if how not in ("estimated", "measured"):
         raise ValueError(f"how is {how!r}, expected 'estimated' or 'measured'.")
+    check_ridge(ridge)
     batches, held_out = _parts(model, texts, held_out, tokenizer, max_length, seed)
     read = reading_of(model) if read == "auto" else read
     units = default_units(scores.meta["architecture"]) if units is None else units
@@ -358,6 +360,7 @@ def _estimated(model: PreTrainedModel, asked: _Question) -> Curves:
                     cuts = list(asked.cuts(layer, unit))
                     one = _Estimate(site, cuts, moments[site.name], asked, weight.device, wide)
                     estimates[layer, unit] = site, one
+                del moments  # before those of the next layer are made
                 asked.progress((layers[0] + layer + 1) / 2, count)
             spread = _moved(model, asked, list(estimates.values()), layers)
             whole = spread if whole is None else whole

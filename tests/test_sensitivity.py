@@ -259,6 +259,8 @@ def test_an_unknown_way_is_refused(model: BertModel, scores: Scores, parts: tupl
         ({"units": ("layers",)}, "units is"),
         (size, "head_score is"),
         ({"score": "x"}, "score is 'x'"),
+        ({"ridge": -1.0}, "ridge is -1.0, expected a finite share of 0 or more"),
+        ({"ridge": float("nan")}, "ridge is nan"),
     ):
         for how in ("estimated", "measured"):
             with pytest.raises(ValueError, match=words):
