@@ -8,16 +8,17 @@ Each repeat runs, in this order: tokenisation, plain forward passes, passes with
 of these, r_f plain and bagged, moments, halves, heads and layers as clouds; no effects), 200 texts scored by effect
 (with float32 alone, which effects always are), and the plain passes again, so that a machine that grows slower or
 faster meanwhile does not decide the ratio. On the CPU, where a machine wavers by more than capture costs, the ratio of
-capture to forward is the median over runs of four batches (a shard of 1,000 texts has some twenty), each passed
-plainly, watched, watched and plainly. Plain passes are those that capture makes: without padding on CUDA. Random
-weights with the real dimensions stand in for BERT Base and Large: time does not depend on the weights. r_f is checked
-against a plain sort first.
+capture to forward is the median over shards: each is captured while a copy of the model passes every batch plainly
+just before it is watched, and again with the two models exchanged. Plain passes are those that capture makes: without
+padding on CUDA. Random weights with the real dimensions stand in for BERT Base and Large: time does not depend on the
+weights. r_f is checked against a plain sort first.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import copy
 import importlib.util
 import os
 import re
@@ -36,14 +37,13 @@ import numpy as np
 import torch
 from obce.bench import append_row, facts
 from obce.capture import capture, capture_resident, pass_texts
-from obce.corpus import Corpus, read_corpus, tokenize
+from obce.corpus import Batch, Corpus, TokenBatches, read_corpus, tokenize
 from obce.device import resident
 from obce.scoring import MemoryStore, default_batch_tokens, score
 from obce.sites import find_sites
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
 ROOT = Path(__file__).parents[1]
-IN_TURN = 4  # batches
 PRECISIONS = ("float32", "tf32", "bfloat16")
 DIMENSIONS = {
     "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
@@ -116,6 +116,23 @@ class Memory:
             done.set()
             watcher.join()
             peak[0] = max(peak[0], self._now() - before)
+
+
+class _Turns:
+    """Batches, each handed to `plain` before it is given; `seconds` is what that took."""
+
+    def __init__(self, batches: TokenBatches, plain: Callable[[Batch], None]) -> None:
+        self.batches, self.plain, self.seconds = batches, plain, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.batches, name)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            begin = time.perf_counter()
+            self.plain(batch)
+            self.seconds += time.perf_counter() - begin
+            yield batch
 
 
 def case(text: str) -> tuple[int, str, bool]:
@@ -191,27 +208,27 @@ def measure(options: argparse.Namespace, model: BertModel, tokenizer: Any, weigh
             for shard in shards
         ]
 
-    def forward(some: list[Any] | None = None) -> None:
-        for of_shard in some or tokenised:
+    def forward() -> None:
+        for of_shard in tokenised:
             pass_texts(model, of_shard, options.precision)
 
-    def captured(some: list[Any] | None = None) -> None:
+    def captured(some: list[Any] | None = None, of: BertModel = model) -> None:
         taken = {"memory": options.memory, "precision": options.precision, "tokens": not options.cls_only}
         through: Any = capture_resident if resident(torch.device(options.device)) else capture
         for of_shard in some or tokenised:
-            for _ in through(model, of_shard, sites, **taken):
+            for _ in through(of, of_shard, sites, **taken):
                 pass
 
     def in_turn() -> list[float]:
+        models = model, copy.deepcopy(model)  # one is watched, the other not
         found = []
-        for shard, of_shard in zip(shards, tokenised, strict=True):
-            every = list(of_shard)
-            for start in range(0, len(every), IN_TURN):
-                places = np.concatenate([batch.indices for batch in every[start : start + IN_TURN]])
-                texts = [corpus.texts[shard.texts[i]] for i in places]
-                some = [tokenize(texts, tokenizer, max_length=128, batch_tokens=batch_tokens)]
-                plain, watched, again, last = (seconds(call, some) for call in (forward, captured, captured, forward))
-                found.append((watched + again) / (plain + last))
+        for of_shard in tokenised:
+            spent, plain = 0.0, 0.0
+            for one, other in (models, models[::-1]):
+                turns: Any = _Turns(of_shard, lambda batch, other=other: pass_texts(other, [batch], options.precision))
+                spent += seconds(captured, [turns], one)
+                plain += turns.seconds
+            found.append((spent - plain) / plain)
         return found
 
     def seconds(call: Callable[..., Any], *given: Any) -> float:
