@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
@@ -544,15 +544,26 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
 def precise_products(device: torch.device, precision: Precision = "float32") -> Iterator[None]:
     """Products of matrices in the precision asked for inside the `with`, whatever the caller has set."""
     narrow = precision == "bfloat16"
-    before = torch.backends.cuda.matmul.allow_tf32
+    with (
+        _cuda_products(precision == "tf32") if device.type == "cuda" else nullcontext(),
+        torch.autocast(device.type, torch.bfloat16 if narrow else None, narrow),
+    ):
+        yield
+
+
+@contextmanager
+def _cuda_products(tf32: bool) -> Iterator[None]:
+    """Products of float32 matrices on CUDA with or without TF32; what was set is put back."""
+    matmul: Any = torch.backends.cuda.matmul
+    # torch 2.9 brought a second name, and raises where the first is read after a caller has set the second
+    newer = hasattr(matmul, "fp32_precision")
+    name, asked = ("fp32_precision", "tf32" if tf32 else "ieee") if newer else ("allow_tf32", tf32)
+    before = getattr(matmul, name)
     try:
-        if device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-        with torch.autocast(device.type, torch.bfloat16 if narrow else None, narrow):
-            yield
+        setattr(matmul, name, asked)
+        yield
     finally:
-        if device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = before
+        setattr(matmul, name, before)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from obce.capture import capture
+from obce.capture import _cuda_products, capture
 from obce.clouds import CLOUD_KINDS
 from obce.corpus import tokenize
 from obce.sites import SITE_KINDS, find_sites
@@ -201,3 +201,20 @@ def test_unknown_precision(tiny_bert: BertModel, batches: TokenBatches) -> None:
 def test_unknown_memory(tiny_bert: BertModel, batches: TokenBatches) -> None:
     with pytest.raises(ValueError, match=re.escape("memory is 'disk', but must be 'model' or 'layer'")):
         list(capture(tiny_bert, batches, find_sites(tiny_bert), memory="disk"))  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9 has one name")
+def test_a_caller_may_have_asked_for_tf32_by_either_name(tiny_bert: BertModel, batches: TokenBatches) -> None:
+    matmul: Any = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "tf32"
+        with pytest.raises(RuntimeError, match="legacy and new APIs"):
+            assert matmul.allow_tf32
+        assert list(capture(tiny_bert, batches, find_sites(tiny_bert), precision="tf32"))
+        for asked, expected in ((False, "ieee"), (True, "tf32")):
+            with _cuda_products(asked):
+                assert matmul.fp32_precision == expected
+            assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before
