@@ -20,7 +20,7 @@ import numpy as np
 from obce.corpus import Corpus
 from obce.evaluate import count_parameters, flops, weight_bytes
 from obce.finetune import Settings, finetune, with_head
-from obce.glue import CALIBRATION_TEXTS, Evaluation, TaskData, calibration, evaluate, kl_divergence
+from obce.glue import CALIBRATION_TEXTS, Evaluation, TaskData, calibration, evaluate, kl_divergence, model_labels
 from obce.plan import FLOPS_LENGTH, Curves, Of, plan
 from obce.prune import REPAIRS, prune
 from obce.scores import SCORE_NAMES
@@ -73,8 +73,10 @@ class Way:
     tune: bool = False
 
     def __post_init__(self) -> None:
-        if self.repair not in REPAIRS:
-            raise ValueError(f"repair is {self.repair!r}, expected one of {', '.join(map(repr, REPAIRS))}.")
+        known = {"repair": REPAIRS, "of": get_args(Of), "shares": ("uniform", *get_args(How))}
+        for name, choices in known.items():
+            if (asked := getattr(self, name)) not in choices:
+                raise ValueError(f"{name} is {asked!r}, expected one of {', '.join(map(repr, choices))}.")
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep is {self.keep:g}, but must lie in (0, 1]: name the share of parameters that stays.")
 
@@ -156,7 +158,7 @@ def compare(
         effect_texts: As in `obce.score`.
         read: As in `obce.score`.
         others: Ways of cutting that are none of obce's: name -> function of the dense model, the way, the corpus and
-            its labels that gives the smaller model; the given one must stay as it is.
+            its labels (as the model's loss takes them) that gives the smaller model; the given one must stay as it is.
         folder: Where the dense models are kept, so that a comparison that was stopped does not train them again.
         done: Keys of rows that are there.
         on_row: Called with each row as it is made, with the names of `COLUMNS`.
@@ -185,7 +187,8 @@ def compare(
             on_row(dense_row | _measured(dense, reference, reference, data) | whole)
         if not wanted:
             continue
-        corpus, labels = calibration(data.train, f"{data.task.name} train", texts, seed)
+        corpus, of_task = calibration(data.train, f"{data.task.name} train", texts, seed)
+        labels = model_labels(dense, data.task, of_task)
         tell(f"{data.task.name}, seed {seed}: scores")
         scores = score(
             dense,
@@ -196,7 +199,7 @@ def compare(
             cloud_texts=0,
             effect_texts=effect_texts,
             read=read,
-            labels=_for_loss(labels, data) if any(way.score == "taylor" for way in wanted) else None,
+            labels=labels if any(way.score == "taylor" for way in wanted) else None,
         )
         curves: dict[str, Curves] = {}
         for how in (how for how in get_args(How) if any(way.shares == how for way in wanted)):
@@ -244,10 +247,6 @@ def compare(
                 found = evaluate(small, tokenizer, data, max_length=settings.max_length)
                 facts = {"kept_share": share, "seconds": _since(start)}
                 on_row(row | _measured(small, found, reference, data) | facts)
-
-
-def _for_loss(labels: NDArray[Any], data: TaskData) -> NDArray[Any]:
-    return labels.astype(np.float32 if data.task.regression else np.int64)
 
 
 def _keys(data: TaskData, seed: int, way: Way) -> set[Key]:

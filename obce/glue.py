@@ -780,6 +780,19 @@ def label_order(model: PreTrainedModel, task: Task) -> NDArray[np.int64]:
     )
 
 
+def model_labels(model: PreTrainedModel, task: Task, labels: NDArray[Any]) -> NDArray[Any]:
+    """Labels of a task's rows, [rows], as the loss of a model's head takes them.
+
+    Returns:
+        int64 numbers of the model's outputs, which `label_order` finds; float32 for regression.
+
+    Raises:
+        ValueError: As `label_order`.
+    """
+    order = label_order(model, task)
+    return labels.astype(np.float32) if task.regression else order[labels]
+
+
 def _generic(named: Mapping[int, str]) -> bool:
     return all(name.upper() == f"LABEL_{number}" for number, name in named.items())
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from obce.compare import COLUMNS, KEY, Way, compare, key_of, row_of, summary
-from obce.finetune import Settings
+from obce.finetune import Settings, with_head
 from obce.glue import TASKS, Examples, TaskData
 from obce.run import CompareRun
+from obce.scoring import score
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,11 +107,27 @@ def test_anything_that_cuts_may_take_part(
     assert (rows[1]["kl"], rows[1]["kept_share"]) == (0.0, 1.0)
 
 
+def test_labels_are_those_of_the_models_outputs(
+    encoder: BertModel, tiny_tokenizer: PreTrainedTokenizerBase, data: TaskData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[Any] = []
+    monkeypatch.setattr(
+        "obce.compare.score", lambda *given, **named: scored.append(named["labels"]) or score(*given, **named)
+    )
+    for names in (["negative", "positive"], ["positive", "negative"]):
+        model = with_head(encoder, data.task, 0)
+        model.config.id2label = dict(enumerate(names))
+        run(model, tiny_tokenizer, data, [Way("taylor", 0.6, repair="none")])
+    assert 0 < scored[0].sum() < 40
+    np.testing.assert_array_equal(scored[0], 1 - scored[1])
+
+
 def test_bad_requests(encoder: BertModel, tiny_tokenizer: PreTrainedTokenizerBase, data: TaskData) -> None:
     with pytest.raises(ValueError, match=r"score is 'magic', expected one of effect, .*random"):
         run(encoder, tiny_tokenizer, data, [Way("magic", 0.5)])
-    with pytest.raises(ValueError, match="repair is 'magic'"):
-        Way("rf", 0.5, repair="magic")
+    for name in ("repair", "of", "shares"):
+        with pytest.raises(ValueError, match=f"{name} is 'magic', expected one of '"):
+            Way("rf", 0.5, **{name: "magic"})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="keep is 0"):
         Way("rf", 0.0)
 
