@@ -765,7 +765,7 @@ class _Judging:
             small = self._isolated(rows, outputs[:n])
             alone = (small > 0) & (small <= max(1.0, BALANCE * n))
             kept = np.zeros(len(varies), bool)
-            kept[sorted(_kept(plan, layer, sites[name]))] = True
+            kept[list(plan.indices(name, sites[name].width))] = True
             for what, here in (("kept", kept), ("removed", ~kept)):
                 counts[what] += [np.count_nonzero(here & such) for such in (here, varies, recurs, alone)]
             if found is not None:
@@ -873,7 +873,7 @@ def _explained(
     means = scores.columns.get("token_mean")
     for one, split, texts in zip(neurons, splits, shown, strict=True):
         site = sites[one.site]
-        kept = None if plan is None else _kept(plan, one.layer, site)
+        kept = None if plan is None else set(plan.indices(site.name, site.width))
         replaced = None
         if kept is not None and one.index not in kept and pruned is not None:
             mean = float("nan") if means is None else float(means[one.row])
@@ -914,12 +914,6 @@ def _standings(scores: Scores, one: _Neuron) -> dict[str, Standing]:
         of = int(np.count_nonzero(ranked))
         found[name] = Standing(value, higher + 1, of, 100 * lower / of)
     return found
-
-
-def _kept(plan: Plan, layer: int, site: Site) -> set[int]:
-    if layer in plan.layers_dropped:
-        return set()
-    return set(plan.kept.get(site.name, range(site.width)))
 
 
 def _correlations(own: _Passed, neurons: Sequence[_Neuron]) -> dict[str, NDArray[np.float64]]:

@@ -306,14 +306,13 @@ def _fate(
 ) -> tuple[tuple[int, int] | None, str | None]:
     if plan is None:
         return None, None
-    gone = layer in plan.layers_dropped
     if head < 0:
-        return None, "removed" if gone else "kept"
+        return None, "removed" if layer in plan.layers_dropped else "kept"
     site, head = ("value", head // groups) if kind == "context" else (kind, head)
     rows = scores.rows(layer, site)
-    size = (rows.stop - rows.start) // parts_of(site, heads, groups)
-    indices = () if gone else plan.kept.get(f"{layer}.{site}", range(rows.stop - rows.start))
-    kept = sum(head * size <= index < (head + 1) * size for index in indices)
+    width = rows.stop - rows.start
+    size = width // parts_of(site, heads, groups)
+    kept = sum(head * size <= index < (head + 1) * size for index in plan.indices(f"{layer}.{site}", width))
     return (kept, size), "kept" if kept else "removed"
 
 

@@ -280,13 +280,11 @@ def _bits(flags: NDArray[np.bool_]) -> str:
 
 
 def _kept(scores: Scores, plan: Plan) -> NDArray[np.bool_]:
-    found = np.ones(len(scores), bool)
+    found = np.zeros(len(scores), bool)
     for layer, kind in scores.sites():
         rows = scores.rows(layer, kind)
-        indices = () if layer in plan.layers_dropped else plan.kept.get(f"{layer}.{kind}")
-        if indices is not None:
-            found[rows] = False
-            found[rows.start + np.array(indices, dtype=np.int64)] = True
+        indices = plan.indices(f"{layer}.{kind}", rows.stop - rows.start)
+        found[rows.start + np.array(indices, dtype=np.int64)] = True
     return found
 
 

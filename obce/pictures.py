@@ -783,9 +783,7 @@ def _kept_shares(scores: Scores, plan: Plan) -> NDArray[np.float64]:
     shares = np.full((len(layers), len(kinds)), np.nan)
     for layer, kind in scores.sites():
         width = widths[f"{layer}.{kind}"]
-        kept_count = len(plan.kept.get(f"{layer}.{kind}", range(width)))
-        share = 0.0 if layer in plan.layers_dropped else kept_count / width
-        shares[layers.index(layer), kinds.index(kind)] = share
+        shares[layers.index(layer), kinds.index(kind)] = len(plan.indices(f"{layer}.{kind}", width)) / width
     return shares
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -95,7 +96,7 @@ class Curves(dict[str, list[tuple[float, float]]]):
         how: `"estimated"` or `"measured"`, how `obce.sensitivity` found them.
 
     Raises:
-        ValueError: A point is not a share and a finite loss.
+        ValueError: A point is not a share and a finite loss, or shares do not ascend.
     """
 
     def __init__(
@@ -103,6 +104,10 @@ class Curves(dict[str, list[tuple[float, float]]]):
     ) -> None:
         super().__init__({name: [_point(name, point) for point in curve] for name, curve in points.items()})
         self.how = how
+        for name, curve in self.items():
+            for (before, _), (share, _) in pairwise(curve):
+                if share <= before:
+                    raise ValueError(f"sensitivity's {name} has {share:g} after {before:g}, expected ascending shares")
 
 
 def _point(name: str, point: Any) -> tuple[float, float]:
@@ -202,6 +207,11 @@ class Plan:
     units: tuple[str, ...] = DEFAULT_UNITS
     head_score: str | None = None
     shares: str = "uniform"
+
+    def indices(self, site: str, width: int) -> Sequence[int]:
+        """Ascending indices of the neurons that stay, of the `width` of a site, `"3.value"`."""
+        gone = int(site.partition(".")[0]) in self.layers_dropped
+        return () if gone else self.kept.get(site, range(width))
 
     @property
     def kept_share(self) -> float:
@@ -591,9 +601,13 @@ def _due_by_loss(
             continue
         # in steps; loss cannot fall, and beyond the last point it goes on as before
         points = [(0.0, 0.0)]
-        for share, loss in sorted(curve):
+        for share, loss in curve:
             if share > 0:
                 points.append((share * group.ranked, max(points[-1][1], float(loss))))
+        if len(points) == 1:
+            raise ValueError(
+                f"sensitivity's {group.name} holds no share above 0, expected one: measure it, too"
+            )
         hull = [points[0]]
         while hull[-1] != points[-1]:
             at = points.index(hull[-1])
@@ -763,7 +777,9 @@ def plan(
         steps = [0] * len(groups)
     elif keep is None:
         scale = 1.0
-        steps = [group.reached(min(group.most, int(levels[group.layer] * group.ranked))) for group in groups]
+        # 0.7 of 90 is 62.999... in binary
+        asked = [int(levels[group.layer] * group.ranked + 1e-9) for group in groups]
+        steps = [group.reached(min(group.most, n)) for group, n in zip(groups, asked, strict=True)]
     else:
         whole = before.parameters if of == "total" else before.encoder
         excess = whole - int(keep * whole)
@@ -846,7 +862,7 @@ def single_cuts(
         score: Score that ranks the neurons.
         layer: The layer.
         unit: One of `UNITS`.
-        levels: Shares of what may be removed, ascending.
+        levels: Shares of what may be removed, ascending; of each at least one step is taken.
         head_score: As in `plan`.
         whole: Plan by the score that keeps everything, where it was made before.
 
@@ -859,7 +875,7 @@ def single_cuts(
     others = tuple(other for other in scores.layers() if other != layer)
     taken = 0
     for level in levels:
-        steps = min(group.most, round(level * group.ranked))
+        steps = min(group.most, max(1, round(level * group.ranked)))
         if steps > taken:
             taken = steps
             kept = {f"{layer}.{kind}": group.kept(steps) for kind in group.kinds}

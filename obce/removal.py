@@ -86,7 +86,7 @@ class Pruned:
         self.texts = int(fitted.get("texts", 0))
         self.sites = {site.name: site for site in find_sites(dense)}
         self.kept = {
-            name: np.array(plan.kept.get(name, range(site.width)), dtype=np.int64)
+            name: np.array(plan.indices(name, site.width), dtype=np.int64)
             for name, site in self.sites.items()
             if site.layer not in plan.layers_dropped
         }

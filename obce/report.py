@@ -477,10 +477,9 @@ def _kept_shares(scores: Scores, plan: Plan, layer: int) -> list[dict[str, Any]]
     for kind in scores.kinds():
         where = scores.rows(layer, kind)
         width = where.stop - where.start
-        indices = () if layer in plan.layers_dropped else plan.kept.get(f"{layer}.{kind}")
-        kept = width if indices is None else len(indices)
+        kept = len(plan.indices(f"{layer}.{kind}", width))
         share = kept / width if width else math.nan
-        cells.append({"kept": kept, "width": width, "whole": indices is None, "share": share})
+        cells.append({"kept": kept, "width": width, "whole": kept == width, "share": share})
     return cells
 
 
@@ -794,16 +793,11 @@ def _head_map(scores: Scores, plan: Plan | None) -> dict[str, Any] | None:
 
 
 def _head_is_gone(scores: Scores, plan: Plan, layer: int, head: int) -> bool:
-    if layer in plan.layers_dropped:
-        return True
-    kept = plan.kept.get(f"{layer}.value")
-    if kept is None:
-        return False
     rows = scores.rows(layer, "value")
-    facts = scores.meta["architecture"]
+    width, facts = rows.stop - rows.start, scores.meta["architecture"]
     groups = int(facts.get("groups", 1))
-    size, head = (rows.stop - rows.start) * groups // int(facts["num_attention_heads"]), head // groups
-    return not any(head * size <= index < (head + 1) * size for index in kept)
+    size, head = width * groups // int(facts["num_attention_heads"]), head // groups
+    return not any(head * size <= index < (head + 1) * size for index in plan.indices(f"{layer}.value", width))
 
 
 def _terminal_kept(scores: Scores, plan: Plan) -> Table:

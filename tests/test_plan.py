@@ -246,6 +246,12 @@ def test_preset_levels_follow_the_rank_of_the_layers_median(preset: str) -> None
         assert gone == int(level * 64)
 
 
+def test_a_level_is_not_cut_short_by_binary_rounding() -> None:
+    made = plan(make_scores(**{**TINY, "inner": 90}), preset="obce-2023", score="rf")
+    gone = {level: 90 - len(kept_of(made, int(layer), "intermediate", 90)) for layer, level in made.levels.items()}
+    assert gone[0.7] == 63, "0.7 * 90 < 63 in float64"
+
+
 def test_lowest_scores_go_first_and_ties_by_index(tiny: Scores) -> None:
     column = np.tile([3.0, 1.0, 1.0, 2.0], len(tiny) // 4)
     scores = make_scores(**TINY, std=np.where(tiny.constant, np.nan, column))
@@ -353,6 +359,12 @@ class TestSensitivity:
             wrong: Any = {**curves, "1.value": [(0.0, 0.0), point]}
             with pytest.raises(ValueError, match=r"sensitivity's 1\.value holds .*, expected a share in \[0, 1\]"):
                 plan(tiny, keep=0.5, sensitivity=wrong)
+        for shares in ((0.5, 0.5), (0.5, 0.25)):
+            wrong = {**curves, "1.value": [(0.0, 0.0), *((share, 1.0) for share in shares)]}
+            with pytest.raises(ValueError, match=rf"1\.value has {shares[1]} after 0\.5, expected ascending shares"):
+                plan(tiny, keep=0.5, sensitivity=wrong)
+        with pytest.raises(ValueError, match=r"sensitivity's 1\.value holds no share above 0"):
+            plan(tiny, keep=0.5, sensitivity={**curves, "1.value": [(0.0, 0.0)]})
         del curves["1.value"]
         with pytest.raises(ValueError, match=r"sensitivity has no 1\.value"):
             plan(tiny, keep=0.5, sensitivity=curves)

@@ -108,6 +108,8 @@ def test_single_cuts_name_the_lowest_scores_of_one_unit(scores: Scores) -> None:
     assert by_clouds.kept != by_neurons.kept
     assert list(single_cuts(scores, "std", 0, "value", (0.5,))) == [], "constant at [CLS], so std ranks none"
     assert len(list(single_cuts(scores, "std", 1, "query_key", (0.9, 0.99, 1.0)))) == 1, "one stays in each head"
+    ((share, cut),) = single_cuts(scores, "std", 1, "query_key", (0.01, 0.02))
+    assert (share, len(cut.kept["1.query"])) == (1 / 8, 28), "one of eight in each of four heads, and no less"
 
 
 # ---- estimated
