@@ -106,6 +106,7 @@ def resident_effects(
     return torch.cat([torch.as_tensor(found[site.name]) for site in sites], 1)
 
 
+@torch.inference_mode(False)  # nothing has a gradient in a caller's inference mode
 def _effects(
     model: PreTrainedModel,
     batches: TokenBatches,
@@ -527,12 +528,7 @@ def read_hidden(hidden: torch.Tensor, mask: torch.Tensor, read: str) -> torch.Te
 
     `read` is `"cls"`, `"last"`, `"mean"` or `"tokens"`.
     """
-    if read in ("cls", "last"):
-        return read_texts(hidden, mask.sum(1), read)
-    if read == "tokens":
-        return hidden
-    real = mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * real).sum(1) / real.sum(1)
+    return hidden if read == "tokens" else read_texts(hidden, mask.sum(1), read)
 
 
 def _loss(model: PreTrainedModel, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:

@@ -214,11 +214,7 @@ def embed(model: PreTrainedModel, batches: Iterable[Batch], *, pooling: str = "m
         for batch in batches:
             inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
             hidden = body(**inputs).last_hidden_state.float()  # [b, T, hidden]
-            if pooling == "mean":
-                mask = batch.real.to(device).unsqueeze(-1).to(hidden.dtype)  # [b, T, 1]
-                pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
-            else:
-                pooled = read_texts(hidden, torch.from_numpy(batch.lengths).to(device), pooling)
+            pooled = read_texts(hidden, torch.from_numpy(batch.lengths).to(device), pooling)
             positions.append(np.asarray(batch.indices, dtype=np.int64))
             vectors.append(pooled.cpu().numpy())
     if not positions:

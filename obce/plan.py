@@ -605,9 +605,7 @@ def _due_by_loss(
             if share > 0:
                 points.append((share * group.ranked, max(points[-1][1], float(loss))))
         if len(points) == 1:
-            raise ValueError(
-                f"sensitivity's {group.name} holds no share above 0, expected one: measure it, too"
-            )
+            raise ValueError(f"sensitivity's {group.name} holds no share above 0, expected one: measure it, too")
         hull = [points[0]]
         while hull[-1] != points[-1]:
             at = points.index(hull[-1])

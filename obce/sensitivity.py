@@ -340,6 +340,7 @@ class _Estimate:
         ]
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def _estimated(model: PreTrainedModel, asked: _Question) -> Curves:
     body = base_model(model)

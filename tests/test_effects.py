@@ -10,7 +10,7 @@ import torch
 import transformers
 from obce.capture import capture
 from obce.corpus import tokenize
-from obce.effects import READS, bagged_rf, checked_labels, effect_clouds, reading_of, weight_scores
+from obce.effects import READS, bagged_rf, checked_labels, effect_clouds, read_hidden, reading_of, weight_scores
 from obce.h0 import r_f
 from obce.sites import SITE_KINDS, base_model, find_sites
 
@@ -146,6 +146,20 @@ def test_an_effect_is_what_holding_the_neuron_does(
         assert clouds[site.name].shape == (site.width, 7)
         assert clouds[site.name].dtype == np.float32
         assert np.abs(clouds[site.name]).max() > 1e-6, f"{site.name} has no effect at all"
+
+
+def test_inference_mode_of_a_caller_changes_nothing(classifier: Any, batches: TokenBatches) -> None:
+    sites, means = find_sites(classifier), means_of(classifier, batches)
+    plain = effect_clouds(classifier, batches, sites, means)
+    with torch.inference_mode():
+        found = effect_clouds(classifier, batches, sites, means)
+        assert torch.is_inference_mode_enabled()
+    assert all((found[name] == plain[name]).all() for name in plain)
+
+
+def test_a_mean_of_half_precision_does_not_overflow() -> None:
+    hidden = torch.full((1, 128, 4), 1000.0, dtype=torch.float16)
+    assert read_hidden(hidden, torch.ones(1, 128, dtype=torch.int64), "mean").tolist() == [[1000.0] * 4]
 
 
 @pytest.mark.parametrize("outputs", [3, 1])

@@ -223,6 +223,8 @@ def test_estimates_do_not_depend_on_how_many_layers_are_held_at_once(
     monkeypatch.setattr(importlib.import_module("obce.sensitivity"), "_HELD_BYTES", 1)
     assert sensitivity(model, scores, *parts, progress=lambda at, _of: done.append(at)) == at_once
     assert done == [0.5, 1, 1.5, 2, 2.5, 3], "a pass for each layer"
+    with torch.inference_mode():
+        assert sensitivity(model, scores, *parts) == at_once
 
 
 def test_estimates_are_near_what_is_measured(
