@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 
-from obce.images import ENDINGS, Picture, check_processor, is_picture_directory, other_files
+from obce.images import ENDINGS, Picture, a_type, check_processor, is_picture_directory, other_files
 from obce.images import read_pictures as _each_picture
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ _Values = Generator[str | None, None, None]
 _MAX_LINE_BYTES = 1 << 26  # a longer "line" is a file without lines, and must not fill the memory
 _MEMORY_BYTES = 64 << 20  # characters of a corpus that stays in memory
 _AT_ONCE, _AT_ONCE_BYTES = 1 << 16, 1 << 24  # texts, and their characters, that are looked up together
+_MESSAGE = 200  # characters of another library's message that a sentence quotes
 _CHUNK = 1024  # texts a call: enough for a fast tokenizer's threads, small beside a corpus
 _DATASET = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?", re.ASCII)
 
@@ -279,14 +280,10 @@ def read_corpus(
             distinct texts are left, or `datasets` is not installed or could not load the dataset.
     """
     if column is not None and not isinstance(column, str):
-        raise TypeError(f"column is {_a(column)}, expected the name of a column as a str.")
+        raise TypeError(f"column is {a_type(column)}, expected the name of a column as a str.")
     if not isinstance(split, str):
-        raise TypeError(f"split is {_a(split)}, expected the name of a split as a str.")
-    if limit is not None:
-        limit = _integer("limit", limit)
-        if limit < MIN_TEXTS:
-            raise ValueError(f"limit is {limit}, expected at least {MIN_TEXTS}; leave it out to read every text.")
-
+        raise TypeError(f"split is {a_type(split)}, expected the name of a split as a str.")
+    limit = _checked_limit(limit)
     if isinstance(source, Corpus):
         _refuse_column(column, "a Corpus")
         if len(source) < MIN_TEXTS:
@@ -311,7 +308,7 @@ def read_corpus(
         values = _reader(path)(path, column, strict)
     else:
         label = f"{_kind(source)} in memory"
-        _refuse_column(column, f"{_a(source)}")
+        _refuse_column(column, f"{a_type(source)}")
         values = _read_iterable(source)
     with closing(values):
         corpus = _gather(values, label, limit, strict)
@@ -321,6 +318,14 @@ def read_corpus(
     return replace(
         corpus, reading={"source": place, "column": column, "split": split, "limit": limit, "strict": strict}
     )
+
+
+def _checked_limit(limit: int | None) -> int | None:
+    if limit is not None:
+        limit = _integer("limit", limit)
+        if limit < MIN_TEXTS:
+            raise ValueError(f"limit is {limit}, expected at least {MIN_TEXTS}; leave it out to read all.")
+    return limit
 
 
 def read_pictures(source: Any, *, limit: int | None = None) -> Corpus:
@@ -344,6 +349,7 @@ def read_pictures(source: Any, *, limit: int | None = None) -> Corpus:
             are left.
         ImportError: Pillow is not installed.
     """
+    limit = _checked_limit(limit)
     if isinstance(source, Corpus):
         return read_corpus(corpus_of(source, pictures=True), limit=limit)
     file = isinstance(source, str | os.PathLike)
@@ -641,11 +647,11 @@ def _dataset_name(source: str) -> tuple[str, str | None] | None:
         return match["name"], match["config"]
     if prefixed:
         raise ValueError(
-            f"source is {_shortened(source)}, expected hf:[owner/]name[:configuration], for instance "
+            f"source is {shortened(source)}, expected hf:[owner/]name[:configuration], for instance "
             "'hf:Salesforce/wikitext:wikitext-2-raw-v1'."
         )
     raise ValueError(
-        f"source is the str {_shortened(source)}, which is neither a file nor a dataset name; to give the "
+        f"source is the str {shortened(source)}, which is neither a file nor a dataset name; to give the "
         "texts themselves pass a list of them."
     )
 
@@ -859,7 +865,7 @@ def _read_records(records: Iterator[object], column: str | None, where: str, uni
             _refuse_column(column, f"{place}, a string")
             yield record
         elif not isinstance(record, Mapping):
-            raise TypeError(f"source: {place} is {_a(record)}, expected an object with a text, or a string.")
+            raise TypeError(f"source: {place} is {a_type(record)}, expected an object with a text, or a string.")
         else:
             if name is None:
                 names = [str(key) for key in record]
@@ -899,7 +905,7 @@ def _read_parquet(path: Path, column: str | None, strict: bool) -> _Values:
                 yield from batch.column(0).to_pylist()
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise ValueError(
-                f"source: {path} is not a readable parquet file ({_first_line(error)}); write it again."
+                f"source: {path} is not a readable parquet file ({first_line(error)}); write it again."
             ) from error
 
 
@@ -918,7 +924,7 @@ def _read_dataset(name: str, configuration: str | None, split: str, column: str 
             yield from datasets.load_dataset(name, configuration, split=split, streaming=True)
         except Exception as error:
             raise ValueError(
-                f"source: the dataset {label} could not be read ({_kind(error)}: {_first_line(error)}); "
+                f"source: the dataset {label} could not be read ({_kind(error)}: {first_line(error)}); "
                 "check its name, its split and the connection, or give the path of a file."
             ) from error
 
@@ -928,45 +934,46 @@ def _read_dataset(name: str, configuration: str | None, split: str, column: str 
 def _read_iterable(source: Iterable[str]) -> _Values:
     kind = _kind(source)
     if isinstance(source, bytes | bytearray | Mapping) or hasattr(source, "columns"):
-        raise TypeError(f"source is {_a(source)}, expected a path or an iterable of strings; pass one column or list.")
+        raise TypeError(
+            f"source is {a_type(source)}, expected a path or an iterable of strings; pass one column or list."
+        )
     if isinstance(source, set | frozenset):
-        raise TypeError(f"source is {_a(source)}, whose order changes from run to run; pass sorted(source).")
+        raise TypeError(f"source is {a_type(source)}, whose order changes from run to run; pass sorted(source).")
     try:
         entries = iter(source)
     except TypeError:
-        raise TypeError(f"source is {_a(source)}, expected a path, a dataset name or an iterable of strings.") from None
+        raise TypeError(
+            f"source is {a_type(source)}, expected a path, a dataset name or an iterable of strings."
+        ) from None
     for index, entry in enumerate(entries):
         if not isinstance(entry, str):
-            raise TypeError(f"source: entry {index} of the {kind} is {_a(entry)}, expected a str.")
+            raise TypeError(f"source: entry {index} of the {kind} is {a_type(entry)}, expected a str.")
         yield entry
 
 
 def _text(value: object, place: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    raise TypeError(f"source: {place} is {_a(value)}, expected a string.")
+    raise TypeError(f"source: {place} is {a_type(value)}, expected a string.")
 
 
 def _kind(value: object) -> str:
     return type(value).__name__
 
 
-def _a(value: object) -> str:
-    kind = _kind(value)
-    return f"an {kind}" if kind[0] in "aeiouAEIOU" else f"a {kind}"
-
-
 def _listed(names: Sequence[object], most: int = 20) -> str:
-    shown = ", ".join(_shortened(str(name)) for name in names[:most]) or "no columns"
+    shown = ", ".join(shortened(str(name)) for name in names[:most]) or "no columns"
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
-def _shortened(text: str, most: int = 40) -> str:
+def shortened(text: str, most: int = 40) -> str:
+    """A text as errors quote it."""
     return repr(text if len(text) <= most else text[: most - 3] + "...")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
+def first_line(error: Exception) -> str:
+    """What an error of another library says, as far as it fits into a sentence."""
+    return (str(error).strip().splitlines() or ["no message"])[0][:_MESSAGE]
 
 
 def _integer(name: str, value: object) -> int:
@@ -975,7 +982,7 @@ def _integer(name: str, value: object) -> int:
             raise TypeError
         return operator.index(value)  # type: ignore[arg-type]  # the call is the check
     except TypeError:
-        raise TypeError(f"{name} is {_a(value)}, expected an int.") from None
+        raise TypeError(f"{name} is {a_type(value)}, expected an int.") from None
 
 
 # Tokens
@@ -1228,7 +1235,7 @@ def tokenize(
         )
     if not callable(tokenizer) or not hasattr(tokenizer, "num_special_tokens_to_add"):
         raise TypeError(
-            f"tokenizer is {_a(tokenizer)}, expected a tokenizer of transformers; make one with "
+            f"tokenizer is {a_type(tokenizer)}, expected a tokenizer of transformers; make one with "
             "AutoTokenizer.from_pretrained(...)."
         )
     max_length = _integer("max_length", max_length)
@@ -1292,11 +1299,13 @@ def _entries(
         pairs = bool(entries) and isinstance(entries[0], tuple)
         for index, entry in enumerate(entries):
             if pairs and not (isinstance(entry, tuple) and [isinstance(part, str) for part in entry] == [True, True]):
-                raise TypeError(f"texts: entry {index} is {_a(entry)}, expected a pair of strings as the first one.")
+                raise TypeError(
+                    f"texts: entry {index} is {a_type(entry)}, expected a pair of strings as the first one."
+                )
             if not pairs and not isinstance(entry, str):
-                raise TypeError(f"texts: entry {index} is {_a(entry)}, expected a str.")
+                raise TypeError(f"texts: entry {index} is {a_type(entry)}, expected a str.")
     else:
-        raise TypeError(f"texts is {_a(texts)}, expected a Corpus or a list of strings.")
+        raise TypeError(f"texts is {a_type(texts)}, expected a Corpus or a list of strings.")
     if not entries:
         raise ValueError("texts is empty, expected at least one text.")
     return entries

@@ -387,6 +387,8 @@ def examine(
     others = None if held_out is None else corpus_of(held_out, pictures=pictures)
     if scores.meta["model_hash"] != model_hash(model):
         raise ValueError("model is not the one that was scored: load the weights that the scores are of.")
+    if "merged" in scores.meta:
+        raise ValueError("scores are of several scorings that were joined: explain one of these, with its own texts.")
     if scores.meta["corpus_hash"] != corpus.hash:
         raise ValueError(f"texts of {corpus.source} are not those that were scored: give the same corpus.")
     if plan is not None and plan.model_hash != scores.meta["model_hash"]:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from obce.capture import eval_mode, padded_as_read
-from obce.corpus import Batch, Corpus, CorpusNotFoundError
+from obce.corpus import Batch, Corpus, CorpusNotFoundError, first_line, shortened
 from obce.sites import usable_max_length
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ MAX_SCORE = 5.0
 
 _CHUNK = 1024  # rows a call of the tokenizer
 _DATASET_NAME = re.compile(r"(?:hf:)?[\w.-]+/[\w.-]+", re.ASCII)
-_MESSAGE = 120  # characters of another library's message that a sentence quotes
 
 
 @dataclass(frozen=True)
@@ -407,7 +406,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             ) from None
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(
-                f"source: {path} is not whole gzip ({_first_line(error)}), expected a gzip file; get it again."
+                f"source: {path} is not whole gzip ({first_line(error)}), expected a gzip file; get it again."
             ) from None
 
 
@@ -417,7 +416,7 @@ def _label(task: Task, found: str, place: str) -> float:
             return task.labels.index(found)
         except ValueError:
             raise ValueError(
-                f"source: {place} has the label {_shortened(found)}, expected {_listed(task.labels)}; give labelled "
+                f"source: {place} has the label {shortened(found)}, expected {_listed(task.labels)}; give labelled "
                 f"rows of {task.name}."
             ) from None
     try:
@@ -426,7 +425,7 @@ def _label(task: Task, found: str, place: str) -> float:
         score = math.nan
     if not 0 <= score <= MAX_SCORE:
         raise ValueError(
-            f"source: {place} has the score {_shortened(found)}, expected a number from 0 to {MAX_SCORE:g}; give "
+            f"source: {place} has the score {shortened(found)}, expected a number from 0 to {MAX_SCORE:g}; give "
             f"labelled rows of {task.name}."
         )
     return score
@@ -452,7 +451,7 @@ def _read_dataset(task: Task, source: str) -> TaskData:
     except Exception as error:  # a dataset fails in its own ways: offline, unknown name, a broken loader
         raise ValueError(
             f"source: the dataset {name}:{task.dataset} could not be read ({type(error).__name__}: "
-            f"{_first_line(error)}); check its name and the connection, or give the folder of GLUE's files."
+            f"{first_line(error)}); check its name and the connection, or give the folder of GLUE's files."
         ) from error
     splits = {"train": "train", **dict(task.dataset_dev)}
     absent = [split for split in splits.values() if split not in found]
@@ -495,15 +494,7 @@ def _of_split(task: Task, split: Any, place: str) -> Examples:
 
 
 def _listed(names: Iterable[object]) -> str:
-    return ", ".join(_shortened(str(name)) for name in names) or "none"
-
-
-def _shortened(text: str, most: int = 40) -> str:
-    return repr(text if len(text) <= most else text[: most - 3] + "...")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:_MESSAGE]
+    return ", ".join(shortened(str(name)) for name in names) or "none"
 
 
 # Metrics

@@ -692,7 +692,12 @@ def _normalised(data: NDArray[Any], lengths: NDArray[np.int64] | None, metric: s
     return out
 
 
-def _take_threads(threads: int | None) -> int:
+def checked_threads(threads: int | None) -> int:
+    """Threads as the engine takes them: default from `OMP_NUM_THREADS`, else all.
+
+    Raises:
+        TypeError, ValueError: It is no whole number from 1 on.
+    """
     if threads is None:
         return backends.default_threads()
     if isinstance(threads, bool) or not isinstance(threads, int | np.integer):
@@ -889,7 +894,7 @@ def h0(
         counts,
         "edges" if edges else "deaths",
         _take_algorithm(algorithm, kind, edges),
-        _take_threads(threads),
+        checked_threads(threads),
         "euclidean" if d == 1 else "sqeuclidean" if metric in _SQUARES else metric,
         exponent,
         progress=_take_progress(progress),
@@ -963,7 +968,9 @@ def _line(
         _check_finite(data, counts, "values")
     algorithm = _take_algorithm(algorithm, "line", edges)
     want: backends.Want = "edges" if edges else "deaths"
-    job = backends.Job("line", data, counts, want, algorithm, _take_threads(threads), progress=_take_progress(progress))
+    job = backends.Job(
+        "line", data, counts, want, algorithm, checked_threads(threads), progress=_take_progress(progress)
+    )
     return _h0(values, job, max_edge, edges, backend)
 
 
@@ -1036,7 +1043,7 @@ def h0_distances(
     algorithm = _take_algorithm(algorithm, kind, edges)
     want: backends.Want = "edges" if edges else "deaths"
     job = backends.Job(
-        kind, data, counts, want, algorithm, _take_threads(threads), check=look, progress=_take_progress(progress)
+        kind, data, counts, want, algorithm, checked_threads(threads), check=look, progress=_take_progress(progress)
     )
     return _h0(matrix, job, max_edge, edges, backend, "precomputed")
 
@@ -1081,7 +1088,7 @@ def r_f(
         return _line(values, data, lengths, max_edge, False, "auto", backend, check, threads).r_f
     counts = _take_lengths(lengths, *data.shape)
     limit = _take_max_edge(max_edge)
-    answer = backends.run(backends.Job("line", data, counts, "r_f", "auto", _take_threads(threads)), backend)
+    answer = backends.run(backends.Job("line", data, counts, "r_f", "auto", checked_threads(threads)), backend)
     out = answer.lengths
     # Every backend answers NaN for a line of two or more values that is not finite: no scan of its own is needed.
     lone = data.shape[1] == 1 or (counts is not None and bool((counts == 1).any()))

@@ -208,7 +208,7 @@ def check_cloud(scores: Scores, name: str) -> tuple[int, str, int]:
     clouds = scores.clouds
     kind = name.split(".")[1] if name.count(".") else ""
     rows = clouds.kind == CLOUD_KINDS.index(kind) if kind in CLOUD_KINDS[:-1] else np.ones(len(clouds), bool)
-    return place_of(name, np.unique(clouds.layer).tolist(), int(clouds.head[rows].max()) + 1)
+    return place_of(name, np.unique(clouds.layer).tolist(), int(clouds.head[rows].max(initial=-1)) + 1)
 
 
 def sample_clouds(scores: Scores, *, every: Sequence[str] = ("context", "hidden"), best: int = 12) -> list[str]:

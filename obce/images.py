@@ -111,7 +111,7 @@ def check_processor(pictures: Iterable[Picture], processor: Any) -> None:
     needed = not all(picture.processed for picture in pictures)
     if needed and not (callable(processor) and "pixel_values" in getattr(processor, "model_input_names", ())):
         raise TypeError(
-            f"processor is {_a(processor)}, expected the image processor of the model; make one with "
+            f"processor is {a_type(processor)}, expected the image processor of the model; make one with "
             "AutoImageProcessor.from_pretrained(...)."
         )
 
@@ -146,7 +146,7 @@ def read_pictures(source: Any) -> Iterator[Picture]:
                 yield _of_file(file, file.relative_to(folder).as_posix())
         return
     if isinstance(source, bytes | bytearray | Mapping | set | frozenset) or not hasattr(source, "__iter__"):
-        raise TypeError(f"source is {_a(source)}, expected a directory of picture files or a list of pictures.")
+        raise TypeError(f"source is {a_type(source)}, expected a directory of picture files or a list of pictures.")
     for index, entry in enumerate(source):
         if isinstance(entry, str | os.PathLike):
             yield _of_file(Path(os.path.expanduser(entry)), str(entry))
@@ -158,7 +158,7 @@ def read_pictures(source: Any) -> Iterator[Picture]:
             yield Picture(f"picture {index}", entry, _digest(whole))
         else:
             raise TypeError(
-                f"source: entry {index} is {_a(entry)}, expected a path, a PIL image, or an array or tensor "
+                f"source: entry {index} is {a_type(entry)}, expected a path, a PIL image, or an array or tensor "
                 "[channels, height, width]."
             )
 
@@ -248,6 +248,7 @@ def _digest(content: bytes) -> bytes:
     return blake2b(content, digest_size=32, person=b"obce.picture").digest()
 
 
-def _a(value: object) -> str:
+def a_type(value: object) -> str:
+    """The type of a value, with its article."""
     kind = type(value).__name__
     return f"an {kind}" if kind[0] in "aeiouAEIOU" else f"a {kind}"

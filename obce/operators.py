@@ -163,7 +163,7 @@ def _(
     del backend, check
     door = _door()
     door._take_metric(metric, p)
-    door._take_threads(threads)
+    door.checked_threads(threads)
     B, n, d = door._points_size(points)
     return _fake(points, "points", (B, n), lengths, "line" if d == 1 else "cloud", max_edge, edges, algorithm)
 
@@ -227,7 +227,7 @@ def _(
 ) -> Pair:
     del backend, check
     door = _door()
-    door._take_threads(threads)
+    door.checked_threads(threads)
     return _fake(values, "values", door._values_size(values), lengths, "line", max_edge, edges, algorithm)
 
 
@@ -279,7 +279,7 @@ def _(
 ) -> torch.Tensor:
     del backend, check
     door = _door()
-    door._take_threads(threads)
+    door.checked_threads(threads)
     size = door._values_size(values)
     deaths, _ = _fake(values, "values", size, lengths, "line", max_edge, False, "auto")
     return deaths.new_empty((size[0],))
@@ -339,7 +339,7 @@ def _(
 ) -> Pair:
     del backend, check
     door = _door()
-    door._take_threads(threads)
+    door.checked_threads(threads)
     kind = "condensed" if matrix.ndim == 1 else "matrix"
     door._check_one_matrix_has_no_lengths(lengths, kind)
     return _fake(matrix, "matrix", door._matrix_size(matrix), lengths, kind, max_edge, edges, algorithm)

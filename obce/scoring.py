@@ -56,7 +56,7 @@ from obce.effects import (
     resident_effects,
     weight_scores_each,
 )
-from obce.h0 import r_f
+from obce.h0 import checked_threads, r_f
 from obce.scores import TEXT_COLUMNS, Scores, rank_correlation
 from obce.sites import (
     SITE_KINDS,
@@ -1091,9 +1091,9 @@ def score(
 
     Source: OBCE, arXiv 2312.10702 (r_f of the 0-dimensional Vietoris-Rips persistence of [CLS] outputs).
     """
+    threads = checked_threads(threads)
     sites = find_sites(model)
-    pictures = layout_of(model).pictures
-    corpus = corpus_of(texts, pictures=pictures)
+    corpus = corpus_of(texts, pictures=layout_of(model).pictures)
     device = next(base_model(model).parameters()).device.type
     batch_tokens = default_batch_tokens(device) if batch_tokens is None else batch_tokens
     if cloud_texts < 0:
@@ -1122,42 +1122,7 @@ def score(
     work = _Work(shards, neurons, exact, MemoryStore() if store is None else store, world, job.device)
     hashed = model_hash_later(model) if world.rank == 0 else str
 
-    begun = time.monotonic()
-    here = sum(len(shard.texts) for shard in work.todo)
-    share = (len(corpus) - work.resumed) / here if here else 0.0  # what the other ranks do, too
-    done_texts, done_tokens = 0, 0
-    under_way: deque[tuple[Shard, Callable[[], ShardDone]]] = deque()
-    for shard, tokenised in _ahead(work.todo, lambda shard: job.batches(shard.texts), job.device is not None):
-
-        def note(
-            passed: float, passed_tokens: float, before: int = done_texts, tokens_before: int = done_tokens
-        ) -> None:
-            if progress is not None:
-                progress(
-                    ShardProgress(
-                        work.resumed + share * (before + passed),
-                        len(corpus),
-                        share * (tokens_before + passed_tokens),
-                        time.monotonic() - begun,
-                        work.resumed,
-                    )
-                )
-
-        batches = tokenised()
-        given_shard = shard, batches, chosen[shard.number], exact, note
-        if job.device is None:
-            work.finish(shard, *job.shard(*given_shard))
-        else:
-            # the device works on this shard while the host ends the last one and tokenises the next
-            under_way.append((shard, job.resident_shard(*given_shard)))
-            if len(under_way) > 1:
-                ending, done = under_way.popleft()
-                work.finish(ending, *done())
-        done_texts += len(shard.texts)
-        done_tokens += batches.n_tokens
-    for ending, done in under_way:
-        work.finish(ending, *done())
-    work.flush()
+    _pass_shards(work, job, chosen, progress)
     n_tokens, truncated = work.total("n_tokens"), work.total("truncated")
     agreement = job.agreement(seed) if precision != "float32" else None
     table, halves = _finish(work, job, on_kept is not None)
@@ -1168,37 +1133,16 @@ def score(
         effects = _effect_columns(job, world, means, effect_texts, read, given, seed, effect_progress)
     if world.rank != 0:
         return world.from_first(None)  # type: ignore[no-any-return]
-    meta: dict[str, Any] = {
+    meta = {
         "model_name": str(model.config.name_or_path or type(model).__name__),
         "model_hash": hashed(),
-        "architecture": architecture(model),
-        "corpus_source": corpus.source,
-        "corpus_hash": corpus.hash,
-        "n_texts": len(corpus),
-        "dropped_empty": corpus.dropped_empty,
-        "dropped_duplicate": corpus.dropped_duplicate,
-        "replaced": corpus.replaced,
+        **_facts(job),
         "n_tokens": n_tokens,
         "truncated": truncated,
-        "max_length": job.max_length,
-        "batch_tokens": batch_tokens,
         "shard_texts": shard_texts,
         "exact": exact,
-        "tokens": tokens,
-        "precision": precision,
-        "position": job.position,
         "seed": seed,
-        "heads": max(site.heads for site in sites),
-        **({"pictures": True} if pictures else {}),
-        "versions": {
-            "obce": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("numpy", "torch", "transformers")},
-            "platform": sys.platform,
-        },
     }
-    if (stated := layout_of(model).site_map) is not None:
-        meta["site_map"] = dict(stated)
     if agreement is not None:
         meta["precision_agreement"] = agreement
     triples = [(site.layer, site.kind, site.width) for site in sites]
@@ -1219,6 +1163,76 @@ def score(
         plain = {"magnitude": columns["magnitude"], "reading": reading, **effects}
         on_kept(Kept(halves, vectors, corpus.digests(), plain, {**meta, "sites": triples}))
     return world.from_first(scores)  # type: ignore[no-any-return]
+
+
+def _pass_shards(
+    work: _Work, job: _Job, chosen: Mapping[int, int], progress: Callable[[ShardProgress], None] | None
+) -> None:
+    """Takes every shard that is left to this rank through the model, and stores what is kept of it."""
+    begun = time.monotonic()
+    here = sum(len(shard.texts) for shard in work.todo)
+    share = (len(job.corpus) - work.resumed) / here if here else 0.0  # what the other ranks do, too
+    done_texts, done_tokens = 0, 0
+    under_way: deque[tuple[Shard, Callable[[], ShardDone]]] = deque()
+    for shard, tokenised in _ahead(work.todo, lambda shard: job.batches(shard.texts), job.device is not None):
+
+        def note(
+            passed: float, passed_tokens: float, before: int = done_texts, tokens_before: int = done_tokens
+        ) -> None:
+            if progress is not None:
+                progress(
+                    ShardProgress(
+                        work.resumed + share * (before + passed),
+                        len(job.corpus),
+                        share * (tokens_before + passed_tokens),
+                        time.monotonic() - begun,
+                        work.resumed,
+                    )
+                )
+
+        batches = tokenised()
+        given_shard = shard, batches, chosen[shard.number], work.exact, note
+        if job.device is None:
+            work.finish(shard, *job.shard(*given_shard))
+        else:
+            # the device works on this shard while the host ends the last one and tokenises the next
+            under_way.append((shard, job.resident_shard(*given_shard)))
+            if len(under_way) > 1:
+                ending, done = under_way.popleft()
+                work.finish(ending, *done())
+        done_texts += len(shard.texts)
+        done_tokens += batches.n_tokens
+    for ending, done in under_way:
+        work.finish(ending, *done())
+    work.flush()
+
+
+def _facts(job: _Job) -> dict[str, Any]:
+    """What scores say of the model, the texts and the versions they were made with."""
+    corpus, layout = job.corpus, layout_of(job.model)
+    return {
+        "architecture": architecture(job.model),
+        "corpus_source": corpus.source,
+        "corpus_hash": corpus.hash,
+        "n_texts": len(corpus),
+        "dropped_empty": corpus.dropped_empty,
+        "dropped_duplicate": corpus.dropped_duplicate,
+        "replaced": corpus.replaced,
+        "max_length": job.max_length,
+        "batch_tokens": job.batch_tokens,
+        "tokens": job.tokens,
+        "precision": job.precision,
+        "position": job.position,
+        "heads": max(site.heads for site in job.sites),
+        **({"pictures": True} if layout.pictures else {}),
+        **({"site_map": dict(layout.site_map)} if layout.site_map is not None else {}),
+        "versions": {
+            "obce": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("numpy", "torch", "transformers")},
+            "platform": sys.platform,
+        },
+    }
 
 
 def _ahead(
@@ -1388,6 +1402,7 @@ def merge(kept: Sequence[Kept], *, threads: int | None = None) -> Scores:
     Raises:
         ValueError: Two of them are of different models or settings, or share a text.
     """
+    threads = checked_threads(threads)
     if len(kept) < 2:
         raise ValueError(f"kept holds {len(kept)} scorings, expected at least 2 to join.")
     first = kept[0].meta

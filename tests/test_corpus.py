@@ -594,7 +594,7 @@ def test_sets_have_no_order() -> None:
 
 
 def test_options_of_the_wrong_kind(tmp_path: Path) -> None:
-    refused(["a"], "limit is 3, expected at least 4; leave it out to read every text", limit=3)
+    refused(["a"], "limit is 3, expected at least 4; leave it out to read all", limit=3)
     refused(["a"], "limit is a bool, expected an int", TypeError, limit=True)
     refused(["a"], "limit is a float, expected an int", TypeError, limit=10.0)
     refused(["a"], "column is an int, expected the name of a column", TypeError, column=1)

@@ -260,6 +260,18 @@ def test_what_is_no_cloud(
         explain_head(scores, name, model, tiny_tokenizer, corpus)
 
 
+def test_a_family_may_have_clouds_of_layers_alone(
+    model: BertModel, tiny_tokenizer: PreTrainedTokenizerBase, corpus: Corpus, scores: Scores
+) -> None:
+    assert scores.clouds is not None
+    clouds = scores.clouds
+    some = clouds.head < 0
+    rows = {name: getattr(clouds, name)[some] for name in ("layer", "kind", "head", "d", "constant")}
+    hidden = replace(clouds, **rows, columns={name: column[some] for name, column in clouds.columns.items()})
+    with pytest.raises(ValueError, match=r"cloud is '0.query.1', expected .* a head below 0, or layer.hidden"):
+        explain_head(replace(scores, clouds=hidden), "0.query.1", model, tiny_tokenizer, corpus)
+
+
 def test_what_does_not_belong_together(
     model: BertModel, tiny_tokenizer: PreTrainedTokenizerBase, corpus: Corpus, scores: Scores, texts: list[str]
 ) -> None:

@@ -89,6 +89,8 @@ def test_a_directory(folder: Path, tmp_path: Path) -> None:
     assert (corpus.dropped_duplicate, corpus.dropped_empty) == (1, 0)
     assert corpus.source == f"{folder} (1 files of other kinds left out)"
     assert obce.read_pictures(folder, limit=7).texts == corpus.texts[:7]
+    with pytest.raises(ValueError, match="limit is 3, expected at least 4; leave it out to read all"):
+        obce.read_pictures(folder, limit=3)
     assert obce.read_corpus(corpus, limit=7).hash == obce.read_pictures(folder, limit=7).hash
     again = obce.read_corpus(**corpus.reading)  # type: ignore[arg-type]
     assert again.hash == corpus.hash

@@ -16,6 +16,7 @@ from obce.capture import capture
 from obce.clouds import CLOUD_KINDS, CLOUD_SCORES, Clouds, cloud_scores
 from obce.corpus import Corpus, read_corpus, tokenize
 from obce.effects import bagged_rf, effect_clouds
+from obce.explain import examine
 from obce.h0 import h0
 from obce.run import Run, _Files, merge_runs, read_kept
 from obce.scores import Scores, rank_correlation
@@ -302,6 +303,7 @@ def test_taylor_needs_labels(make_bert: Callable[..., BertModel], tiny_tokenizer
         ({"labels": [0] * 200}, "labels are given, but a BertModel takes none of a text: load the model with the head"),
         ({"labels": [0] * 200, "effect_texts": 0}, "labels are given for the score taylor, which needs tokens=True"),
         ({"labels": [0] * 200, "tokens": False}, "labels are given for the score taylor, which needs tokens=True"),
+        ({"threads": 0}, "threads is 0, expected at least 1"),
     ],
 )
 def test_effects_that_cannot_be_are_refused_before_a_forward_pass(
@@ -456,6 +458,10 @@ def test_merged_scorings_are_one_scoring_of_all_texts(
     for name in found.columns:
         np.testing.assert_array_equal(other.columns[name], found.columns[name], err_msg=name)
     assert other.meta["corpus_hash"] == found.meta["corpus_hash"]
+    with pytest.raises(ValueError, match="scores are of several scorings that were joined: explain one of these"):
+        examine(found, model, tiny_tokenizer, texts)
+    with pytest.raises(ValueError, match="threads is 0, expected at least 1"):
+        merge(kept, threads=0)
 
 
 def test_merged_scorings_have_effects_and_weights(model: BertModel, tiny_tokenizer: Any, texts: list[str]) -> None:
