@@ -761,44 +761,20 @@ def plan(
             f"drop_layers is {drop_layers}, but a site map does not say what a layer is besides its Linears: leave it "
             "out"
         )
-    shape = _shape(architecture)
     dropped = _dropped(scores, column, ranked, drop_layers)
     layers = [layer for layer in scores.layers() if layer not in dropped]
     levels = _levels(scores, layers, preset)
     used = tuple(unit for unit in UNITS if unit in units)
     groups = _groups(scores, column, ranked, layers, units=used, head_score=head_score, floor=floor, multiple=multiple)
-    dense = dict.fromkeys(range(int(architecture["num_hidden_layers"])), _dense_widths(architecture))
-    before = _size(architecture, dense, pruned=False)
 
-    if keep is None and preset is None:
-        scale = 0.0
-        steps = [0] * len(groups)
-    elif keep is None:
-        scale = 1.0
+    if keep is not None:
+        steps, levels = _spent(architecture, layers, groups, levels, keep, of, floor, sensitivity)
+    elif preset is not None:
         # 0.7 of 90 is 62.999... in binary
         asked = [int(levels[group.layer] * group.ranked + 1e-9) for group in groups]
         steps = [group.reached(min(group.most, n)) for group, n in zip(groups, asked, strict=True)]
     else:
-        whole = before.parameters if of == "total" else before.encoder
-        excess = whole - int(keep * whole)
-        fewer = _size(architecture, _widths(architecture, layers, [], []))
-        due = _due_by_level(groups, levels) if sensitivity is None else _due_by_loss(groups, sensitivity, shape, dense)
-        steps, left = _fill_budget(architecture, groups, due, excess - (before.parameters - fewer.parameters))
-        if left > 0:
-            most = [group.most for group in groups]
-            smallest = _size(architecture, _widths(architecture, layers, groups, most))
-            least = (smallest.parameters if of == "total" else smallest.encoder) / whole
-            raise ValueError(
-                f"keep is {keep:g} of {of}, but removing everything above the floor of {floor:g} still leaves "
-                f"{least:.4f}: ask for more, or lower the floor"
-            )
-        # the scale that the budget gave the levels, for people; rounding makes it differ a little between sites
-        costs = [group.cost(shape, dense[group.layer]) for group in groups]
-        wanted = sum(levels[group.layer] * group.ranked * cost for group, cost in zip(groups, costs, strict=True))
-        scale = sum(n * cost for n, cost in zip(steps, costs, strict=True)) / wanted if wanted else 0.0
-        if sensitivity is not None:
-            scale = 1.0
-            levels = {layer: _share_gone(layer, groups, steps, costs) for layer in layers}
+        steps, levels = [0] * len(groups), dict.fromkeys(layers, 0.0)
 
     widths = _widths(architecture, layers, groups, steps)
     # Rows of attention_output were worth their cost until the last head of their layer went.
@@ -821,15 +797,60 @@ def plan(
         of=of,
         seed=own_seed if seed is None else seed,
         floor=floor,
-        levels={str(layer): 1.0 if layer in dropped else min(1.0, levels[layer] * scale) for layer in scores.layers()},
+        levels={str(layer): 1.0 if layer in dropped else min(1.0, levels[layer]) for layer in scores.layers()},
         kept=kept,
-        before=before,
+        before=_whole_size(architecture),
         after=_size(architecture, _widths(architecture, layers, groups, steps)),
         layers_dropped=dropped,
         units=used,
         head_score=head_score,
         shares=sensitivity.how if sensitivity is not None else "uniform" if preset is None else "preset",
     )
+
+
+def _whole_size(architecture: Mapping[str, Any]) -> Size:
+    """Of the dense model."""
+    dense = dict.fromkeys(range(int(architecture["num_hidden_layers"])), _dense_widths(architecture))
+    return _size(architecture, dense, pruned=False)
+
+
+def _spent(
+    architecture: Mapping[str, Any],
+    layers: list[int],
+    groups: list[_Group],
+    levels: dict[int, float],
+    keep: float,
+    of: Of,
+    floor: float,
+    curves: Curves | None,
+) -> tuple[list[int], dict[int, float]]:
+    """Steps of each group that leave `keep` of the parameters, and the level that each layer comes to by them.
+
+    Raises:
+        ValueError: So few cannot be left.
+    """
+    shape, before = _shape(architecture), _whole_size(architecture)
+    dense = dict.fromkeys(layers, _dense_widths(architecture))
+    whole = before.parameters if of == "total" else before.encoder
+    excess = whole - int(keep * whole)
+    fewer = _size(architecture, _widths(architecture, layers, [], []))
+    due = _due_by_level(groups, levels) if curves is None else _due_by_loss(groups, curves, shape, dense)
+    steps, left = _fill_budget(architecture, groups, due, excess - (before.parameters - fewer.parameters))
+    if left > 0:
+        most = [group.most for group in groups]
+        smallest = _size(architecture, _widths(architecture, layers, groups, most))
+        least = (smallest.parameters if of == "total" else smallest.encoder) / whole
+        raise ValueError(
+            f"keep is {keep:g} of {of}, but removing everything above the floor of {floor:g} still leaves "
+            f"{least:.4f}: ask for more, or lower the floor"
+        )
+    costs = [group.cost(shape, dense[group.layer]) for group in groups]
+    if curves is not None:
+        return steps, {layer: _share_gone(layer, groups, steps, costs) for layer in layers}
+    # the scale that the budget gave the levels, for people; rounding makes it differ a little between sites
+    wanted = sum(levels[group.layer] * group.ranked * cost for group, cost in zip(groups, costs, strict=True))
+    scale = sum(n * cost for n, cost in zip(steps, costs, strict=True)) / wanted if wanted else 0.0
+    return steps, {layer: level * scale for layer, level in levels.items()}
 
 
 def _share_gone(layer: int, groups: list[_Group], steps: list[int], costs: list[int]) -> float:
