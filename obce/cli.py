@@ -1211,6 +1211,8 @@ def eval_command(
     as_json: AsJson = False,
 ) -> None:
     """Measure models on a GLUE task: quality, size and speed in one table, beside the first of them."""
+    import torch
+
     from obce.evaluate import count_parameters, flops, latency, site_parameters, weight_bytes
     from obce.glue import encode, evaluate, kl_divergence, read_task
     from obce.plan import FLOPS_LENGTH
@@ -1219,7 +1221,8 @@ def eval_command(
 
     rows = read_task(task, data)
     found: list[dict[str, Any]] = []
-    loaded: dict[str, Any] = {}
+    alike: dict[str, Any] = {}
+    batch = None
     reference = None
     for name in dict.fromkeys(models):
         model, tokenizer = to_device(load_model(name, pruned=True), device), load_tokenizer(name)
@@ -1244,13 +1247,22 @@ def eval_command(
                 for split, result in measured.splits.items()
             }
         found.append(row)
-        loaded[name] = model
-    if latency_rows:
-        first = next(iter(rows.dev.values()))
-        encoded = encode(first, load_tokenizer(models[0]), max_length=_task_length(loaded[models[0]], None, max_length))
-        timed = latency(loaded, [encoded.batch(range(min(latency_rows, len(first))))])
+        if latency_rows:
+            first = next(iter(rows.dev.values()))
+            own = encode(first, tokenizer, max_length=length).batch(range(min(latency_rows, len(first))))
+            batch = own if batch is None else batch
+            if own.inputs.keys() == batch.inputs.keys() and all(
+                torch.equal(own.inputs[kind], ids) for kind, ids in batch.inputs.items()
+            ):
+                alike[name] = model
+    notes = []
+    if batch is not None:
+        timed = latency(alike, [batch])
         for row in found:
-            row |= {"seconds": timed[row["model"]].median, "latency_ratio": timed[row["model"]].ratio}
+            if row["model"] in alike:
+                row |= {"seconds": timed[row["model"]].median, "latency_ratio": timed[row["model"]].ratio}
+        if len(alike) < len(found):
+            notes.append("Not timed: models that read the rows as other tokens than the first model does.")
     table = plain_table(f"{rows.task.name}, dev set")
     labels = ["model", "headline", "loss", "KL", "parameters", "encoder", "GFLOP", "MB", "latency, ratio"]
     for label in labels:
@@ -1273,7 +1285,7 @@ def eval_command(
         of_sites.add_column(label, justify="left" if label == "model" else "right")
     for row in found:
         of_sites.add_row(row["model"], *(f"{n:,}" for n in row["sites"].values()))
-    _emit(as_json, {"task": rows.task.name, "results": found}, table, of_sites)
+    _emit(as_json, {"task": rows.task.name, "results": found}, table, of_sites, *notes)
 
 
 @app.command("compare")

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from obce.cli import app
+from obce.finetune import with_head
+from obce.glue import TASKS
 from typer.testing import CliRunner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import BertModel
 
 runner = CliRunner()
 TRAINING = ("--max-steps", "3", "--batch-size", "8", "--max-length", "32")
@@ -78,6 +85,22 @@ def test_train_prune_train_again_and_measure(
     shown = obce("eval", dense, run / "model", *task, "--max-length", 32, "--latency-rows", 0)
     assert shown.exit_code == 0, shown.output
     assert "Parameters of each kind of site" in shown.stdout
+
+
+def test_each_model_is_measured_on_its_own_tokens(
+    tuned: Path, task: tuple[str, ...], tmp_path: Path, make_bert: Callable[..., BertModel], tiny_tokenizer: Any
+) -> None:
+    """Beside a model of another vocabulary, whose tokens the first one's would be none of; no option is given."""
+    from transformers import BertTokenizerFast
+
+    letters = [word for word in tiny_tokenizer.get_vocab() if len(word.removeprefix("##")) == 1 or word[0] == "["]
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", *sorted({*letters} - {"[PAD]"})]), encoding="utf-8")
+    other = tmp_path / "other"
+    BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"), model_max_length=64).save_pretrained(other)
+    with_head(make_bert(vocab_size=len(letters)), TASKS["SST-2"], 0).save_pretrained(other)
+    asked = ("eval", tuned / "seed-0" / "model", other, tuned / "seed-1" / "model", *task)
+    assert ["latency_ratio" in row for row in facts(*asked)["results"]] == [True, False, True]
+    assert "Not timed: models that read the rows as other tokens than the first model does." in obce(*asked).stdout
 
 
 def test_compare(tiny_bert_dir: Path, task: tuple[str, ...], tmp_path: Path) -> None:
