@@ -37,7 +37,7 @@ import torch
 from obce import __version__, export, modeling_obce
 from obce.card import Origin, front_matter, name_of, render_card, sizes_of
 from obce.checkpoint_obce import check_checkpoint, read_json, write_manifest
-from obce.clouds import CLOUD_KINDS, Clouds, place_of, points_of
+from obce.clouds import Clouds, parts_of, place_of, points_of
 from obce.compare import COLUMNS, key_of, row_of
 from obce.corpus import corpus_of, read_corpus
 from obce.effects import reading_of
@@ -456,11 +456,10 @@ def read_kept(path: Path) -> Kept:
         Sketch.from_arrays({name[2:]: array for name, array in arrays.items() if name.startswith(half)})
         for half in ("a.", "b.")
     )
-    layers = {int(name.split(".")[1]) for name in arrays if name.startswith("clouds.")}
+    firsts = [name.split(".") for name in arrays if name.startswith("clouds.") and name.endswith(".a")]
     vectors = {
-        (layer, kind): (arrays[f"clouds.{layer}.{kind}.a"], arrays[f"clouds.{layer}.{kind}.b"])
-        for layer in layers
-        for kind in CLOUD_KINDS
+        (int(layer), kind): (arrays[f"clouds.{layer}.{kind}.a"], arrays[f"clouds.{layer}.{kind}.b"])
+        for _, layer, kind, _ in firsts
     }
     columns = {name[8:]: array for name, array in arrays.items() if name.startswith("columns.")}
     return Kept((a, b), vectors, arrays["digests"], columns, meta)
@@ -1246,7 +1245,14 @@ class Run:
         kept = read_kept(self.sketch_path)
         heads = int(kept.meta["heads"])
         layer, kind, head = place_of(name, sorted({at for at, _ in kept.vectors}), heads)
-        return h0(points_of(np.concatenate(kept.vectors[layer, kind]), heads, head), edges=True)
+        # a map may name no heads, and heads of the query may share one of key and value
+        parts = parts_of(kind, heads, int(kept.meta.get("groups", 1))) if (layer, kind) in kept.vectors else 0
+        if head >= parts:
+            raise ValueError(
+                f"cloud is {name!r}, but layer {layer} has {parts} heads of {kind}: name one from 0 on, or "
+                f"{layer}.hidden"
+            )
+        return h0(points_of(np.concatenate(kept.vectors[layer, kind]), parts, head), edges=True)
 
     def explain(
         self,

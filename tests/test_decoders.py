@@ -523,6 +523,20 @@ def test_a_run_from_before_there_were_places_is_one_of_cls(
         Run(tmp_path / "run").score(str(tiny_bert_dir), corpus, position="last", **asked)
 
 
+def test_a_cloud_of_a_shared_key_is_that_of_the_table(texts: list[str], tokenizer: Any, tmp_path: Path) -> None:
+    make_encoder("llama").save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    run = Run(tmp_path / "run")
+    scores, _ = run.score(str(tmp_path / "model"), obce.read_corpus(texts[:40]), keep_sketch=True, effect_texts=0)
+    clouds = scores.clouds
+    assert clouds is not None
+    for kind, head in (("key", 1), ("value", 0), ("query", 3), ("hidden", -1)):
+        found = run.cloud(f"1.{kind}" + (f".{head}" if head >= 0 else ""))
+        assert float(found.r_f[0]) == clouds.columns["rf"][clouds.row(1, kind, head)]
+    with pytest.raises(ValueError, match=r"cloud is '1.key.2', but layer 1 has 2 heads of key: name one from 0 on"):
+        run.cloud("1.key.2")
+
+
 def test_joined_scorings_know_which_heads_share_a_key(texts: list[str], tokenizer: Any) -> None:
     model = make_encoder("qwen2")
     kept: list[Kept] = []

@@ -724,6 +724,20 @@ def test_commands_and_a_resume_by_another_map(
     assert set(UNITS) > {"value"}
 
 
+def test_a_sketch_of_a_map_without_heads(tokenizer: Any, texts: list[str], tmp_path: Path) -> None:
+    make_mapped("camembert").save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    obce.register_sites(mlp_map("camembert"))
+    run = Run(tmp_path / "run")
+    scores, _ = run.score(str(tmp_path / "model"), obce.read_corpus(texts[:40]), keep_sketch=True, effect_texts=0)
+    assert scores.clouds is not None
+    assert float(run.cloud("1.hidden").r_f[0]) == scores.clouds.columns["rf"][1]
+    (explained,) = run.explain(heads=["1.hidden"], corpus=obce.read_corpus(texts[:40])).heads
+    assert explained.standings["rf"].value == scores.clouds.columns["rf"][1]
+    with pytest.raises(ValueError, match=r"cloud is '1.query.0', but layer 1 has 0 heads of query"):
+        run.cloud("1.query.0")
+
+
 # ---- from seeds ------------------------------------------------------------------------------------------------------
 
 
