@@ -211,6 +211,13 @@ def _load_scored(source: str | Path, scores: Scores) -> PreTrainedModel:
             register_sites(stated)
         elif known.site_map_hash != site_map_hash(stated):
             raise ValueError(
+def _as_scored(model: PreTrainedModel) -> PreTrainedModel:
+    """The model itself, in float32 where it was in half precision."""
+    if model.dtype in (torch.float16, torch.bfloat16):
+        torch.nn.Module.to(model, torch.float32)
+    return model
+
+
                 f"the scores are of another site map ({site_map_hash(stated)}, now {known.site_map_hash or 'none'}) of "
                 f"the family {stated.get('model_type')!r}: give the one that was scored by, or score again into "
                 "another --out"
@@ -478,11 +485,15 @@ def merge_runs(runs: Sequence[Run], out: Run) -> Scores:
     with out._locked():
         out.check_writable()
         write_scores(out.scores_path, found)
-        fixed = ("model_hash", "corpus_hash", "seed", "max_length", "exact", "tokens", "precision")
+        fixed = ("model_hash", "corpus_hash", "seed", "max_length", "exact", "tokens", "precision", "position")
+        reads = {run.state.get("score", {}).get("read", "auto") for run in runs}
         out._save(
             model=runs[0].state["model"],
             corpus=found.meta["corpus_source"],
-            score={name: found.meta[name] for name in fixed},
+            score={
+                **{name: found.meta.get(name, _EARLIER.get(name)) for name in fixed},
+                "read": reads.pop() if len(reads) == 1 else "auto",
+            },
         )
     return found
 
@@ -955,8 +966,7 @@ class Run:
         model = load_model(model_source)
         corpus_of(corpus, pictures=layout_of(model).pictures)  # refuses one of the other kind
         facts = architecture(model)
-        if model.dtype in (torch.float16, torch.bfloat16):
-            torch.nn.Module.to(model, torch.float32)  # in place
+        model = _as_scored(model)
         tokenizer = load_tokenizer(model_source)
         torch.nn.Module.to(model, where := _device(device))
         world = World()
@@ -1010,7 +1020,8 @@ class Run:
             )
             if world.rank == 0:
                 # sizes are those of the checkpoint, which is what will be pruned
-                found.meta["architecture"] = facts
+                for meta in (found.meta, *(one.meta for one in kept)):
+                    meta["architecture"] = facts
                 for one in kept:
                     write_kept(self.sketch_path, one)
                 write_scores(self.scores_path, found)
@@ -1208,7 +1219,7 @@ class Run:
                     write_text(self.sensitivity_path, json.dumps(found) + "\n")
 
         source = self.state["model"]
-        model, tokenizer = _load_scored(source, self.scores()), load_tokenizer(source)
+        model, tokenizer = _as_scored(_load_scored(source, scores)), load_tokenizer(source)
         torch.nn.Module.to(model, _device(device))
         curves = sensitivity(
             model,
@@ -1304,10 +1315,7 @@ class Run:
                 vectors = {at: np.concatenate(pair) for at, pair in kept.vectors.items()}
                 return Findings(heads=tuple(explain_clouds(scores, heads, vectors, texts, made)))
         source = self.state["model"]
-        model = _load_scored(source, scores)
-        if model.dtype in (torch.float16, torch.bfloat16):
-            torch.nn.Module.to(model, torch.float32)  # as it was scored
-        model = to_device(model, device)
+        model = to_device(_as_scored(_load_scored(source, scores)), device)
         cut = None
         if made is not None and self.model_path.is_dir():
             try:

@@ -15,7 +15,7 @@ from obce.corpus import read_corpus
 from obce.effects import reading_of
 from obce.files import whole
 from obce.plan import plan
-from obce.run import Run, load_model, load_tokenizer, read_plan, read_scores, write_scores
+from obce.run import Run, load_model, load_tokenizer, read_kept, read_plan, read_scores, write_scores
 from obce.scores import Scores
 from obce.scoring import score
 
@@ -475,7 +475,12 @@ def test_results_stay_in_the_report(scored: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_half_precision_checkpoint_is_scored_in_float32_and_pruned_as_it_is(
-    dtype: torch.dtype, tmp_path: Path, tiny_bert: BertModel, tiny_tokenizer: Any, texts: list[str]
+    dtype: torch.dtype,
+    tmp_path: Path,
+    tiny_bert: BertModel,
+    tiny_tokenizer: Any,
+    texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from obce.evaluate import weight_bytes
 
@@ -488,3 +493,6 @@ def test_a_half_precision_checkpoint_is_scored_in_float32_and_pruned_as_it_is(
     small = run.prune(repair="mean")
     assert small.dtype == dtype
     assert weight_bytes(small) == run.plan().after.bytes
+    assert read_kept(run.sketch_path).meta["architecture"] == scores.meta["architecture"]
+    monkeypatch.setattr("obce.run.sensitivity", lambda model, *given, **named: model.dtype)
+    assert run.sensitivity(score="effect", corpus=read_corpus(texts), store=False) == torch.float32

@@ -506,9 +506,13 @@ def test_merged_runs(tiny_bert_dir: Path, texts: list[str], tmp_path: Path) -> N
     runs = []
     for i, part in enumerate((texts[:100], texts[100:])):
         runs.append(Run(tmp_path / str(i)))
-        runs[-1].score(str(tiny_bert_dir), read_corpus(part), keep_sketch=True, **SHARDS)
+        runs[-1].score(str(tiny_bert_dir), read_corpus(part), keep_sketch=True, read="mean", **SHARDS)
     out = Run(tmp_path / "all")
     found = merge_runs(runs, out)
+    assert {name: Run(out.path).state["score"][name] for name in ("read", "position")} == {
+        "read": "mean",
+        "position": "cls",
+    }
     same_bits(found, merge([read_kept(run.sketch_path) for run in runs]))
     same_bits(out.scores(), found)
     with pytest.raises(ValueError, match="holds a run already: choose another --out"):
