@@ -1347,32 +1347,33 @@ def compare_command(
         precision=precision,
     )
     run = CompareRun(out)
-    run.ask(
-        {
-            "model": model,
-            "task": rows.task.name,
-            "rows": len(rows.train),
-            "texts": texts,
-            "read": read,
-            "after": distill,
-        },
-        settings,
-    )
-    compare(
-        loaded,
-        tokenizer,
-        rows,
-        ways,
-        seeds=range(seeds),
-        settings=settings,
-        after=replace(settings, distill=distill),
-        texts=texts,
-        read=read,
-        folder=out,
-        done=run.keys(),
-        on_row=run.add,
-        tell=lambda line: print(line, file=sys.stderr, flush=True),
-    )
+    with run.locked():
+        run.ask(
+            {
+                "model": model,
+                "task": rows.task.name,
+                "rows": len(rows.train),
+                "texts": texts,
+                "read": read,
+                "after": distill,
+            },
+            settings,
+        )
+        compare(
+            loaded,
+            tokenizer,
+            rows,
+            ways,
+            seeds=range(seeds),
+            settings=settings,
+            after=replace(settings, distill=distill),
+            texts=texts,
+            read=read,
+            folder=out,
+            done=run.keys(),
+            on_row=run.add,
+            tell=lambda line: print(line, file=sys.stderr, flush=True),
+        )
     found = summary(run.rows)
     _emit(as_json, {"rows": run.rows, "summary": found}, _summary_table(rows.task.name, found), f"rows in {run.path}")
 

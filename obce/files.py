@@ -1,7 +1,11 @@
-"""Files that appear under their name only when they are whole: written beside it, flushed to disk, then renamed."""
+"""Files that appear under their name only when they are whole: written beside it, flushed to disk, then renamed.
+
+And directories that one process alone writes to.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -9,6 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: nothing keeps two processes apart there
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
 PARTIAL = ".partial-"
 """What the names of unfinished files and directories begin with; whoever finds one may remove it."""
 
@@ -47,3 +57,25 @@ def write_text(target: Path, text: str) -> None:
     """Writes a file of UTF-8 as `whole` does."""
     with whole(target) as path:
         path.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the directory, which this process alone writes to for the `with`; those that read it need no lock.
+
+    Raises:
+        ValueError: Another process writes to it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as file:
+        if fcntl is not None:
+            try:
+                # the system gives the lock back however the process ends
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise
+                raise ValueError(
+                    f"directory '{folder}' is in use by another process: wait for it, or choose another --out"
+                ) from None
+        yield

@@ -22,7 +22,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -37,7 +37,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from obce import modeling_obce
 from obce.capture import padded_as_read
-from obce.files import PARTIAL, flush, whole, write_text
+from obce.files import LOCK, PARTIAL, flush, locked, whole, write_text
 from obce.glue import MAX_LENGTH, Encoded, Task, TaskData, encode, label_order, logits
 from obce.modeling_obce import NarrowModel
 from obce.modeling_obce_mapped import class_of, classes_of
@@ -249,7 +249,7 @@ def finetune(
     Raises:
         ImportError: accelerate is not installed.
         ValueError: No training rows, a head that does not fit the task, a teacher that is missing, superfluous or
-            elsewhere, a loss that is not finite, or a training in `out` that differs from this one.
+            elsewhere, a loss that is not finite, or a training in `out` that differs from this one or goes on.
     """
     settings = settings or Settings()
     task = data.task
@@ -263,37 +263,40 @@ def finetune(
     trained = copy.deepcopy(model).float()
     folder = None if out is None else Path(out)
     if folder is not None:
-        asked = _asked(model, rows, data, settings, teacher)
-        history = _standing(folder, asked)
-        if history is not None:
-            _load(trained, folder / "model")
-            return trained.eval(), history
+        _refuse_other(folder)
+    with nullcontext() if folder is None else locked(folder):
+        if folder is not None:
+            asked = _asked(model, rows, data, settings, teacher)
+            history = _standing(folder, asked)
+            if history is not None:
+                _load(trained, folder / "model")
+                return trained.eval(), history
 
-    # the model's own outputs are trained: labels and teacher are put in its order, not the other way round
-    labels = data.train.labels if task.regression else order[data.train.labels]
-    followed = None
-    if teacher is not None:
-        used = np.unique(np.concatenate(plan))
-        followed = np.empty((len(rows), task.num_labels), dtype=np.float32)
-        followed[:, order] = logits(teacher, rows, only=used)[:, label_order(teacher, task)]
-    with _left_alone(), tempfile.TemporaryDirectory(prefix="obce-finetune-") as temporary:
-        checkpoints = Path(temporary) if folder is None else folder / "checkpoints"
-        watch = _Watch(len(plan), progress, _whole_checkpoint(checkpoints))
-        trainer = _Steps(
-            trained,
-            _arguments(settings, checkpoints, plan, device, _saving(folder, save_every, len(rows), settings)),
-            watch,
-            rows=rows,
-            plan=plan,
-            labels=labels,
-            followed=followed,
-            settings=settings,
-        )
-        trainer.train(resume_from_checkpoint=watch.resumed)
-        history = watch.history(trainer.state.log_history, sum(map(len, plan)))
-    trained.to(device).eval()
-    if folder is not None:
-        _write(folder, asked, trained, tokenizer, history)
+        # the model's own outputs are trained: labels and teacher are put in its order, not the other way round
+        labels = data.train.labels if task.regression else order[data.train.labels]
+        followed = None
+        if teacher is not None:
+            used = np.unique(np.concatenate(plan))
+            followed = np.empty((len(rows), task.num_labels), dtype=np.float32)
+            followed[:, order] = logits(teacher, rows, only=used)[:, label_order(teacher, task)]
+        with _left_alone(), tempfile.TemporaryDirectory(prefix="obce-finetune-") as temporary:
+            checkpoints = Path(temporary) if folder is None else folder / "checkpoints"
+            watch = _Watch(len(plan), progress, _whole_checkpoint(checkpoints))
+            trainer = _Steps(
+                trained,
+                _arguments(settings, checkpoints, plan, device, _saving(folder, save_every, len(rows), settings)),
+                watch,
+                rows=rows,
+                plan=plan,
+                labels=labels,
+                followed=followed,
+                settings=settings,
+            )
+            trainer.train(resume_from_checkpoint=watch.resumed)
+            history = watch.history(trainer.state.log_history, sum(map(len, plan)))
+        trained.to(device).eval()
+        if folder is not None:
+            _write(folder, asked, trained, tokenizer, history)
     return trained, history
 
 
@@ -545,15 +548,19 @@ def _weights_hash(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
+def _refuse_other(folder: Path) -> None:
+    if (folder / "finetune.json").is_file() or not folder.exists():
+        return
+    if not folder.is_dir() or any(not path.name.startswith((PARTIAL, LOCK)) for path in folder.iterdir()):
+        raise ValueError(
+            f"out: '{folder}' holds something other than a fine-tuning, expected a new directory; choose another."
+        )
+
+
 def _standing(folder: Path, asked: dict[str, Any]) -> History | None:
     """What a finished training in the folder said; refuses another one, and notes what is asked of a new one."""
     file = folder / "finetune.json"
     if not file.is_file():
-        if folder.exists() and (not folder.is_dir() or any(p.name[:9] != PARTIAL for p in folder.iterdir())):
-            raise ValueError(
-                f"out: '{folder}' holds something other than a fine-tuning, expected a new directory; choose another."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
         _write_json(file, {"asked": asked})
         return None
     try:

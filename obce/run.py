@@ -18,14 +18,13 @@ A killed run leaves at most a `.partial-...` file, which is never read.
 from __future__ import annotations
 
 import csv
-import errno
 import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
@@ -43,7 +42,7 @@ from obce.corpus import corpus_of, read_corpus
 from obce.effects import reading_of
 from obce.explain import TAIL, Findings, examine, sample
 from obce.explain import search as search_texts
-from obce.files import PARTIAL, whole, write_text
+from obce.files import LOCK, PARTIAL, locked, whole, write_text
 from obce.glue import calibration, read_task
 from obce.h0 import H0, h0
 from obce.heads import check_cloud, explain_clouds, sample_clouds
@@ -85,11 +84,6 @@ from obce.sites import (
 from obce.sketch import Sketch
 from obce.world import World
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: nothing keeps two runs apart there
-    fcntl = None  # type: ignore[assignment]
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -99,7 +93,6 @@ if TYPE_CHECKING:
 
 _FORMAT = "obce-run"
 _FORMAT_VERSION = 1
-_LOCK = ".lock"
 _SHARDS = "shards"
 
 # Settings of a scoring that decide its bits, with their defaults, and the words for them.
@@ -211,18 +204,18 @@ def _load_scored(source: str | Path, scores: Scores) -> PreTrainedModel:
             register_sites(stated)
         elif known.site_map_hash != site_map_hash(stated):
             raise ValueError(
-def _as_scored(model: PreTrainedModel) -> PreTrainedModel:
-    """The model itself, in float32 where it was in half precision."""
-    if model.dtype in (torch.float16, torch.bfloat16):
-        torch.nn.Module.to(model, torch.float32)
-    return model
-
-
                 f"the scores are of another site map ({site_map_hash(stated)}, now {known.site_map_hash or 'none'}) of "
                 f"the family {stated.get('model_type')!r}: give the one that was scored by, or score again into "
                 "another --out"
             )
     return load_model(source)
+
+
+def _as_scored(model: PreTrainedModel) -> PreTrainedModel:
+    """The model itself, in float32 where it was in half precision."""
+    if model.dtype in (torch.float16, torch.bfloat16):
+        torch.nn.Module.to(model, torch.float32)
+    return model
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
@@ -541,12 +534,26 @@ class CompareRun:
         self.folder = Path(folder)
         self.path = self.folder / "compare.csv"
         self.rows: list[dict[str, Any]] = []
+        self._read()
+
+    def _read(self) -> None:
         if self.path.is_file():
             with self.path.open(encoding="utf-8", newline="") as file:
                 try:
                     self.rows = [row_of(row) for row in csv.DictReader(file)]
                 except (KeyError, TypeError, ValueError) as error:
                     raise ValueError(f"'{self.path}' is damaged ({error!r}): remove it, and compare again") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """This process alone adds rows; there are those that others left.
+
+        Raises:
+            ValueError: Another one does.
+        """
+        with locked(self.folder):
+            self._read()
+            yield
 
     def ask(self, asked: Mapping[str, Any], settings: Settings) -> None:
         """Notes what is compared, or refuses if the directory holds another comparison.
@@ -798,18 +805,9 @@ class Run:
         self.state: dict[str, Any] = {"format": _FORMAT, "format_version": _FORMAT_VERSION}
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"run '{path}' is a file, but must be a directory")
-        file = self.path / "run.json"
-        if file.is_file():
-            state = _read_json(file, "run")
-            if not isinstance(state, dict) or state.get("format") != _FORMAT:
-                raise ValueError(f"run '{file}' was not written by obce: choose another directory")
-            if state.get("format_version") != _FORMAT_VERSION:
-                raise ValueError(
-                    f"run '{file}' has format version {state.get('format_version')}, but this version reads "
-                    f"{_FORMAT_VERSION}: choose another directory"
-                )
-            self.state = state
-        elif self.path.is_dir() and any(not p.name.startswith((PARTIAL, _LOCK)) for p in self.path.iterdir()):
+        if (self.path / "run.json").is_file():
+            self._read()
+        elif self.path.is_dir() and any(not p.name.startswith((PARTIAL, LOCK)) for p in self.path.iterdir()):
             raise ValueError(f"run directory '{path}' holds files but no run.json: choose an empty or a new directory")
 
     @classmethod
@@ -824,6 +822,18 @@ class Run:
                 f"run directory '{path}' has no run.json: make it with `obce score MODEL CORPUS --out {path}`"
             )
         return cls(path)
+
+    def _read(self) -> None:
+        file = self.path / "run.json"
+        state = _read_json(file, "run")
+        if not isinstance(state, dict) or state.get("format") != _FORMAT:
+            raise ValueError(f"run '{file}' was not written by obce: choose another directory")
+        if state.get("format_version") != _FORMAT_VERSION:
+            raise ValueError(
+                f"run '{file}' has format version {state.get('format_version')}, but this version reads "
+                f"{_FORMAT_VERSION}: choose another directory"
+            )
+        self.state = state
 
     def _save(self, **steps: Any) -> None:
         self.state = {**self.state, "obce": __version__, **steps}
@@ -891,24 +901,14 @@ class Run:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """This process alone writes to the directory.
+        """This process alone writes to the directory; its state is what others left.
 
         Raises:
             ValueError: Another one does.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / _LOCK).open("a") as file:
-            if fcntl is not None:
-                try:
-                    # the system gives the lock back however the process ends
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    if error.errno not in (errno.EAGAIN, errno.EACCES):
-                        raise
-                    raise ValueError(
-                        f"run directory '{self.path}' is in use by another process: wait for it, or choose another "
-                        "--out"
-                    ) from None
+        with locked(self.path):
+            if (self.path / "run.json").is_file():
+                self._read()
             yield
 
     def _asked(self, asked: dict[str, Any]) -> None:
@@ -992,12 +992,13 @@ class Run:
         complete = complete and (self.sketch_path.is_file() or not keep_sketch)
         # of ranks that share the directory the first speaks for it
         if world.from_first(complete):
-            if world.rank == 0:
-                shutil.rmtree(self.path / _SHARDS, ignore_errors=True)  # of a process killed in its last moment
+            if world.rank == 0 and (self.path / _SHARDS).exists():
+                self._sweep_shards()
             return world.from_first(self.scores() if world.rank == 0 else None), True
         first = _first_here(world)
         with self._locked() if first else nullcontext():
             if first:
+                self._asked(asked)  # another process may have ended since
                 self.check_writable()
                 self._save(model=str(model_source), corpus=corpus.source, reading=corpus.reading, scoring=asked)
             world.tell(None)  # the directory is there
@@ -1031,6 +1032,12 @@ class Run:
             if first:
                 shutil.rmtree(shards, ignore_errors=True)
         return found, False
+
+    def _sweep_shards(self) -> None:
+        """Removes the shards of a process that was killed in its last moment."""
+        with suppress(OSError, ValueError), self._locked():  # another process writes here: they may be its own
+            if "scoring" not in self.state:  # else the same command goes on from them
+                shutil.rmtree(self.path / _SHARDS, ignore_errors=True)
 
     def unfinished(self) -> int:
         """Texts of an unfinished scoring that need not be scored again."""

@@ -10,6 +10,7 @@ import pytest
 from obce.cli import app
 from obce.finetune import with_head
 from obce.glue import TASKS
+from obce.run import CompareRun
 from typer.testing import CliRunner
 
 if TYPE_CHECKING:
@@ -114,6 +115,10 @@ def test_compare(tiny_bert_dir: Path, task: tuple[str, ...], tmp_path: Path) -> 
     refused = obce(*asked, "--learning-rate", 0.1)
     assert refused.exit_code == 2
     assert "holds a comparison with another learning_rate" in refused.stderr
+    with CompareRun(tmp_path).locked():
+        refused = obce(*asked)
+    assert refused.exit_code == 2
+    assert "is in use by another process" in refused.stderr
 
 
 def test_a_comparison_is_drawn_of_the_shares_it_has(tiny_bert_dir: Path, task: tuple[str, ...], tmp_path: Path) -> None:

@@ -168,6 +168,16 @@ class TestDirectory:
             assert next(csv.reader(file)) == list(COLUMNS)
         assert len(key_of(rows[0])) == len(KEY)
 
+    def test_one_process_adds_rows_and_keeps_those_of_others(self, tmp_path: Path) -> None:
+        first, second = CompareRun(tmp_path), CompareRun(tmp_path)
+        with first.locked():
+            first.add(row())
+            with pytest.raises(ValueError, match="is in use by another process: wait"), second.locked():
+                pass
+        with second.locked():
+            second.add(row(seed=1))
+        assert [one["seed"] for one in CompareRun(tmp_path).rows] == [0, 1]
+
     def test_another_comparison_is_refused(self, tmp_path: Path) -> None:
         CompareRun(tmp_path).ask({"task": "RTE"}, SETTINGS)
         CompareRun(tmp_path).ask({"task": "RTE"}, SETTINGS)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from obce import finetune as module
+from obce.files import locked
 from obce.finetune import History, Settings, finetune, with_head
 from obce.glue import TASKS, Examples, TaskData, encode, evaluate, logits
 from obce.modeling_obce import ObceBertForSequenceClassification, ObceBertModel
@@ -255,6 +256,8 @@ def test_a_killed_training_goes_on_to_the_same_bits(
     with pytest.raises(Killed):
         finetune(model, tiny_tokenizer, data, settings, out=tmp_path / "out", save_every=2, progress=killing(at))
     assert not (tmp_path / "out" / "model").exists()
+    with locked(tmp_path / "out"), pytest.raises(ValueError, match="out' is in use by another process: wait"):
+        finetune(model, tiny_tokenizer, data, settings, out=tmp_path / "out", save_every=2)
     # one whose writing was cut off, as a killed process leaves it
     torn = tmp_path / "out" / "checkpoints" / f"checkpoint-{at}"
     torn.mkdir(parents=True)
@@ -295,7 +298,7 @@ def test_a_finished_training_is_given_back_and_loads_as_a_checkpoint(
     model, data = with_head(tiny_bert, TASKS["RTE"]), separable("RTE", 32)
     settings = replace(QUICK, max_steps=2)
     trained, history = finetune(model, tiny_tokenizer, data, settings, out=tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["finetune.json", "model"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "finetune.json", "model"]
     steps: list[int] = []
     found, said = finetune(
         model, tiny_tokenizer, data, settings, out=tmp_path / "out", progress=lambda done, _: steps.append(done)

@@ -404,6 +404,37 @@ def test_a_corpus_that_is_not_what_was_scored(from_file: Path, tmp_path: Path, t
     assert len(run.corpus()) == 60
 
 
+def test_what_another_process_stored_stays(from_file: Path, tmp_path: Path) -> None:
+    run, _ = moved(from_file, tmp_path)
+    late = Run(run.path)
+    run.prune(repair="mean")
+    late.make_plan(run.plan())
+    assert Run(run.path).state == late.state
+    assert late.state["prune"]["repair"] == "mean"
+
+
+def test_shards_of_another_process_are_left_alone(
+    scored: Path, tiny_bert_dir: Path, texts: list[str], tmp_path: Path
+) -> None:
+    run = Run(shutil.copytree(scored, tmp_path / "run"))
+    shards = run.path / "shards"
+    shards.mkdir()
+
+    def reused() -> bool:
+        return Run(run.path).score(str(tiny_bert_dir), read_corpus(texts))[1]
+
+    with run._locked():
+        assert reused()
+    assert shards.exists(), "they are those of a process that runs"
+    run._save(scoring={})
+    assert reused()
+    assert shards.exists(), "the command that was stopped goes on from them"
+    del run.state["scoring"]
+    run._save()
+    assert reused()
+    assert not shards.exists(), "of a process that was killed in its last moment"
+
+
 def test_a_corpus_in_memory_cannot_be_read_again(scored: Path, tmp_path: Path) -> None:
     run = Run(shutil.copytree(scored, tmp_path / "run"))
     run.make_plan(plan(run.scores(), keep=0.6, of="encoder"))
@@ -487,12 +518,12 @@ def test_a_half_precision_checkpoint_is_scored_in_float32_and_pruned_as_it_is(
     tiny_bert.to(dtype).save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     run = Run(tmp_path / "run")
-    scores, _ = run.score(str(tmp_path / "model"), read_corpus(texts))
+    scores, _ = run.score(str(tmp_path / "model"), read_corpus(texts), keep_sketch=True)
     assert scores.constant.sum() == 3 * 32
+    assert read_kept(run.sketch_path).meta["architecture"] == scores.meta["architecture"]
+    monkeypatch.setattr("obce.run.sensitivity", lambda model, *given, **named: model.dtype)
+    assert run.sensitivity(score="effect", corpus=read_corpus(texts), store=False) == torch.float32
     run.make_plan(plan(scores, keep=0.6, of="encoder"))
     small = run.prune(repair="mean")
     assert small.dtype == dtype
     assert weight_bytes(small) == run.plan().after.bytes
-    assert read_kept(run.sketch_path).meta["architecture"] == scores.meta["architecture"]
-    monkeypatch.setattr("obce.run.sensitivity", lambda model, *given, **named: model.dtype)
-    assert run.sensitivity(score="effect", corpus=read_corpus(texts), store=False) == torch.float32
