@@ -65,6 +65,10 @@ _SHOWN_LETTERS = 120
 
 
 # ---- what every command shares -----------------------------------------------------------------------------------
+# Commands that go on where they were stopped.
+_RESUMED = ("score", "plan", "run", "finetune", "compare", "demo")
+
+
 
 
 def _guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -75,7 +79,9 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:
-            _say_error("interrupted: finished steps are kept, the same command goes on from there")
+            kept = command.__name__.removesuffix("_command") in _RESUMED and not kwargs.get("dry_run")
+            more = ": finished steps are kept, the same command goes on from there"
+            _say_error(f"interrupted{more if kept else ''}")
             raise typer.Exit(130) from None
         except OSError as error:
             if error.errno is None:  # raised by obce itself with a sentence, not by the machine
@@ -85,13 +91,22 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
             _say_error(f"cannot read or write {name}{error.strerror or error}")
             raise typer.Exit(1) from None
         except (ValueError, TypeError, ImportError, RuntimeError, MemoryError) as error:
-            _say_error(" ".join(str(error).split()) or type(error).__name__)
-            raise typer.Exit(2) from None
+            said = " ".join(str(error).split()) or type(error).__name__
+            if full := _out_of_memory(error):
+                said = f"out of memory ({said})"
+            _say_error(said)
+            raise typer.Exit(1 if full else 2) from None
 
     return run
 
 
 def _say_error(sentence: str) -> None:
+def _out_of_memory(error: Exception) -> bool:
+    """Whether the machine, or a device of torch, which is not imported for that, has no memory left."""
+    names = {one.__name__ for one in type(error).__mro__}
+    return not names.isdisjoint({"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator: " in str(error)
+
+
     # soft_wrap: the sentence stays one line when it goes into a file or a pipe
     _err.print(Text.assemble(("obce: error: ", "bold red"), sentence), soft_wrap=True)
 

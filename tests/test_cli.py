@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from obce.cli import app
+import torch
+import typer
+from obce.cli import _emit, _guarded, app
 from typer.testing import CliRunner
 
 if TYPE_CHECKING:
@@ -231,6 +233,36 @@ def test_usage_errors_are_short() -> None:
 
 
 # ---- in a process of its own ----------------------------------------------------------------------------------------
+
+def failing(error: BaseException) -> Callable[..., None]:
+    def report_command(**_: Any) -> None:
+        raise error
+
+    return report_command
+
+
+def test_a_machine_without_memory_is_no_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError) as allocator:
+        torch.empty(1 << 50, dtype=torch.uint8)
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory."), allocator.value):
+        with pytest.raises(typer.Exit) as left:
+            _guarded(failing(error))()
+        assert left.value.exit_code == 1
+        assert "out of memory (" in capsys.readouterr().err
+    with pytest.raises(typer.Exit) as left:
+        _guarded(failing(RuntimeError("no")))()
+    assert left.value.exit_code == 2
+
+
+def test_an_interruption_promises_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    stopped = failing(KeyboardInterrupt())
+    for name, dry_run, kept in (("score", False, True), ("score", True, False), ("report", False, False)):
+        stopped.__name__ = f"{name}_command"
+        with pytest.raises(typer.Exit) as left:
+            _guarded(stopped)(dry_run=dry_run)
+        assert left.value.exit_code == 130
+        assert ("finished steps are kept" in capsys.readouterr().err) is kept
+
 
 
 def command(*arguments: object) -> list[str]:
