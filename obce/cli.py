@@ -54,8 +54,9 @@ app = typer.Typer(
 )
 
 # A pipe or a file has no width of its own: wide enough that no table is folded.
-_out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-_err = Console(stderr=True, highlight=False)
+# What is printed may be anybody's: a path such as run[v2] is no markup.
+_out = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 160)
+_err = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 # Plain progress lines: often enough to see life in a log, seldom enough to read it.
 _PLAIN_SECONDS = 5.0
@@ -221,12 +222,21 @@ def _step(title: str, unit: str = "texts") -> Iterator[Callback]:
 
 def _emit(as_json: bool, facts: dict[str, Any], *parts: Table | Text | str) -> None:
     if as_json:
-        print(json.dumps(facts, default=str))
+        print(json.dumps(_without_nan(facts), default=str, allow_nan=False))
         return
     for part in parts:
         _out.print(part, soft_wrap=isinstance(part, str))
         if isinstance(part, Table):
             _out.print()
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with null for what is no number: JSON has no word for it."""
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _plan_facts(made: Plan) -> dict[str, Any]:

@@ -104,6 +104,20 @@ def test_dry_run_writes_nothing(tiny_bert_dir: Path, corpus: Path, tmp_path: Pat
 
 
 def test_doctor_names_every_backend_with_its_reason() -> None:
+def test_names_are_printed_as_they_are(tiny_bert_dir: Path, corpus: Path, tmp_path: Path) -> None:
+    for name in ("run[bold]", "run[/b]", "run:smile:"):
+        asked = ("score", tiny_bert_dir, corpus, "--limit", 20, "--out", tmp_path / name)
+        for more in ((), ("--dry-run",)):
+            found = obce(*asked, *more)
+            assert found.exit_code == 0, found.output
+            assert name in found.stdout
+
+
+def test_what_is_no_number_is_null(capsys: pytest.CaptureFixture[str]) -> None:
+    _emit(True, {"rows": [{"kl": float("nan"), "of": (float("inf"), 1.5, 2, "x")}], "path": Path("x")})
+    assert capsys.readouterr().out == '{"rows": [{"kl": null, "of": [null, 1.5, 2, "x"]}], "path": "x"}\n'
+
+
     found = obce("doctor", "--json")
     facts = json.loads(found.stdout)
     assert facts["backends"]["cpu"]["usable"]
