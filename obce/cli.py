@@ -65,11 +65,11 @@ _PLAIN_SECONDS = 5.0
 _SHOWN_LETTERS = 120
 
 
-# ---- what every command shares -----------------------------------------------------------------------------------
 # Commands that go on where they were stopped.
 _RESUMED = ("score", "plan", "run", "finetune", "compare", "demo")
 
 
+# ---- what every command shares -----------------------------------------------------------------------------------
 
 
 def _guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -101,13 +101,13 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _say_error(sentence: str) -> None:
 def _out_of_memory(error: Exception) -> bool:
     """Whether the machine, or a device of torch, which is not imported for that, has no memory left."""
     names = {one.__name__ for one in type(error).__mro__}
     return not names.isdisjoint({"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator: " in str(error)
 
 
+def _say_error(sentence: str) -> None:
     # soft_wrap: the sentence stays one line when it goes into a file or a pipe
     _err.print(Text.assemble(("obce: error: ", "bold red"), sentence), soft_wrap=True)
 
@@ -329,7 +329,7 @@ MemoryOption = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Decides the random score and the halves of the texts.")]
 Threads = Annotated[
-    int | None, typer.Option(help="Threads of the persistence engine (default: OMP_NUM_THREADS, else all).")
+    int | None, typer.Option(min=1, help="Threads of the persistence engine (default: OMP_NUM_THREADS, else all).")
 ]
 Keep = Annotated[float | None, typer.Option(help="Share of parameters to keep, in (0, 1]: 0.5847.")]
 OfOption = Annotated[Literal["total", "encoder"], typer.Option("--of", help="What --keep is a share of.")]
@@ -483,8 +483,10 @@ def score_command(
         texts, labels = read_corpus(corpus, column=column, split=split, limit=limit, strict=strict), None
     else:
         texts, labels = _task_texts(task, corpus, limit, model)
+        labels = labels if tokens and effect_texts else None  # they are for taylor alone
     if dry_run:
-        _dry_score(model, Run(out), texts, max_length, exact, as_json)
+        more = ["sketch.safetensors"] if keep_sketch else []
+        _dry_score(model, Run(out), texts, max_length, exact, as_json, more)
         return
     with joined() as world, _terminable():
         run = Run(out)
@@ -596,7 +598,15 @@ def _show_scores(scores: Scores, done: str, as_json: bool, reused: bool = False)
     _emit(as_json, facts, *summary_tables(scores), *clouds, *notes, done)
 
 
-def _dry_score(model: str, run: Run, texts: Corpus, max_length: int | None, exact: bool | None, as_json: bool) -> None:
+def _dry_score(
+    model: str,
+    run: Run,
+    texts: Corpus,
+    max_length: int | None,
+    exact: bool | None,
+    as_json: bool,
+    more_files: Sequence[str],
+) -> None:
     from obce.corpus import corpus_of, tokenize
     from obce.run import load_model, load_tokenizer
     from obce.scoring import kept_exactly
@@ -612,6 +622,7 @@ def _dry_score(model: str, run: Run, texts: Corpus, max_length: int | None, exac
     sketch = 2 * neurons * sum(array.nbytes for array in Sketch.empty(1).arrays().values())
     keeps = kept_exactly(neurons, len(texts)) if exact is None else exact
     done = run.unfinished()
+    files = ["run.json", "scores.parquet", *more_files]
     facts = {
         "run": str(run.path),
         "neurons": neurons,
@@ -622,13 +633,14 @@ def _dry_score(model: str, run: Run, texts: Corpus, max_length: int | None, exac
         "exact": keeps,
         "values_bytes": values,
         "sketch_bytes": sketch,
+        "files": files,
     }
     lines = (
         f"would score {neurons:,} neurons on {len(texts):,} texts ({batches.n_tokens:,} tokens, "
         f"{batches.truncated:,} texts cut at {batches.max_length}{f', {done:,} texts done' if done else ''})",
         f"kept meanwhile: {'every value' if keeps else 'a sketch'} ({values / 1e6:,.0f} MB with --exact, "
         f"{sketch / 1e6:,.0f} MB with --sketch)",
-        f"would write {run.path}/scores.parquet and run.json",
+        f"would write into {run.path}: {', '.join(files)}",
     )
     _emit(as_json, facts, *lines)
 
@@ -1085,7 +1097,8 @@ def run_command(
     texts = read_corpus(corpus, column=column, split=split, limit=limit, strict=strict)
     run = Run(out)
     if dry_run:
-        _dry_score(model, run, texts, max_length, None, as_json)
+        spared = [] if shares == "uniform" or preset else ["sensitivity.json"]
+        _dry_score(model, run, texts, max_length, None, as_json, [*spared, "plan.json", "model/", "report.html"])
         return
     with _scoring(as_json) as progress, _later("measuring effects", as_json) as effect_progress:
         scores, reused = run.score(

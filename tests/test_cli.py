@@ -100,10 +100,10 @@ def test_dry_run_writes_nothing(tiny_bert_dir: Path, corpus: Path, tmp_path: Pat
         found = obce(command, tiny_bert_dir, corpus, "--out", tmp_path / "run", "--dry-run")
         assert found.exit_code == 0, found.output
         assert "would score 672 neurons on 200 texts" in found.stdout
+        assert ("plan.json, model/, report.html" in found.stdout) == (command == "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_doctor_names_every_backend_with_its_reason() -> None:
 def test_names_are_printed_as_they_are(tiny_bert_dir: Path, corpus: Path, tmp_path: Path) -> None:
     for name in ("run[bold]", "run[/b]", "run:smile:"):
         asked = ("score", tiny_bert_dir, corpus, "--limit", 20, "--out", tmp_path / name)
@@ -118,6 +118,7 @@ def test_what_is_no_number_is_null(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == '{"rows": [{"kl": null, "of": [null, 1.5, 2, "x"]}], "path": "x"}\n'
 
 
+def test_doctor_names_every_backend_with_its_reason() -> None:
     found = obce("doctor", "--json")
     facts = json.loads(found.stdout)
     assert facts["backends"]["cpu"]["usable"]
@@ -233,21 +234,6 @@ def test_steps_out_of_order(tmp_path: Path, tiny_bert_dir: Path, corpus: Path) -
     refused(obce("prune", tmp_path / "run"), "obce plan")
 
 
-def test_usage_errors_are_short() -> None:
-    for arguments in (
-        ("score",),
-        ("plan", "x", "--keep", "much"),
-        ("prune", "x", "--repair", "magic"),
-        ("nonsense",),
-    ):
-        found = obce(*arguments)
-        assert found.exit_code == 2
-        assert "Traceback" not in found.output
-        assert "Error" in found.stderr
-
-
-# ---- in a process of its own ----------------------------------------------------------------------------------------
-
 def failing(error: BaseException) -> Callable[..., None]:
     def report_command(**_: Any) -> None:
         raise error
@@ -277,6 +263,22 @@ def test_an_interruption_promises_what_is_kept(capsys: pytest.CaptureFixture[str
         assert left.value.exit_code == 130
         assert ("finished steps are kept" in capsys.readouterr().err) is kept
 
+
+def test_usage_errors_are_short() -> None:
+    for arguments in (
+        ("score",),
+        ("plan", "x", "--keep", "much"),
+        ("prune", "x", "--repair", "magic"),
+        ("score", "x", "y", "--out", "z", "--threads", "0"),
+        ("nonsense",),
+    ):
+        found = obce(*arguments)
+        assert found.exit_code == 2
+        assert "Traceback" not in found.output
+        assert "Error" in found.stderr
+
+
+# ---- in a process of its own ----------------------------------------------------------------------------------------
 
 
 def command(*arguments: object) -> list[str]:

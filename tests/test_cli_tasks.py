@@ -29,7 +29,7 @@ def obce(*arguments: object) -> Any:
 def facts(*arguments: object) -> Any:
     found = obce(*arguments, "--json")
     assert found.exit_code == 0, found.output
-    return json.loads(found.stdout)
+    return json.loads(found.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,9 @@ def test_train_prune_train_again_and_measure(
 
     scored = facts("score", dense, glue, "--task", "SST-2", "--out", run, "--effect-texts", 60)
     assert "taylor" in scored["stability"], "a model with a head, on rows with labels"
+    for bare in (("--cls-only",), ("--effect-texts", 0)):
+        unlabelled = facts("score", dense, glue, "--task", "SST-2", "--limit", 40, "--out", tmp_path / bare[0], *bare)
+        assert "taylor" not in unlabelled["stability"]
     made = facts("plan", run, "--keep", 0.6, "--of", "encoder", "--shares", "measured")
     assert made["shares"] == "measured"
     assert (run / "sensitivity.json").is_file()
