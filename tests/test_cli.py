@@ -427,6 +427,15 @@ def test_demo(tiny_bert_dir: Path, corpus: Path, tmp_path: Path) -> None:
     assert again.exit_code == 0, again.output
 
 
+def test_the_least_texts_of_a_demo(tiny_bert_dir: Path, texts: list[str], tmp_path: Path) -> None:
+    for n in (24, 25):
+        (tmp_path / f"{n}.txt").write_text("\n".join(texts[:n]), encoding="utf-8")
+    asked = ("demo", "--model", tiny_bert_dir, "--out", tmp_path / "demo", "--corpus")
+    refused(obce(*asked, tmp_path / "24.txt"), "corpus has 24 distinct texts, but the demo needs at least 25")
+    found = obce(*asked, tmp_path / "25.txt")
+    assert found.exit_code == 0, found.output
+
+
 def test_progress_for_machines(
     tiny_bert_dir: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

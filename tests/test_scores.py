@@ -172,8 +172,13 @@ def test_names_are_those_of_the_scores_there_are(scores: Scores) -> None:
     assert scores.names() == [name for name in SCORE_NAMES if name != "taylor"]
     less = replace(scores, columns={name: column for name, column in scores.columns.items() if "effect" not in name})
     assert "effect" not in less.names()
-    with pytest.raises(ValueError, match=r"score is 'effect', but .* \(effect needs the texts: score again"):
-        less.column("effect")
+    for name, least in (("effect", 20), ("effect_abs", 2)):
+        needs = rf"\({name} needs {least} texts: score as many or more, .* effect_texts of at least {least}\)"
+        with pytest.raises(ValueError, match=rf"score is '{name}', but .* {needs}"):
+            less.column(name)
+    less = replace(scores, columns={name: column for name, column in scores.columns.items() if name != "spread"})
+    with pytest.raises(ValueError, match=r"\(spread needs sums over tokens: score again with them\)"):
+        less.column("spread")
 
 
 def test_only_scores_of_cls_leave_out_what_is_constant_there(scores: Scores) -> None:
