@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from obce.capture import check_padding
+from obce.capture import check_padding, eval_mode
 from obce.checkpoint_obce import inside, read_json
 from obce.modeling_obce import ObceRows, parts_of
 from obce.modeling_obce_mapped import pooling_of
@@ -608,7 +608,8 @@ def _input_names(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | No
 
 @torch.no_grad()
 def _named_answers(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    found: Mapping[str, Any] = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
+    with eval_mode(model):
+        found: Mapping[str, Any] = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
     return {name: value.cpu() for name, value in found.items() if isinstance(value, torch.Tensor)}
 
 

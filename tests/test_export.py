@@ -206,6 +206,13 @@ def test_every_head_is_dense_again_for_stock_transformers(tiny_bert: BertModel, 
         assert furthest(tensors, found_in(tmp_path, auto)) < export.TOLERANCE, auto
 
 
+def test_a_model_in_training_is_dense_again(tiny_bert: BertModel, tmp_path: Path) -> None:
+    small = small_of(tiny_bert).train()
+    _, found = export.dense(small, tmp_path)
+    assert found < export.TOLERANCE
+    assert small.training
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("planned", [True, False])
 def test_other_families_are_dense_again(family: str, planned: bool) -> None:
