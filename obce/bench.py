@@ -39,6 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from obce import __version__, backends, reference
+from obce.files import whole
 from obce.h0 import h0, h0_distances, h0_line, r_f
 
 Array: TypeAlias = NDArray[Any]
@@ -1285,12 +1286,10 @@ def read_rows(path: Path) -> list[Row]:
 
 def _write_rows(path: Path, rows: Sequence[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    with beside.open("w", newline="", encoding="utf-8") as file:
+    with whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    beside.replace(path)
 
 
 def growth(rows: Iterable[Row]) -> dict[tuple[str, str, str], float]:
@@ -1366,7 +1365,7 @@ def run(
         quick: the small cases, under a minute in all, one thread. They show that everything works, not how fast.
         case: only cases whose name contains this.
         out: CSV to write, after every case. Cases it holds from the same commit and machine are not measured again,
-            unless the checkout is dirty; rows of the other suite leave it.
+            unless the checkout is dirty or a peer was installed since; rows of the other suite leave it.
         threads: numbers of threads to measure with (default: 1 and 2, or 1 for the quick suite).
         budget: seconds a peer may use in one case (default: 20; 2 for the quick suite, 8 for growth curves).
         fresh: measure again what `out` holds.
@@ -1386,8 +1385,14 @@ def run(
     kept = [] if out is None else [row for row in read_rows(out) if row["suite"] == suite]
     trusted = not fresh and "dirty" not in common["commit"] and common["commit"] != "unknown"
     same = ("commit", "machine", "versions")
+    installed = {peer.name: peer for peer in peers if peer.why_not() is None}
     done = {
         (row["case"], row["threads"]) for row in kept if trusted and all(row[name] == common[name] for name in same)
+    }
+    done -= {
+        (row["case"], row["threads"])
+        for row in kept
+        if row["peer"] in installed and _installed_since(row, installed[row["peer"]])
     }
     tell(f"{common['machine']}; {common['versions']}; commit {common['commit']}")
     for peer in peers:
@@ -1428,6 +1433,11 @@ def run(
         tell(line)
     _refuse_ours(kept, peers, {c.name for c in cases})
     return kept
+
+
+def _installed_since(row: Row, peer: Peer) -> bool:
+    """Whether a peer that is installed was not when the row was made, or was another version."""
+    return row["status"] == "missing" or row["version"] != peer.version
 
 
 def _refuse_ours(rows: Iterable[Row], peers: Sequence[Peer], cases: set[str]) -> None:

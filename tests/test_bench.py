@@ -145,6 +145,27 @@ def test_csv_resumes_and_keeps_to_one_suite(fakes: ModuleType, tmp_path: Path, m
         bench.run(quick=True, out=tmp_path / "other.csv", peers=peers, tell=told.append)
 
 
+def test_a_peer_that_was_installed_since_is_measured(
+    fakes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "QUICK", (CASE,))
+    monkeypatch.setattr(bench, "_commit", lambda: "0123456789ab")
+    out = tmp_path / "h0.csv"
+
+    def rows(**changes: Any) -> list[bench.Row]:
+        peers = [OBCE, fake(fakes, "right", **changes)]
+        return bench.run(quick=True, out=out, peers=peers, tell=lambda line: None)
+
+    first = rows(package="no_such_module_of_ours")
+    assert first[1]["status"] == "missing"
+    assert rows(package="no_such_module_of_ours") == first
+    second = rows(distribution="numpy")
+    assert (second[1]["status"], second[1]["version"]) == ("ok", np.__version__)
+    assert rows(distribution="numpy") == second
+    assert bench._installed_since(second[1], fake(fakes, "right", distribution="scipy")), "another version"
+    assert [path.name for path in tmp_path.glob("h0*")] == ["h0.csv"]
+
+
 def test_our_own_wrong_answer_is_an_error(fakes: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "QUICK", (CASE,))
     with pytest.raises(RuntimeError, match=r"^wrong on 'fake case': wrong, it answered"):
