@@ -154,22 +154,23 @@ def measure(glue: Path, tasks: Sequence[str], seeds: int, minutes: float | None)
                 return
             data = read_task(name, glue, limit=TRAIN_ROWS)
             run = CompareRun(FOLDER / name)
-            run.ask({"task": name, "rows": len(data.train), "texts": TEXTS, "steps_after": AFTER.max_steps}, DENSE)
-            compare(
-                encoder,
-                tokenizer,
-                data,
-                ways(phase, seed, tuple(others)),
-                seeds=[seed],
-                settings=DENSE,
-                after=AFTER,
-                texts=TEXTS,
-                others=others,
-                folder=HERE.parent / "build" / "results",
-                done=run.keys(),
-                on_row=run.add,
-                tell=lambda line: print(f"{time.monotonic() - begun:6.0f} s  {line}", file=sys.stderr, flush=True),
-            )
+            with run.locked():
+                run.ask({"task": name, "rows": len(data.train), "texts": TEXTS, "steps_after": AFTER.max_steps}, DENSE)
+                compare(
+                    encoder,
+                    tokenizer,
+                    data,
+                    ways(phase, seed, tuple(others)),
+                    seeds=[seed],
+                    settings=DENSE,
+                    after=AFTER,
+                    texts=TEXTS,
+                    others=others,
+                    folder=HERE.parent / "build" / "results",
+                    done=run.keys(),
+                    on_row=run.add,
+                    tell=lambda line: print(f"{time.monotonic() - begun:6.0f} s  {line}", file=sys.stderr, flush=True),
+                )
 
 
 def measure_half(glue: Path, seeds: int) -> None:
@@ -177,21 +178,22 @@ def measure_half(glue: Path, seeds: int) -> None:
     encoder, tokenizer = load_model(default_model()), load_tokenizer(default_model())
     data = read_task("SST-2", glue, limit=HALF_ROWS)
     run = CompareRun(FOLDER / "half")
-    run.ask({"task": "SST-2", "rows": len(data.train), "texts": HALF_TEXTS}, HALF)
-    asked = [Way(name, 0.5) for name in ("effect", "spread", "taylor", "rf", "std", "random")]
-    compare(
-        encoder,
-        tokenizer,
-        data,
-        [*asked, *(Way("effect", 0.5, shares=how) for how in ("measured", "estimated"))],
-        seeds=range(seeds),
-        settings=HALF,
-        texts=HALF_TEXTS,
-        folder=HERE.parent / "build" / "results" / "half",
-        done=run.keys(),
-        on_row=run.add,
-        tell=lambda line: print(line, file=sys.stderr, flush=True),
-    )
+    with run.locked():
+        run.ask({"task": "SST-2", "rows": len(data.train), "texts": HALF_TEXTS}, HALF)
+        asked = [Way(name, 0.5) for name in ("effect", "spread", "taylor", "rf", "std", "random")]
+        compare(
+            encoder,
+            tokenizer,
+            data,
+            [*asked, *(Way("effect", 0.5, shares=how) for how in ("measured", "estimated"))],
+            seeds=range(seeds),
+            settings=HALF,
+            texts=HALF_TEXTS,
+            folder=HERE.parent / "build" / "results" / "half",
+            done=run.keys(),
+            on_row=run.add,
+            tell=lambda line: print(line, file=sys.stderr, flush=True),
+        )
 
 
 def machine() -> dict[str, Any]:

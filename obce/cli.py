@@ -521,7 +521,7 @@ def score_command(
 
 def _task_texts(task: str, source: str, limit: int | None, model: str) -> tuple[Corpus, Any]:
     """Training rows of a task, and their labels where the model has a head that takes them."""
-    from obce.glue import CALIBRATION_TEXTS, calibration, label_order, read_task
+    from obce.glue import CALIBRATION_TEXTS, calibration, model_labels, read_task
     from obce.run import load_model
 
     data = read_task(task, source)
@@ -532,8 +532,7 @@ def _task_texts(task: str, source: str, limit: int | None, model: str) -> tuple[
     loaded = load_model(model)
     if not type(loaded).__name__.endswith("ForSequenceClassification"):
         return texts, None
-    order = label_order(loaded, data.task)
-    return texts, labels if data.task.regression else order[labels]
+    return texts, model_labels(loaded, data.task, labels)
 
 
 @contextmanager
