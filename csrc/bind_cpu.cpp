@@ -9,6 +9,7 @@
 #include <array>
 
 #include "ph0_cpu.h"
+#include "ph0_cpu_floats.h"
 #include "ph0_cpu_sketch.h"
 
 namespace {
@@ -33,6 +34,7 @@ void heard(const pybind11::object& progress, const Call& call) {
   });
   try {
     const pybind11::gil_scoped_release release;
+    const ph0::PlainFloats plain;
     call(watch);
   } catch (const ph0::Stopped&) {
     throw pybind11::error_already_set();

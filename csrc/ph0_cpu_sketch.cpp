@@ -59,10 +59,11 @@ struct Place {
   int64_t base;
 };
 
-Place place_for(float least, float greatest, int64_t cells) {
+// The finest grid, from a level on, whose cells hold the range.
+Place place_for(float least, float greatest, int64_t cells, int from) {
   const double low = least, high = greatest;
   const double largest = std::max(std::fabs(low), std::fabs(high));
-  int level = largest > 0 ? std::max(std::ilogb(largest) - 23, kLeastLevel) : kLeastLevel;
+  int level = std::max(from, largest > 0 ? std::ilogb(largest) - 23 : kLeastLevel);
   if (high > low) {
     // below this level the range alone is twice as long as all cells
     level = std::max(level, std::ilogb(high - low) - std::ilogb(static_cast<double>(cells)) - 1);
@@ -82,8 +83,14 @@ struct Row {
   int64_t* high;
   int64_t cells;
 
-  bool empty() const { return *level == kNoLevel; }
-  float least() const { return value_of(low[0]); }  // base is the cell of the least value
+  // The cell of the least value: that of base, but on the grid of a range beyond the row's own.
+  int64_t first() const {
+    int64_t c = 0;
+    while (c < cells && low[c] == kNoLow) ++c;
+    return c;
+  }
+  bool empty() const { return *level == kNoLevel || first() == cells; }
+  float least() const { return value_of(low[first()]); }
   float greatest() const {
     int64_t c = cells - 1;
     while (high[c] == kNoHigh) --c;
@@ -127,11 +134,13 @@ void update(const Row& row, const float* values, int64_t m, const uint32_t* text
     least = values[j] < least ? values[j] : least;
     greatest = values[j] > greatest ? values[j] : greatest;
   }
+  int level = kLeastLevel;
   if (!row.empty()) {
     least = std::min(least, row.least());
     greatest = std::max(greatest, row.greatest());
+    level = *row.level;
   }
-  const Place to = place_for(least, greatest, row.cells);
+  const Place to = place_for(least, greatest, row.cells, level);
   regrid(row, to, scratch);
   const double scale = scale_of(to.level);
   for (int64_t j = 0; j < m; ++j) {
@@ -145,11 +154,13 @@ void update(const Row& row, const float* values, int64_t m, const uint32_t* text
 void merge(const Row& into, const Row& from, int64_t* scratch) {
   if (from.empty()) return;
   float least = from.least(), greatest = from.greatest();
+  int level = *from.level;
   if (!into.empty()) {
     least = std::min(least, into.least());
     greatest = std::max(greatest, into.greatest());
+    level = std::max(level, *into.level);
   }
-  const Place to = place_for(least, greatest, into.cells);
+  const Place to = place_for(least, greatest, into.cells, level);
   regrid(into, to, scratch);
   const int coarser = to.level - *from.level;
   for (int64_t c = 0; c < from.cells; ++c) {
@@ -171,8 +182,9 @@ void gaps(const Row& row, int64_t i, const Gaps& out) {
     return;
   }
   float gap = 0, span = 0;
-  int64_t before = row.low[0];  // as high: the greatest value so far
-  int64_t below = low_text(row.low[0]), above = below;
+  const int64_t least = row.low[row.first()];
+  int64_t before = least;  // as high: the greatest value so far
+  int64_t below = low_text(least), above = below;
   bool first = true;
   for (int64_t c = 0; c < row.cells; ++c) {
     if (row.low[c] == kNoLow) continue;
@@ -191,9 +203,9 @@ void gaps(const Row& row, int64_t i, const Gaps& out) {
   }
   out.gap[i] = gap;
   out.bound[i] = std::max(gap, span);
-  out.extremes[2 * i] = row.least();
+  out.extremes[2 * i] = value_of(least);
   out.extremes[2 * i + 1] = value_of(before);
-  const int64_t texts[4] = {below, above, low_text(row.low[0]), high_text(before)};
+  const int64_t texts[4] = {below, above, low_text(least), high_text(before)};
   std::copy(texts, texts + 4, out.texts + 4 * i);
 }
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
+#include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -16,6 +17,7 @@
 #include <sanitizer/tsan_interface.h>
 #endif
 
+#include "ph0_cpu_floats.h"
 #include "ph0_cpu_watch.h"
 
 namespace ph0 {
@@ -63,6 +65,11 @@ void for_tasks(int64_t tasks, int threads, int64_t grain, Watch& watch, const Wo
     left.notify_one();
   };
   std::vector<std::thread> pool;
+  pool.reserve(static_cast<size_t>(workers - 1));
+  const auto no_more = [&] {
+    const std::lock_guard<std::mutex> hold(lock);
+    --running;
+  };
   try {
     for (int worker = 1; worker < workers; ++worker) {
       {
@@ -72,9 +79,9 @@ void for_tasks(int64_t tasks, int threads, int64_t grain, Watch& watch, const Wo
       pool.emplace_back(other, worker);
     }
   } catch (const std::system_error&) {
-    // The system gives no more threads: those that run share the tasks.
-    const std::lock_guard<std::mutex> hold(lock);
-    --running;
+    no_more();  // the system gives no more threads: those that run share the tasks
+  } catch (const std::bad_alloc&) {
+    no_more();
   }
   loop(0);
   constexpr std::chrono::milliseconds kListen(50);
@@ -127,6 +134,7 @@ void for_short_tasks(Team team, int64_t tasks, int threads, Watch& watch, const 
   };
   Turn turn{&work, tasks};
   const auto body = [](void* data) {
+    const PlainFloats plain;
     acquired(data);
     Turn& shared = *static_cast<Turn*>(data);
     for (int64_t task; (task = shared.next.fetch_add(1)) < shared.tasks;) (*shared.work)(task);

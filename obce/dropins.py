@@ -50,13 +50,14 @@ def ripser(
     """`ripser.ripser(X, maxdim=0)`, by the engine of `obce.h0`.
 
     ripser.py rounds all distances to float32. Here float64 input is computed in float64, so the two agree to a relative
-    1e-6, and exactly where all distances are float32 numbers.
+    1e-6, and exactly where all distances are float32 numbers. Of a sparse matrix ripser.py reads what is above the
+    diagonal alone; here either triangle will do.
 
     Args:
         X: [n, d] points or, with distance_matrix, [n, n] distances, or a scipy sparse matrix [n, n] of the edges there
             are; the kinds and dtypes of `obce.h0`.
         maxdim: 0, which is also the default; ripser.py's is 1.
-        thresh: longest edge allowed, `max_edge` of `obce.h0`.
+        thresh: longest edge allowed, both rounded to float32 as ripser.py does.
         coeff: the field of coefficients; in dimension 0 every field has the same diagram.
         distance_matrix: X is a matrix of distances, exactly symmetric and 0 on its diagonal.
         do_cocycles: in dimension 0 ripser.py gives none, and neither does this.
@@ -76,12 +77,13 @@ def ripser(
     """
     if maxdim != 0:
         raise ValueError(f"maxdim is {maxdim}, expected 0; obce has dimension 0 alone, use ripser.py for others.")
+    most = _longest(thresh)
     if distance_matrix:
-        result = _named("X", lambda: h0_distances(X, max_edge=thresh, backend=backend, threads=threads))
+        result = _named("X", lambda: h0_distances(X, max_edge=most, backend=backend, threads=threads))
     else:
         _warn_of_distances("X", X, "pass distance_matrix=True")
         name = _ALIASES.get(metric, metric)
-        result = _named("X", lambda: h0(X, metric=name, max_edge=thresh, backend=backend, threads=threads))
+        result = _named("X", lambda: h0(X, metric=name, max_edge=most, backend=backend, threads=threads))
     if len(result) != 1:
         raise ValueError(f"X has {len(result)} clouds, expected one; pass a batch to obce.h0 and take its diagrams().")
     n = int(result.lengths[0])
@@ -94,6 +96,16 @@ def ripser(
         idx_perm=np.arange(n),
         r_cover=0.0,
     )
+
+
+def _longest(thresh: Any) -> Any:
+    """The longest edge that becomes no more than thresh when both are rounded to float32."""
+    if isinstance(thresh, bool) or not isinstance(thresh, int | float | np.integer | np.floating):
+        return thresh  # which is refused
+    if not 0 < thresh < np.finfo(np.float32).max:
+        return thresh
+    rounded = np.float32(thresh)
+    return (float(rounded) + float(np.nextafter(rounded, np.float32(np.inf)))) / 2
 
 
 def linkage(
@@ -160,7 +172,7 @@ def _on_host(x: Any) -> NDArray[Any]:
         x = x.double() if x.is_floating_point() else x
     if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
         return np.from_dlpack(x)
-    return np.asarray(x)
+    return np.asanyarray(x)  # a masked array stays one, and is refused
 
 
 def _warn_of_distances(name: str, x: Any, otherwise: str) -> None:

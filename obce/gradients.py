@@ -113,7 +113,8 @@ def _pull(
     else:
         to_x = _slope(x - y, deaths, grad, metric, p)
         to_y = -to_x
-    silent = grad == 0  # no edge, or one of infinite length: 0 / 0 and 0 * inf are no gradient
+    # no edge, or one of infinite length: 0 / 0 and 0 * inf are no gradient; nor has one of length 0 a direction
+    silent = (grad == 0) | (deaths == 0)[:, :, None]
     return torch.where(silent, 0, to_x), torch.where(silent, 0, to_y)
 
 

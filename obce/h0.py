@@ -85,8 +85,8 @@ class H0:
 
     Attributes:
         deaths: [B, n - 1] edge lengths, ascending in each row, float32 or float64. +inf: that component never
-            merges (beyond max_edge, or no edge in the matrix). NaN: padding beyond lengths - 1, and the whole row
-            of a cloud that is not finite when the input was not checked.
+            merges (beyond max_edge, or no edge in the matrix), or at a length that overflows. NaN: padding beyond
+            lengths - 1, and the whole row of a cloud that is not finite when the input was not checked.
         edges: [B, n - 1, 2] int64, the two points that each death joins, smaller index first, in the order
             (weight, smaller index, larger index); -1 where there is no edge. None unless edges=True.
         lengths: [B] int64, number of points of each cloud.
@@ -154,9 +154,13 @@ class H0:
         """
         deaths = self._finite_deaths()
         xp = _namespace(deaths)
-        total = deaths.sum(1)[:, None]
-        q = deaths / xp.where(total == 0, xp.ones_like(total), total)
-        return -(q * xp.log(xp.where(q == 0, xp.ones_like(q), q))).sum(1)
+        if deaths.shape[1] == 0:
+            return deaths.sum(1)
+        top = deaths.max(1)[:, None] if xp is np else deaths.amax(1)[:, None]
+        share = deaths / xp.where(top == 0, xp.ones_like(top), top)  # whose sum does not overflow
+        total = share.sum(1)[:, None]
+        q = share / xp.where(total == 0, xp.ones_like(total), total)
+        return 0 - (q * xp.log(xp.where(q == 0, xp.ones_like(q), q))).sum(1)
 
     def betti(self, r: float) -> Any:
         """Number of components of each cloud at scale r (edges of length <= r are in).
@@ -165,14 +169,23 @@ class H0:
             r: scale, an edge length.
 
         Returns:
-            [B] int64.
+            [B] int64; -1 for a cloud that is not finite.
 
         Raises:
             TypeError: r is not a number.
             ValueError: r is NaN.
         """
         lengths: Any = self.lengths
-        return lengths - self._merged(_take_scale(r)).sum(1)
+        merged = self._merged(_take_scale(r)).sum(1)
+        xp = _namespace(merged)
+        return xp.where(self._undefined(), xp.full_like(lengths, -1), lengths - merged)
+
+    def _undefined(self) -> Any:
+        """[B] whether a cloud is not finite, so that nothing is known of it."""
+        deaths: Any = self.deaths
+        lengths: Any = self.lengths
+        xp = _namespace(deaths)
+        return (lengths > 1) & xp.isnan(deaths[:, :1]).any(1)
 
     def _merged(self, r: float) -> Any:
         """[B, n - 1] which merges have happened at scale r; compared without rounding r to the dtype of deaths."""
@@ -188,7 +201,7 @@ class H0:
             scales: [s] scales, edge lengths, in any order.
 
         Returns:
-            [B, s] int64.
+            [B, s] int64; -1 for a cloud that is not finite.
 
         Raises:
             TypeError: scales is not made of numbers.
@@ -204,6 +217,7 @@ class H0:
         curve = np.empty((len(deaths), len(at)), np.int64)
         for row, out, length in zip(deaths, curve, lengths, strict=True):
             out[:] = length - np.searchsorted(row[np.isfinite(row)], at, "right")
+        curve[_to_numpy(self._undefined())] = -1
         return _give(curve, self.deaths)
 
     def labels(self, r: float, i: int | None = None) -> Any:
@@ -242,7 +256,7 @@ class H0:
         is_first = (smallest[component] == np.arange(B * n)).reshape(B, n)
         number = is_first.cumsum(1) - 1
         out = number.reshape(-1)[smallest[component]].reshape(B, n)
-        undefined = (lengths > 1) & np.isnan(_to_numpy(self.deaths)[:, :1]).any(1)
+        undefined = _to_numpy(self._undefined())
         out[(np.arange(n) >= lengths[:, None]) | undefined[:, None]] = -1
         return _give(out, self.deaths)
 
@@ -316,7 +330,13 @@ class H0:
         edges = _to_numpy(self._needed(slice(i, i + 1)))[0, : n - 1]
         deaths = _to_numpy(self.deaths)[i, : n - 1]
         if not np.isfinite(deaths).all():
-            raise ValueError(f"cloud {i} is not connected, and scipy's linkage needs one tree; raise max_edge.")
+            if np.isnan(deaths).any():
+                problem = "is not finite; give finite points"
+            elif (edges[np.isinf(deaths)] >= 0).any():
+                problem = f"has an edge whose length overflows {deaths.dtype}; scale the points down"
+            else:
+                problem = "is not connected, and scipy's linkage needs one tree; raise max_edge"
+            raise ValueError(f"cloud {i} {problem}.")
         _, _, sizes, first, second = backends.merges(edges, n)
         return np.stack([first, second, deaths, sizes], 1).astype(np.float64)
 
@@ -375,10 +395,16 @@ def _take(x: Input, name: str, short: bool = False) -> Any:
             if tensor.is_complex() or tensor.is_floating_point():
                 raise TypeError(_dtype_sentence(name, tensor.dtype))
             if tensor.dtype.itemsize == 8 and tensor.numel():
-                _check_integers(name, int(tensor.min()), int(tensor.max()))
+                # torch has no least uint64
+                ends = tensor.cpu().numpy() if tensor.dtype is torch.uint64 else tensor
+                _check_integers(name, int(ends.min()), int(ends.max()))
             tensor = tensor.double()
-        tensor = tensor.detach()
+        tensor = tensor.detach().resolve_neg()
         return tensor.numpy() if tensor.device.type == "cpu" else tensor
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} is a masked array, expected a plain one; pad the clouds and pass their sizes as lengths."
+        )
     if _is_sparse(x):
         raise TypeError(f"{name} is a sparse matrix, expected a dense array; call .toarray() first.")
     try:
@@ -600,6 +626,11 @@ def _take_graph(matrix: Any, check: bool) -> reference.Graph:
     """A scipy sparse matrix as its edges: every pair once when both triangles are stored and checked."""
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"matrix has shape {_shape(matrix)}, expected [n, n]; for points use obce.h0.")
+    if matrix.format in ("bsr", "dia"):
+        raise TypeError(
+            f"matrix is sparse in the form {matrix.format}, which cannot tell a stored 0 from none, expected csr, csc, "
+            "coo, lil or dok; call .tocsr() and .eliminate_zeros()."
+        )
     n = matrix.shape[0]
     _sizes("matrix", n)
     _check_indices(matrix, n)

@@ -84,7 +84,15 @@ class _State:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def rows(self, rows: slice) -> Self:
-        """The state of some neurons, as a view: what is added to it is added here."""
+        """The state of some neurons that stand together, as a view: what is added to it is added here.
+
+        Raises:
+            ValueError: The slice has a step.
+        """
+        if rows.step not in (None, 1):
+            raise ValueError(
+                f"rows is {rows}, expected a slice without a step: a view has neurons that stand together."
+            )
         return type(self)(**{name: array[rows] for name, array in self.arrays().items()})
 
     def copy(self) -> Self:
@@ -186,10 +194,13 @@ class GapCells(_State):
             threads: Default as `obce.h0`.
 
         Raises:
-            ValueError: A shape does not fit, or a value is not finite.
+            ValueError: A shape does not fit, a value is not finite, or a number is none of a text.
         """
         values = _values(values, len(self))
-        ids = np.ascontiguousarray(texts, dtype=np.uint32)
+        numbers = np.asarray(texts)
+        if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < 1 << 32:
+            raise ValueError(f"texts go from {numbers.min()} to {numbers.max()}, expected numbers from 0 to 2^32 - 1.")
+        ids = np.ascontiguousarray(numbers, dtype=np.uint32)
         if ids.shape != values.shape[1:]:
             raise ValueError(
                 f"texts has shape {ids.shape}, expected {values.shape[1:]}: one number a column of values."
@@ -227,20 +238,28 @@ class GapCells(_State):
         engine = _compiled()
         if engine is None:
             mine, theirs = self.gaps(), other.gaps()
+            levels = ((mine, self.level), (theirs, other.level))
             least = np.fmin(mine.least, theirs.least)
             greatest = np.fmax(mine.greatest, theirs.greatest)
             moved = other.copy()
+            coarsest = np.maximum(*(np.where(np.isnan(gaps.low), _NO_LEVEL, level) for gaps, level in levels))
+            place = _grid(least, greatest, self.cells, coarsest)
             for state in (self, moved):
-                state.regrid(least, greatest)
+                _regrid(state, *place)
             np.minimum(self.low, moved.low, out=self.low)
             np.maximum(self.high, moved.high, out=self.high)
             return
         engine.cells_merge(self._addresses(), other._addresses(), len(self), self.cells, threads or default_threads())
 
     def renumber(self, offset: int) -> None:
-        """Adds an offset to the number of every text."""
-        if not 0 <= offset < 1 << 32:
-            raise ValueError(f"offset is {offset}, expected 0 to 2^32 - 1.")
+        """Adds an offset to the number of every text.
+
+        Raises:
+            ValueError: The offset, or a number that it leads to, is not from 0 to 2^32 - 1.
+        """
+        greatest = int((self.low[self.low != _NO_LOW] & 0xFFFFFFFF).max(initial=0))
+        if not 0 <= offset < (1 << 32) - greatest:
+            raise ValueError(f"offset is {offset} and the last text {greatest}, expected a sum of at most 2^32 - 1.")
         # the last 32 bits of `high` are the complement, which falls as the number grows
         self.low[self.low != _NO_LOW] += offset
         self.high[self.high != _NO_HIGH] -= offset
@@ -250,9 +269,7 @@ class GapCells(_State):
 
         States on the grid of the same range merge by elementwise minimum of `low` and maximum of `high`.
         """
-        some = ~np.isnan(least)
-        level, base = np.full(len(self), _NO_LEVEL, np.int32), np.zeros(len(self), np.int64)
-        level[some], base[some] = _grid(least[some], greatest[some], self.cells)
+        level, base = _grid(least, greatest, self.cells)
         engine = _compiled()
         if engine is None:
             _regrid(self, level, base)
@@ -322,17 +339,19 @@ def _cell_of(values: NDArray[Any], level: NDArray[np.int32]) -> NDArray[np.int64
 
 
 def _grid(
-    least: NDArray[np.float32], greatest: NDArray[np.float32], cells: int
+    least: NDArray[np.float32], greatest: NDArray[np.float32], cells: int, start: Any = _NO_LEVEL
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    low, high = least.astype(np.float64), greatest.astype(np.float64)
+    """Level and base of the finest grid of each range, from the level `start` on; no level where the range is NaN."""
+    none = np.isnan(least)
+    low, high = (np.where(none, 0, end).astype(np.float64) for end in (least, greatest))
     largest = np.maximum(np.abs(low), np.abs(high))
     # frexp's exponent is one more than the exponent of the leading bit
     level = np.where(largest > 0, np.maximum(np.frexp(largest)[1] - 24, _LEAST_LEVEL), _LEAST_LEVEL)
     level = np.where(high > low, np.maximum(level, np.frexp(high - low)[1] - cells.bit_length() - 1), level)
-    level = level.astype(np.int32)
+    level = np.maximum(level, start).astype(np.int32)
     while (wide := _cell_of(high, level) - _cell_of(low, level) >= cells).any():
         level[wide] += 1
-    return level, _cell_of(low, level)
+    return np.where(none, _NO_LEVEL, level), np.where(none, 0, _cell_of(low, level))
 
 
 def _insert(state: GapCells, values: NDArray[np.float32], ids: NDArray[np.uint32]) -> None:

@@ -179,7 +179,9 @@ def _clouds(X: Any) -> list[Any]:
 def _alike(clouds: list[Any]) -> dict[tuple[Any, ...], list[int]]:
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, cloud in enumerate(clouds):
-        key = type(cloud), tuple(cloud.shape), cloud.dtype, str(getattr(cloud, "device", "cpu"))
+        stacks = isinstance(cloud, np.ndarray) or type(cloud).__module__.startswith("torch")
+        alone = -1 if stacks else i
+        key = alone, type(cloud), tuple(cloud.shape), cloud.dtype, str(getattr(cloud, "device", "cpu"))
         groups.setdefault(key, []).append(i)
     return groups
 

@@ -315,11 +315,11 @@ def test_a_barrier_that_is_missing_is_noticed(emulated_module: ModuleType) -> No
     assert done.stdout.count(" noticed: ") == written.count("__syncthreads();") > 15
 
 
-def built_with_threads(folder: Path, *flags: str) -> Path | None:
-    """tests/csrc/union_find.cpp as a program, or None where it cannot be built or started like this."""
-    program = folder / "union_find"
-    source = ROOT / "tests" / "csrc" / "union_find.cpp"
-    command = [CXX, "-std=c++17", *flags, str(source), "-o", str(program), "-pthread"]
+def built_with_threads(name: str, folder: Path, *flags: str) -> Path | None:
+    """A program of tests/csrc, or None where it cannot be built or started like this."""
+    program = folder / name
+    sources = [ROOT / "tests" / "csrc" / f"{name}.cpp", ROOT / "csrc" / "ph0_cpu_watch.cpp"]
+    command = [CXX, "-std=c++17", *flags, *map(str, sources), "-o", str(program), "-pthread"]
     if subprocess.run(command, capture_output=True, check=False).returncode != 0:
         return None
     return program
@@ -328,13 +328,22 @@ def built_with_threads(folder: Path, *flags: str) -> Path | None:
 @needs_compiler
 @pytest.mark.parametrize("flags", [("-O3",), ("-O1", "-g", "-fsanitize=thread")], ids=["optimised", "watched"])
 def test_union_find_under_threads(tmp_path: Path, flags: tuple[str, ...]) -> None:
-    program = built_with_threads(tmp_path, *flags)
+    program = built_with_threads("union_find", tmp_path, *flags)
     if program is None:
         pytest.skip(f"{CXX} does not build with {' '.join(flags)} here")
     env = {"TSAN_OPTIONS": "halt_on_error=1"}
     done = subprocess.run([program], capture_output=True, text=True, check=False, env=env)
     if "unexpected memory mapping" in done.stderr:
         pytest.skip("the thread sanitizer does not run in this kernel's memory layout")
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-3000:]
+
+
+@needs_compiler
+def test_threads_that_find_no_memory(tmp_path: Path) -> None:
+    program = built_with_threads("threads", tmp_path, "-O1")
+    if program is None:
+        pytest.skip(f"{CXX} does not build it here")
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-3000:]
 
 

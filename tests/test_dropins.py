@@ -53,6 +53,16 @@ def test_ripser_where_float32_holds_every_distance(cloud: np.ndarray, thresh: fl
     assert found["r_cover"] == expected["r_cover"]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_ripser_compares_lengths_and_thresh_as_float32(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    cloud = rng.integers(0, 12, (25, 2)) * 0.1
+    for thresh in (0.1, 0.2, 0.3, 0.1 * 3, np.float32(0.1)):
+        found, expected = obce.ripser(cloud, thresh=thresh)["dgms"][0], theirs(cloud, thresh=thresh)["dgms"][0]
+        assert np.isinf(found).sum() == np.isinf(expected).sum()
+    assert np.isinf(obce.ripser(np.arange(10)[:, None] * 0.1, thresh=0.1)["dgms"][0]).sum() == 1
+
+
 @pytest.mark.parametrize("metric", ["euclidean", "l1", "l2", "manhattan", "cosine", "chebyshev", "minkowski"])
 @pytest.mark.parametrize("i", range(5))
 def test_ripser_of_any_cloud_to_the_rounding_of_float32(metric: str, i: int) -> None:

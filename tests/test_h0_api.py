@@ -314,6 +314,9 @@ def test_thresh_itself_is_kept_as_ripser_keeps_it() -> None:
             r"matrix 0 is not symmetric: 3.0 at \[0, 2\] but 2.0 at \[2, 0\]; store one triangle only",
         ),
         (sp.csr_array([[0, 1j], [0, 0]]), TypeError, "matrix has dtype complex128"),
+        (sp.csr_array([[0, 3.0], [3.0, 0]]).tobsr((2, 2)), TypeError, "sparse in the form bsr, .* expected csr, csc"),
+        (sp.csr_array([[0, 3.0], [3.0, 0]]).todia(), TypeError, "sparse in the form dia, .* expected csr, csc"),
+        (np.ma.array([1.0, 2, 3], mask=[0, 0, 1]), TypeError, "matrix is a masked array, expected a plain one; pad"),
         (np.array([1, None, 2], object), TypeError, "matrix has dtype object"),
     ],
 )
@@ -366,6 +369,11 @@ def test_labels_of_ragged_and_broken_clouds() -> None:
     assert result.labels(0.5, -1).tolist() == [0]
     broken = h0(points, lengths=[4, 3, 1], edges=True, check=False)
     assert broken.labels(2).tolist()[1] == [-1] * 4
+    assert broken.betti(2).tolist() == [2, -1, 1] and broken.betti_curve([2, 9]).tolist()[1] == [-1, -1]
+    with pytest.raises(ValueError, match="cloud 1 is not finite; give finite points"):
+        broken.linkage(1)
+    with pytest.raises(ValueError, match="cloud 0 has an edge whose length overflows float64; scale the points down"):
+        h0_line([-1.7e308, 1.7e308], edges=True).linkage(0)
     assert h0(np.zeros((0, 3, 2)), edges=True).labels(1).shape == (0, 3)
     capped = h0_line([0.0, 1.0, 5.0, 7.0], edges=True, max_edge=2.0)
     assert capped.labels(INF).tolist() == [[0, 0, 1, 1]]
@@ -537,6 +545,51 @@ def test_absent_merges_and_padding_pull_nobody() -> None:
     (grad,) = torch.autograd.grad(r_f(line, lengths=[3]).sum(), line)
     assert grad.tolist() == [[0.0, -1.0, 1.0, 0.0]]
     assert torch.autograd.grad(r_f(line, lengths=[3], max_edge=2).sum(), line)[0].abs().sum() == 0
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean", "manhattan", "chebyshev", "cosine"])
+def test_an_infinite_slope_at_a_death_of_zero_pulls_nobody(metric: str) -> None:
+    """As that of a power below 1: equal points stay where they are."""
+    points = torch.tensor([[1.0, 0], [1, 0], [3, 4]], requires_grad=True)
+    h0(points, metric=metric).total_persistence(0.5).sum().backward()  # type: ignore[no-untyped-call]
+    assert points.grad is not None and points.grad.isfinite().all() and points.grad[2].any()
+    line = torch.tensor([1.0, 1, 3], requires_grad=True)
+    h0_line(line).deaths.sqrt().sum().backward()
+    assert line.grad is not None and line.grad.isfinite().all() and line.grad[2] > 0
+
+
+def test_entropy_of_deaths_whose_sum_overflows() -> None:
+    big = h0_line(np.array([0, 3e38, -3e38], np.float32)).entropy()
+    assert big.tolist() == [pytest.approx(np.log(2))]
+    for deaths in (h0_line([1.0, 1.0, 1.0]).entropy(), h0_line([1.0]).entropy(), h0_line(torch.ones(2)).entropy()):
+        assert deaths.tolist() == [0] and not np.signbit(np.asarray(deaths)).any()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_subnormals_count_whatever_the_caller_has_set(threads: int) -> None:
+    rng = np.random.default_rng(5)
+    line = (rng.standard_normal((4, 300)) * 1e-39).astype(np.float32)
+    cloud = np.concatenate([np.ones((1, 3)), rng.standard_normal((60, 3)) * 1e-21]).astype(np.float32)
+    tiny = cloud[1:] * np.float32(1e-20)
+
+    def found() -> list[Any]:
+        results = [h0_line(line, threads=threads)] + [
+            h0(points, edges=True, algorithm=algorithm, threads=threads)
+            for points in (cloud, tiny)
+            for algorithm in ("prim", "kdtree", "boruvka")
+        ]
+        # as bytes: numpy's own conversions would flush
+        return [part.tobytes() for result in results for part in (result.deaths, result.edges) if part is not None]
+
+    expected = found()
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU cannot flush subnormals to zero")
+    try:
+        assert found() == expected
+        assert float(torch.tensor(1e-39) * 2) == 0, "the caller's mode is as it was"
+    finally:
+        torch.set_flush_denormal(False)
+    assert h0_line(line).r_f.all()
 
 
 def test_gradient_of_half_precision_and_of_summaries() -> None:
@@ -722,6 +775,15 @@ def test_views_are_not_copied() -> None:
         assert tracemalloc.get_traced_memory()[1] < 100_000
     finally:
         tracemalloc.stop()
+
+
+def test_tensors_that_numpy_knows_by_other_names() -> None:
+    assert h0_line(torch.tensor([1, 2, 5], dtype=torch.uint64)).deaths.tolist() == [[1, 3]]
+    with pytest.raises(ValueError, match=r"holds the integer \d+, expected magnitudes up to 2\^53"):
+        h0_line(torch.tensor([1, 2**63 - 1], dtype=torch.int64).to(torch.uint64))
+    negative = torch.tensor([1j, 3j]).conj().imag
+    assert negative.is_neg()
+    assert h0_line(negative).deaths.tolist() == [[2]]
 
 
 def test_integers_that_float64_cannot_hold() -> None:

@@ -316,6 +316,40 @@ def test_states_on_one_grid_merge_elementwise() -> None:
     assert np.array_equal(a.level, whole.level)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_grid_that_is_wider_than_the_values(compiled: bool, plain: Any) -> None:
+    """As a rank has before a reduction: neurons with no value in their first cells, or none at all."""
+    if not compiled:
+        plain()
+    none, some = GapCells.empty(1, 16), GapCells.empty(1, 16)
+    some.update(np.array([[0.5, 0.75]], np.float32), [7, 8])
+    for state in (none, some):
+        state.regrid(np.zeros(1, np.float32), np.ones(1, np.float32))
+    assert np.isnan(none.gaps().low).all() and (none.gaps().texts == -1).all()
+    for state, other in ((some.copy(), none), (none.copy(), some)):
+        state.merge(other)
+        gaps = state.gaps()
+        assert (gaps.low, gaps.high, gaps.least, gaps.greatest) == (0.25, 0.25, 0.5, 0.75)
+        assert gaps.texts.tolist() == [[7, 8, 7, 8]]
+        state.update(np.array([[0.875]], np.float32), [9])
+        assert state.gaps().texts.tolist() == [[7, 8, 7, 9]]
+
+
+def test_sums_keep_subnormals_on_any_threads() -> None:
+    import torch
+
+    tokens, lengths = torch.full((1, 30, 512), 1e-39), np.array([30])
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU cannot flush subnormals to zero")
+    try:
+        for threads in (1, 2):
+            sums = TokenSums(512)
+            sums.add(tokens, lengths, threads)
+            assert (sums.sums > 2.9e-38).all()
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_without_values() -> None:
     state = Sketch.empty(2)
     state.update(np.empty((2, 0), np.float32), [])
@@ -348,8 +382,17 @@ def test_bad_input() -> None:
         state.merge(GapCells.empty(3, 16))
     with pytest.raises(ValueError, match="cells is 1, expected 2 to 65,536"):
         GapCells.empty(3, 1)
-    with pytest.raises(ValueError, match="offset is -1, expected 0"):
+    with pytest.raises(ValueError, match="offset is -1 and the last text 0, expected a sum of at most"):
         state.renumber(-1)
+    for numbers in ([-1, 0], [0, 2**32]):
+        with pytest.raises(ValueError, match=r"texts go from .*, expected numbers from 0 to 2\^32 - 1"):
+            state.update(np.zeros((3, 2), np.float32), np.array(numbers))
+    state.update(np.zeros((3, 1), np.float32), [2**32 - 2])
+    with pytest.raises(ValueError, match="offset is 5 and the last text 4294967294, expected a sum"):
+        state.renumber(5)
+    state.renumber(1)
+    with pytest.raises(ValueError, match="expected a slice without a step"):
+        state.rows(slice(0, 3, 2))
 
 
 def test_the_long_check_runs(script: Any) -> None:

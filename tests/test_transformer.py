@@ -12,6 +12,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from obce.h0 import h0, h0_distances
+from scipy.sparse import csr_array
 from scipy.spatial.distance import pdist, squareform
 
 sklearn_base = pytest.importorskip("sklearn.base", reason="scikit-learn is not installed")
@@ -52,6 +53,8 @@ def test_precomputed_takes_matrices() -> None:
     expected = [h0_distances(matrix).diagrams()[0] for matrix in matrices]
     transformer = obce.H0Transformer(metric="precomputed")
     same(transformer.fit_transform(matrices), expected)
+    twice = [csr_array(matrices[0]), csr_array(matrices[0])]
+    same(transformer.fit_transform(twice), [expected[0], expected[0]])
     assert not hasattr(transformer, "n_features_in_")
 
 
