@@ -210,7 +210,7 @@ __device__ inline void grow_until(const GrowJob<T>& job,
       points.from[p] = nearer ? current : points.from[p];
       best = lesser(best, points.key[p]);
     }
-    if (tie) {  // of equal weights the smaller end; from is negative where key is +inf
+    if (tie) {  // of equal weights the smaller end
       if (SOURCE > 0) {
         // Computed again: to keep all weights until here would take registers from the coordinates.
         asm volatile("" : "+r"(current));
@@ -218,7 +218,12 @@ __device__ inline void grow_until(const GrowJob<T>& job,
       }
 #pragma unroll
       for (int p = 0; p < POINTS; ++p) {
-        if (weight[p] == points.key[p] && current < points.from[p]) points.from[p] = current;
+        // A from of -1 is above every point: lengths of one coordinate may be +inf themselves. Of a
+        // matrix +inf is no edge.
+        const bool smaller = SOURCE == kMatrix ? current < points.from[p]
+                                               : static_cast<unsigned>(current) <
+                                                     static_cast<unsigned>(points.from[p]);
+        if (weight[p] == points.key[p] && smaller) points.from[p] = current;
       }
     }
     const Word own_least = ordered(best);

@@ -333,9 +333,9 @@ def _input(case: Case) -> Any:
 Outcome = tuple[str, Any]
 
 
-def answer(case: Case, backend: str, level: str, algorithm: str | None = None) -> Outcome:
+def answer(case: Case, backend: str | None, level: str, algorithm: str | None = None) -> Outcome:
     """("refused", sentence) or ("answered", arrays). Warnings, and errors of other types, are raised."""
-    keywords = {"backend": backend} | {k: v for k, v in case.keywords.items() if k != "n"}
+    keywords: dict[str, Any] = {"backend": backend} | {k: v for k, v in case.keywords.items() if k != "n"}
     if algorithm is not None:
         keywords["algorithm"] = algorithm
     door = {"matrix": obce.h0_distances, "sparse": obce.h0_distances}.get(case.call) or getattr(obce, case.call)
@@ -380,10 +380,10 @@ def _has_no_oracle(case: Case) -> bool:
     return case.form == "one row, repeated" or not np.array_equal(a, np.swapaxes(a, -1, -2), equal_nan=True)
 
 
-def failure(case: Case) -> str | None:
-    """What is wrong with the answer to a case, or None."""
+def failure(case: Case, backend: str | None = "cpu") -> str | None:
+    """What is wrong with the answer of a backend (None: of the first that can) to a case, or None."""
     try:
-        ours = answer(case, "cpu", case.level)
+        ours = answer(case, backend, case.level)
         if ours[0] == "refused" and "by prim only" in ours[1]:
             return None if case.keywords["algorithm"] in ("boruvka", "kdtree") else ours[1]
         if _has_no_oracle(case):

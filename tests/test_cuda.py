@@ -180,6 +180,22 @@ class TestTrees:
             equal(found.edges, expected.edges)
             equal(found.deaths, expected.deaths)
 
+    @pytest.mark.parametrize("algorithm", ["prim", "boruvka"])
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    @pytest.mark.parametrize("shared", ["101376", "2000"])
+    def test_lengths_of_one_coordinate_that_overflow(
+        self, emulated: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, algorithm: str, dtype: Any, shared: str
+    ) -> None:
+        """An edge of infinite length is one, of the smallest ends: heaps near either end of the number format."""
+        monkeypatch.setenv("OBCE_EMULATED_SHARED", shared)
+        x = np.random.default_rng(1).choice([-1, -0.99, 0.97, 1], (3, 70, 1)) * np.finfo(dtype).max
+        with np.errstate(over="ignore"):
+            found = h0(x.astype(dtype), edges=True, lengths=[70, 3, 33], backend="cuda", algorithm=algorithm)
+            expected = h0(x.astype(dtype), edges=True, lengths=[70, 3, 33], backend="cpu")
+        assert np.isinf(expected.deaths).any()
+        equal(found.edges, expected.edges)
+        equal(found.deaths, expected.deaths)
+
     @pytest.mark.parametrize("dtype", [np.float32, np.float64])
     def test_coordinates_that_do_not_fit_a_multiprocessor(
         self, emulated: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, dtype: Any
