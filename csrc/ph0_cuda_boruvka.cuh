@@ -684,8 +684,8 @@ __global__ __launch_bounds__(kCopyThreads) void write_forest(
   if (exists) {
     const T weight = from_ordered<T>(weights[slot]);
     const int exponent = matrix || in.d == 1 ? 0 : scale_exponent(in.largest[b]);
-    death = times_power(matrix || in.squared || in.d == 1 ? weight : root(weight), exponent);
-    if (in.squared) death = times_power(death, exponent);
+    death = in.squared ? times_square(weight, exponent)
+                       : times_power(matrix || in.d == 1 ? weight : root(weight), exponent);
   }
   const int64_t at = b * (in.n - 1) + i;
   in.deaths[at] = death;

@@ -123,6 +123,16 @@ __device__ inline T times_power(T x, int e) {
   return x * power_of_two(half, T{}) * power_of_two(e - half, T{});
 }
 
+// x * 2^2e for an e of scale_exponent, rounded once.
+__device__ inline float times_square(float x, int e) {
+  return static_cast<float>(static_cast<double>(x) * power_of_two(2 * e, double{}));
+}
+__device__ inline double times_square(double x, int e) {
+  // Of the four factors the last is below 2^-53 where e is negative: what is more than half the
+  // least number after it was a normal one before, and exact.
+  return times_power(times_power(x, e), e);
+}
+
 // Bits of |x|: in the order of the magnitudes, NaN above infinity above all others.
 __device__ inline uint32_t magnitude_bits(float x) { return __float_as_uint(x) & 0x7fffffffu; }
 __device__ inline uint64_t magnitude_bits(double x) {

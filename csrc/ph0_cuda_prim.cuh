@@ -442,9 +442,9 @@ __global__ __launch_bounds__(THREADS, kGrowThreads<T, SOURCE> < 2 * THREADS
     T death = inside ? Quiet<T>::inf() : Quiet<T>::nan();
     if (exists) {
       const T weight = from_ordered<T>(edge.weight());
-      const bool length = SOURCE == kMatrix || in.squared || d == 1;
-      death = times_power(length ? weight : root(weight), exponent);
-      if (in.squared) death = times_power(death, exponent);
+      const bool length = SOURCE == kMatrix || d == 1;
+      death = in.squared ? times_square(weight, exponent)
+                         : times_power(length ? weight : root(weight), exponent);
     }
     write_edge<T>(in, i, death, exists ? lower_end(edge.pair()) : -1,
                   exists ? upper_end(edge.pair()) : -1);

@@ -196,6 +196,22 @@ class TestTrees:
         equal(found.edges, expected.edges)
         equal(found.deaths, expected.deaths)
 
+    @pytest.mark.parametrize("algorithm", ["prim", "boruvka"])
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_squares_in_the_subnormal_range_are_rounded_once(
+        self, emulated: ctypes.CDLL, algorithm: str, dtype: Any
+    ) -> None:
+        """In clouds of all small magnitudes an edge of a little more than 4.5 least numbers, so 5 and not 4."""
+        info = np.finfo(dtype)
+        least = info.minexp - info.nmant
+        side = 3 * 2.0 ** ((least - 1) // 2)  # its square is 4.5, or half of that where the exponent is odd
+        near = [side, side * ((least - 1) % 2), side / 2 ** ((info.nmant + 1) // 2), 0]
+        exponents = range(*((-70, -31) if dtype == np.float32 else (-530, -201)))
+        x = np.array([[[0] * 4, near, [0, 0, 0, 2.0**e]] for e in exponents], dtype)
+        found = h0(x, metric="sqeuclidean", backend="cuda", algorithm=algorithm).deaths
+        assert (found[:, 0] == 5 * 2.0**least).all()
+        equal(found, h0(x, metric="sqeuclidean", backend="cpu").deaths)
+
     @pytest.mark.parametrize("dtype", [np.float32, np.float64])
     def test_coordinates_that_do_not_fit_a_multiprocessor(
         self, emulated: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, dtype: Any
