@@ -558,7 +558,8 @@ __global__ __launch_bounds__(kRankThreads, 3) void gap_by_ranks(const uint16_t* 
                             });
     for (unsigned by = kWarp / 2; by > 0; by >>= 1)
       best = fmaxf(best, __shfl_down_sync(kAllLanes, best, by));
-    if (lane < kEach) occupied[warp * kEach + lane] = 0;  // every lane has read them
+    __syncwarp();  // every lane has read them
+    if (lane < kEach) occupied[warp * kEach + lane] = 0;
     if (lane == 0) {
       part[warp] = ends;
       part_gap[warp] = best;

@@ -55,6 +55,8 @@ void maybe_yield();
 
 }  // namespace emulator
 
+// No site: each stands behind a shuffle, at which all lanes of a warp wait on this grid anyway.
+inline void __syncwarp() { emulator::collective(emulator::Collective::kBallot, 0, 0); }
 inline unsigned __reduce_min_sync(unsigned, unsigned v) {
   return static_cast<unsigned>(emulator::collective(emulator::Collective::kMin, v, 0));
 }
