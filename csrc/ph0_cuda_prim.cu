@@ -8,8 +8,10 @@ namespace ph0::cuda {
 
 namespace {
 
-// Static shared memory of prim_kernel, rounded up.
-constexpr int64_t kDeclared = 1024;
+// Static shared memory of prim_kernel; what is asked for beside it begins at a multiple of 16
+// bytes.
+template <class T>
+constexpr int64_t kDeclared = (sizeof(GrowSlots<T>) + 15) / 16 * 16;
 
 template <class T>
 int64_t prim_shared(int source, int64_t n, int64_t d) {
@@ -24,7 +26,7 @@ template <class T>
 int prim_source(const Trees& in, const Device& device) {
   if (in.d == 0) return kMatrix;
   const auto fits = [&](int source) {
-    return prim_shared<T>(source, in.n, in.d) + kDeclared <= device.shared_memory;
+    return prim_shared<T>(source, in.n, in.d) + kDeclared<T> <= device.shared_memory;
   };
   if (sizeof(T) == 4 && in.d > 1) {
     for (const int held : {2, 4, 8, 16}) {

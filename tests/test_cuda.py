@@ -428,6 +428,23 @@ def test_kernels_spill_nothing_and_fit_their_targets(machine_code: Callable[...,
     assert all(names == kernels[90] for names in kernels.values())
 
 
+@needs_compiler
+def test_what_prim_declares_is_counted(
+    machine_code: Callable[..., str], emulated_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cloud lies in shared memory where it and what the kernel declares fit, and not with a byte less."""
+    usage = re.findall(
+        r"Function (\S*prim_kernelI[fd]\S*):\n.*?SHARED:(\d+)", machine_code("-res-usage", "-arch", "sm_90")
+    )
+    for letter, number, size in (("f", "float32", 4), ("d", "float64", 8)):
+        declared = {int(shared) - 1024 for name, shared in usage if f"prim_kernelI{letter}" in name}  # of the system
+        job = emulated_module.Trees(0, 1, 65, 100, 0, False, 0, 0)
+        asked = 65 * 100 * size + 67 * 2 * size  # coordinates, and spread(64) + 1 keys
+        for missing in (0, 1):
+            monkeypatch.setenv("OBCE_EMULATED_SHARED", str(asked + max(declared) - missing))
+            assert (emulated_module.prim_workspace(job, number, 0) > 0) == bool(missing), number
+
+
 def test_code_of_hopper(machine_code: Callable[..., str]) -> None:
     """No loop around a 64-bit exchange where 32-bit minima do, wide loads of 16-bit numbers, no unfused chain."""
     parts = re.split(r"Function : ", machine_code("-sass", "-arch", "sm_90"))[1:]
