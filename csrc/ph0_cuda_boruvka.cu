@@ -81,10 +81,6 @@ void clear(void* memory, int64_t bytes, Stream stream) {
           "cudaMemsetAsync");
 }
 
-dim3 over_clouds(int64_t blocks, int64_t B) {
-  return dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(B));
-}
-
 template <class T>
 void codes_of(const Trees& trees, int64_t* codes, void* workspace, Stream stream) {
   using Word = typename Ordered<T>::Word;
@@ -93,20 +89,20 @@ void codes_of(const Trees& trees, int64_t* codes, void* workspace, Stream stream
   clear(space.largest, trees.B * static_cast<int64_t>(sizeof(Word)), stream);
   clear(space.ranges, trees.B * kCodeSides * 2 * static_cast<int64_t>(sizeof(Word)), stream);
   launch("find_largest", find_largest<T>,
-         over_clouds(looping_blocks(trees.n * trees.d, kCopyThreads), trees.B), kCopyThreads, 0,
-         stream, data, trees.n, trees.d, trees.lengths, space.largest);
-  launch("find_ranges", find_ranges<T>, over_clouds(looping_blocks(trees.n, kCopyThreads), trees.B),
+         Grid{looping_blocks(trees.n * trees.d, kCopyThreads), trees.B}, kCopyThreads, 0, stream,
+         data, trees.n, trees.d, trees.lengths, space.largest);
+  launch("find_ranges", find_ranges<T>, Grid{looping_blocks(trees.n, kCopyThreads), trees.B},
          kCopyThreads, 0, stream, data, trees.n, trees.d, trees.lengths, space.ranges);
-  launch("make_codes", make_codes<T>, over_clouds(blocks_for(trees.n, kCopyThreads), trees.B),
+  launch("make_codes", make_codes<T>, Grid{blocks_for(trees.n, kCopyThreads), trees.B},
          kCopyThreads, 0, stream, data, trees.n, trees.d, trees.lengths,
          static_cast<const Word*>(space.ranges), codes);
 }
 
 // Nodes of a level, a warp each.
 template <class T>
-dim3 over_level(const Rounds<T>& in, int level, int64_t B) {
+Grid over_level(const Rounds<T>& in, int level, int64_t B) {
   const int64_t nodes = in.level_start[level + 1] - in.level_start[level];
-  return over_clouds(nodes / (kCopyThreads / kWarp), B);
+  return {nodes / (kCopyThreads / kWarp), B};
 }
 
 template <class T>
@@ -117,20 +113,20 @@ void start_boxes(const Space<T>& space, int64_t B, Stream stream) {
            level, space.boxes, space.node_id, space.places);
   }
   if (in.levels == 0) {
-    launch("make_boxes", make_boxes<T>, over_clouds(in.width / Tile<T>::kSide, B), kWarp, 0, stream,
-           in, space.boxes, space.places);
+    launch("make_boxes", make_boxes<T>, Grid{in.width / Tile<T>::kSide, B}, kWarp, 0, stream, in,
+           space.boxes, space.places);
   }
 }
 
 template <class T>
 void start_round(const Rounds<T>& in, int64_t B, int round, Stream stream) {
   if (in.levels == 0) {
-    launch("round_start", round_start<T>, over_clouds(in.width / Tile<T>::kSide, B), Tile<T>::kSide,
-           0, stream, in, round);
+    launch("round_start", round_start<T>, Grid{in.width / Tile<T>::kSide, B}, Tile<T>::kSide, 0,
+           stream, in, round);
     return;
   }
-  launch("round_start_tree", round_start_tree<T>, over_clouds(in.level_start[1] / kWarp, B),
-         kCopyThreads, 0, stream, in, round);
+  launch("round_start_tree", round_start_tree<T>, Grid{in.level_start[1] / kWarp, B}, kCopyThreads,
+         0, stream, in, round);
   for (int level = 2; level < in.levels; ++level) {
     launch("round_level", round_level<T>, over_level(in, level, B), kCopyThreads, 0, stream, in,
            level, round);
@@ -142,8 +138,8 @@ void scan_tree(const Rounds<T>& in, int64_t B, int round, Stream stream) {
   if constexpr (D < kTreeDeep) {
     if (in.d > D) return scan_tree<T, D + 1>(in, B, round, stream);
   }
-  launch("round_scan_tree", round_scan_tree<T, D>,
-         over_clouds(blocks_for(in.width, kTreeThreads), B), kTreeThreads, 0, stream, in, round);
+  launch("round_scan_tree", round_scan_tree<T, D>, Grid{blocks_for(in.width, kTreeThreads), B},
+         kTreeThreads, 0, stream, in, round);
 }
 
 template <class T>
@@ -156,12 +152,10 @@ void rounds_on(const Trees& trees, const int64_t* order, void* weights, int64_t*
   in.pairs = pairs;
   const int64_t B = trees.B, tiles = in.width / Tile<T>::kSide;
   const int rounds = rounds_of(trees.n);
-  const dim3 places = over_clouds(blocks_for(in.width, kCopyThreads), B);
+  const Grid places{blocks_for(in.width, kCopyThreads), B};
   clear(in.joined, B * (rounds + 1) * static_cast<int64_t>(sizeof(int32_t)), stream);
   if (in.entries == nullptr) {
-    launch("gather_points", gather_points<T>,
-           dim3(static_cast<unsigned>(in.width / 32), static_cast<unsigned>(blocks_for(in.d, 32)),
-                static_cast<unsigned>(B)),
+    launch("gather_points", gather_points<T>, Grid{in.width / 32, blocks_for(in.d, 32), B},
            kCopyThreads, 0, stream, static_cast<const T*>(trees.data), in.n, in.d, in.width,
            in.lengths, order, static_cast<const Word*>(space.largest), space.points, space.ids);
   }
@@ -172,13 +166,12 @@ void rounds_on(const Trees& trees, const int64_t* order, void* weights, int64_t*
     launch("round_seed", round_seed<T>, places, kCopyThreads, 0, stream, in, round);
     if (in.entries != nullptr) {
       launch("round_scan_matrix", round_scan_matrix<T>,
-             over_clouds(blocks_for(in.n, kScanThreads / kWarp), B), kScanThreads, 0, stream, in,
-             round);
+             Grid{blocks_for(in.n, kScanThreads / kWarp), B}, kScanThreads, 0, stream, in, round);
     } else if (in.levels > 0) {
       scan_tree<T>(in, B, round, stream);
     } else {
-      launch("round_scan", round_scan<T>, over_clouds(tiles, B), kScanThreads, sizeof(Scan<T>),
-             stream, in, round);
+      launch("round_scan", round_scan<T>, Grid{tiles, B}, kScanThreads, sizeof(Scan<T>), stream, in,
+             round);
     }
     launch("round_pairs", round_pairs<T>, places, kCopyThreads, 0, stream, in, round);
     launch("round_hook", round_hook<T>, places, kCopyThreads, 0, stream, in, round);
@@ -197,9 +190,9 @@ void write_to(const Trees& trees, const int64_t* ranks, const void* weights, con
                     trees.squared,
                     static_cast<T*>(trees.deaths),
                     trees.edges};
-  launch("write_forest", write_forest<T>,
-         over_clouds(blocks_for(trees.n - 1, kCopyThreads), trees.B), kCopyThreads, 0, stream, out,
-         trees.d == 0, ranks, static_cast<const typename Ordered<T>::Word*>(weights), pairs);
+  launch("write_forest", write_forest<T>, Grid{blocks_for(trees.n - 1, kCopyThreads), trees.B},
+         kCopyThreads, 0, stream, out, trees.d == 0, ranks,
+         static_cast<const typename Ordered<T>::Word*>(weights), pairs);
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
 
 #include "ph0_cuda_device.cuh"
 #include "ph0_cuda_error.h"
@@ -13,11 +15,27 @@
 
 namespace ph0::cuda {
 
+// Largest number of blocks in x, and in y and z.
+constexpr int64_t kMostBlocksX = 0x7fffffff, kMostBlocks = 65535;
+
+struct Grid {
+  int64_t x, y = 1, z = 1;
+};
+
 // Puts a kernel on the stream; `shared` bytes of shared memory beside what the kernel declares.
 template <class... Arguments, class... Given>
-void launch(const char* name, void (*kernel)(Arguments...), dim3 grid, unsigned block,
+void launch(const char* name, void (*kernel)(Arguments...), const Grid& blocks, unsigned block,
             int64_t shared, Stream stream, const Given&... given) {
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (blocks.x == 0 || blocks.y == 0 || blocks.z == 0) return;
+  if (blocks.x > kMostBlocksX || blocks.y > kMostBlocks || blocks.z > kMostBlocks) {
+    throw std::invalid_argument(
+        std::string(name) + " would take " + std::to_string(blocks.x) + " x " +
+        std::to_string(blocks.y) + " x " + std::to_string(blocks.z) + " blocks, expected at most " +
+        std::to_string(kMostBlocksX) + " x " + std::to_string(kMostBlocks) + " x " +
+        std::to_string(kMostBlocks) + "; pass fewer clouds at a time.");
+  }
+  const dim3 grid(static_cast<unsigned>(blocks.x), static_cast<unsigned>(blocks.y),
+                  static_cast<unsigned>(blocks.z));
   // More than 48 KB in all, what the kernel declares included, must be asked for.
   if (shared > 32 << 10) {
     succeed(
@@ -33,8 +51,8 @@ inline int64_t blocks_for(int64_t work, int64_t block) { return (work + block - 
 
 // For kernels whose threads go on to further numbers: enough blocks to fill a device, a few numbers
 // a thread.
-inline unsigned looping_blocks(int64_t numbers, int64_t block) {
-  return static_cast<unsigned>(std::min<int64_t>(blocks_for(numbers, block * 4), 1024));
+inline int64_t looping_blocks(int64_t numbers, int64_t block) {
+  return std::min<int64_t>(blocks_for(numbers, block * 4), 1024);
 }
 
 // Hands out the parts of a workspace, each at a multiple of 256 bytes. With a null pointer it only
@@ -55,8 +73,5 @@ class Parts {
   char* start_;
   int64_t used_ = 0;
 };
-
-// Largest number of blocks in y and z.
-constexpr int64_t kMostBlocks = 65535;
 
 }  // namespace ph0::cuda

@@ -58,8 +58,7 @@ Space lines_space(const Lines& in, Number number, bool deaths, const Device& dev
 }
 
 void gather(const Lines& in, Number number, int64_t first, int64_t rows, void* out, Stream stream) {
-  const dim3 grid(static_cast<unsigned>(blocks_for(in.n, kTransposed)),
-                  static_cast<unsigned>(blocks_for(rows, kTransposed)));
+  const Grid grid{blocks_for(in.n, kTransposed), blocks_for(rows, kTransposed)};
   const auto go = [&](auto zero) {
     using Bits = decltype(zero);
     launch("gather_lines", gather_lines<Bits>, grid, kTransposed * 8, 0, stream,
@@ -94,9 +93,8 @@ void each_part(const Lines& in, Number number, void* gathered, Stream stream, co
 template <class T>
 void wide(const Lines& in, Number number, T* out, void* buckets, const Device& device,
           Stream stream) {
-  launch("gap_in_memory", gap_in_memory<T>,
-         dim3(static_cast<unsigned>(bucket_blocks(in, number, device))), kWideThreads, 0, stream,
-         static_cast<const T*>(in.values), in.row_stride, in.B, in.n, in.lengths,
+  launch("gap_in_memory", gap_in_memory<T>, Grid{bucket_blocks(in, number, device)}, kWideThreads,
+         0, stream, static_cast<const T*>(in.values), in.row_stride, in.B, in.n, in.lengths,
          static_cast<typename Ordered<T>::Word*>(buckets), out);
 }
 
@@ -107,9 +105,8 @@ int64_t looping(const Lines& in, int64_t blocks, const Device& device) {
 
 void ranked(const Lines& in, Number number, float* out, const Device& device, Stream stream) {
   const auto kernel = number == Number::kHalf ? gap_by_ranks<false> : gap_by_ranks<true>;
-  launch("gap_by_ranks", kernel, dim3(static_cast<unsigned>(looping(in, 3, device))), kRankThreads,
-         kRankBytes, stream, static_cast<const uint16_t*>(in.values), in.row_stride, in.B, in.n,
-         in.lengths, out);
+  launch("gap_by_ranks", kernel, Grid{looping(in, 3, device)}, kRankThreads, kRankBytes, stream,
+         static_cast<const uint16_t*>(in.values), in.row_stride, in.B, in.n, in.lengths, out);
 }
 
 template <int THREADS, int ITEMS>
@@ -118,12 +115,11 @@ void narrow(const Lines& in, float* out, uint32_t* undecided, const Device& devi
   const int n = static_cast<int>(in.n);
   succeed(cudaMemsetAsync(undecided, 0, sizeof *undecided, static_cast<cudaStream_t>(stream)),
           "cudaMemsetAsync");
-  launch("gap_by_flags", gap_by_flags<THREADS, ITEMS>, dim3(static_cast<unsigned>(in.B)), THREADS,
+  launch("gap_by_flags", gap_by_flags<THREADS, ITEMS>, Grid{in.B}, THREADS,
          int64_t{4} * flag_words(n), stream, values, in.row_stride, n, in.lengths, out, undecided);
   launch("gap_in_registers", gap_in_registers<THREADS, ITEMS>,
-         dim3(static_cast<unsigned>(looping(in, 2048 / THREADS, device))), THREADS,
-         int64_t{8} * (n + n / 32 + 2), stream, values, in.row_stride, n, in.lengths, out,
-         static_cast<const uint32_t*>(undecided));
+         Grid{looping(in, 2048 / THREADS, device)}, THREADS, int64_t{8} * (n + n / 32 + 2), stream,
+         values, in.row_stride, n, in.lengths, out, static_cast<const uint32_t*>(undecided));
 }
 
 void narrow(const Lines& in, float* out, uint32_t* undecided, const Device& device, Stream stream) {
@@ -139,9 +135,9 @@ void sorted(const Lines& in, T* deaths, Stream stream) {
   const int size = power_above(in.n);
   const unsigned threads = static_cast<unsigned>(std::max(size / kSortItems, 32));
   const int64_t shared = (spread(size) + 1) * static_cast<int64_t>(sizeof(T));
-  launch("gaps_by_sort", gaps_by_sort<T>, dim3(static_cast<unsigned>(in.B)), threads, shared,
-         stream, static_cast<const T*>(in.values), in.row_stride, static_cast<int>(in.n), size,
-         in.lengths, deaths);
+  launch("gaps_by_sort", gaps_by_sort<T>, Grid{in.B}, threads, shared, stream,
+         static_cast<const T*>(in.values), in.row_stride, static_cast<int>(in.n), size, in.lengths,
+         deaths);
 }
 
 }  // namespace

@@ -43,7 +43,7 @@ template <class T, int SOURCE>
 void grow(const Grow<T>& in, int64_t B, Stream stream) {
   const int64_t shared = prim_shared<T>(SOURCE, in.n, in.d);
   const auto go = [&](auto kernel, unsigned threads) {
-    launch("prim_kernel", kernel, dim3(static_cast<unsigned>(B)), threads, shared, stream, in);
+    launch("prim_kernel", kernel, Grid{B}, threads, shared, stream, in);
   };
   if (in.n <= 64) return go(prim_kernel<T, 32, 2, SOURCE>, 32);
   // 16 coordinates of eight points a thread leave registers for too few threads.
@@ -94,13 +94,10 @@ void prim_of(const Trees& in, void* workspace, const Device& device, Stream stre
     for (int64_t first = 0; first < in.B; first += kMostBlocks) {
       const int64_t B = std::min(kMostBlocks, in.B - first), at = first * in.n * in.d;
       const int64_t* const lengths = in.lengths == nullptr ? nullptr : in.lengths + first;
-      const unsigned clouds = static_cast<unsigned>(B);
-      const unsigned blocks = looping_blocks(in.n * in.d, kCopyThreads);
-      launch("find_largest", find_largest<T>, dim3(blocks, clouds), kCopyThreads, 0, stream,
+      const int64_t blocks = looping_blocks(in.n * in.d, kCopyThreads);
+      launch("find_largest", find_largest<T>, Grid{blocks, B}, kCopyThreads, 0, stream,
              job.data + at, in.n, in.d, lengths, space.largest + first);
-      launch("gather_points", gather_points<T>,
-             dim3(static_cast<unsigned>(blocks_for(in.n, 32)),
-                  static_cast<unsigned>(blocks_for(in.d, 32)), clouds),
+      launch("gather_points", gather_points<T>, Grid{blocks_for(in.n, 32), blocks_for(in.d, 32), B},
              kCopyThreads, 0, stream, job.data + at, in.n, in.d, in.n, lengths,
              static_cast<const int64_t*>(nullptr), static_cast<const Word*>(space.largest + first),
              space.points + at, static_cast<int32_t*>(nullptr));

@@ -130,6 +130,14 @@ class TestLines:
         with pytest.raises(ValueError, match="values: cloud 1, point 3 holds nan"):
             r_f(np.array([[0.0] * 5, [0, 0, 0, np.nan, 0]]), backend="cuda")
 
+    @pytest.mark.parametrize("B", [1 << 31, 1 << 32])
+    def test_more_lines_than_blocks_are_refused(self, emulated_module: ModuleType, B: int) -> None:
+        values, space = np.zeros(2, np.float32), np.zeros(64, np.uint8)
+        job = emulated_module.Lines(values.ctypes.data, 0, 1, B, 2, 0)
+        for call in (emulated_module.lines_r_f, emulated_module.lines_deaths):
+            with pytest.raises(ValueError, match=rf"would take {B} x 1 x 1 blocks, expected at most 2147483647 x"):
+                call(job, "float32", 0, space.ctypes.data, 0, 0)
+
     def test_too_long_a_line_is_refused_by_name(self, emulated: ctypes.CDLL) -> None:
         with pytest.raises(ValueError, match="it sorts lines of at most 16384 values"):
             h0_line(np.zeros((1, 16_385), np.float32), backend="cuda")
