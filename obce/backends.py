@@ -401,7 +401,8 @@ class TritonBackend(Backend):
         if not data.is_cuda and not self._interprets():
             data = data.cuda()
         lengths = _beside(data, job.lengths)
-        deaths, edges = components.clouds_h0(data, lengths)
+        with torch.cuda.device_of(data):  # Triton launches on the current device; nothing to do for data on the host
+            deaths, edges = components.clouds_h0(data, lengths)
         if job.want == "r_f":
             return Answer(_last(deaths, lengths), None, self.name, "boruvka")
         return Answer(deaths, edges if job.want == "edges" else None, self.name, "boruvka")

@@ -234,6 +234,14 @@ class TestTrees:
         same(obce.h0(points, edges=True, backend=backend), points)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are not two CUDA devices here")
+@pytest.mark.parametrize("backend", ENGINES)
+@pytest.mark.parametrize(("n", "d"), [(300, 3), (600, 16)])
+def test_a_device_that_is_not_the_current_one(backend: str, n: int, d: int) -> None:
+    points = clouds(3, n, d, torch.float32, "gauss").to("cuda:1")
+    same(obce.h0(points, edges=True, backend=backend), points)
+
+
 class TestStreams:
     def test_another_stream(self) -> None:
         stream = torch.cuda.Stream()
