@@ -36,6 +36,7 @@ _LARGEST = torch.iinfo(torch.int64).max
 FILTER_COORDINATES = {torch.float32: 16, torch.float64: 8}
 FILTER_POINTS = 256
 _ROWS = 256  # of a program
+_CLOUDS = 65_535  # at a time: blocks of a launch in y
 
 
 @triton.jit
@@ -379,6 +380,11 @@ def clouds_h0(points: torch.Tensor, lengths: torch.Tensor | None) -> tuple[torch
         (deaths [B, n - 1], edges [B, n - 1, 2] int64) on the device of points.
     """
     B, n, _ = points.shape
+    if B > _CLOUDS:
+        rest = [None] * B if lengths is None else lengths.split(_CLOUDS)
+        parts = [clouds_h0(*part) for part in zip(points.split(_CLOUDS), rest, strict=False)]
+        deaths, edges = (torch.cat(arrays) for arrays in zip(*parts, strict=True))
+        return deaths, edges
     device = points.device
     size = torch.full((B,), n, device=device) if lengths is None else lengths.to(torch.int64)
     deaths = torch.full((B, n - 1), torch.nan, dtype=points.dtype, device=device)
