@@ -19,6 +19,7 @@ import contextlib
 import csv
 import ctypes
 import importlib.util
+import itertools
 import math
 import multiprocessing
 import os
@@ -26,6 +27,7 @@ import platform
 import resource
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -1259,9 +1261,16 @@ def facts() -> Row:
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Adds a row to a CSV; a new file gets a header first."""
+    """Adds a row to a CSV; a new file gets a header first. A file of other columns is left for one beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
+    wanted = path
+    for number in itertools.count(2):
+        fresh = not path.exists()
+        if fresh or path.read_text("utf-8").split("\n", 1)[0].split(",") == list(row):
+            break
+        path = wanted.with_stem(f"{wanted.stem}-{number}")
+    if path != wanted:
+        print(f"{wanted} has columns of another program or version; the row is in {path}.", file=sys.stderr)
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
         if fresh:

@@ -235,6 +235,16 @@ def test_cases_are_named_once_and_always_the_same() -> None:
     assert (matrix == matrix.transpose(0, 2, 1)).all()
 
 
+def test_a_row_of_other_columns_goes_to_another_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, other = tmp_path / "score.csv", tmp_path / "score-2.csv"
+    for row in ({"a": 1}, {"a": 2, "b": 3}, {"a": 4}, {"a": 5, "b": 6}):
+        bench.append_row(out, row)
+    assert out.read_text() == "a\n1\n4\n"
+    assert other.read_text() == "a,b\n2,3\n5,6\n"
+    sentence = f"{out} has columns of another program or version; the row is in {other}.\n"
+    assert capsys.readouterr().err == 2 * sentence
+
+
 @pytest.mark.slow
 def test_the_quick_suite_runs(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, ["bench", "--quick", "--out", str(tmp_path / "h0.csv")])
