@@ -10,8 +10,8 @@ the public functions with tensors on the device and check=False, except where a 
 The order within a case: a part of it, whose time predicts the whole; the whole against the CPU engine, bit for bit, on
 clouds spread over the batch (one cloud: a part of it in this way, and the whole too, or, where the CPU engine would be
 too slow, by lengths, connectedness and nearest neighbours in float64); then the clock; then the peers. What runs out of
-memory, is refused or too slow is a row with the sentence. A wrong answer is one too, and the program ends with status
-1.
+memory, is refused or too slow is a row with the sentence. A wrong answer of ours or a failure is one too, and the
+program ends with status 1.
 
 `floor_s` is the least time that the ceilings measured on this device allow: the bytes that must be read and written
 once (of a symmetric matrix half) at the rate of a large copy, or the fewest operations of a method that looks at all
@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gc
 import importlib.util
 import math
 import statistics as stats
@@ -629,7 +630,7 @@ class Run:
     rates: Ceilings
     common: dict[str, str]
     out: Path
-    wrong: list[str] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row and tell it."""
@@ -677,25 +678,28 @@ def refusals(row: dict[str, Any]) -> Iterator[None]:
     """What is raised inside becomes the row's status and sentence."""
     try:
         yield
-    except RefusedError as error:
-        row["status"], row["reason"] = error.args
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        row["status"], row["reason"] = "out of memory", _sentence(error)
-    except (ValueError, TypeError) as error:
-        row["status"], row["reason"] = "refused", _sentence(error)
-    except (ImportError, RuntimeError) as error:
-        row["status"], row["reason"] = "failed", _sentence(error)
+    except Exception as error:  # Triton's derive from nothing else; and one case must not end the others
+        if isinstance(error, RefusedError):
+            row["status"], row["reason"] = error.args
+        elif isinstance(error, torch.OutOfMemoryError | MemoryError):
+            row["status"], row["reason"] = "out of memory", _sentence(error)
+        elif isinstance(error, ValueError | TypeError):
+            row["status"], row["reason"] = "refused", _sentence(error)
+        else:
+            row["status"], row["reason"] = "failed", _sentence(error)
+        error.__traceback__ = None  # its frames hold the data, and from Python 3.12 on something holds it in turn
     with suppress(RuntimeError):  # what broke the device is told already
         torch.cuda.empty_cache()
 
 
 def _sentence(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    return " ".join((str(error) or type(error).__name__).split())[:300]
 
 
 def measure(run: Run, case: Case) -> None:
     """One case: verified, timed, and beside its peers."""
     clock = run.clock
+    gc.collect()  # peak_mb shall count no data of earlier cases
     print(f"\n{case.group}: {case.name}", flush=True)
     about = {"group": case.group, "case": case.name, "B": case.B, "n": case.n, "d": case.d or ""}
     about["dtype"] = str(case.dtype).removeprefix("torch.")
@@ -718,8 +722,8 @@ def measure(run: Run, case: Case) -> None:
         middle = stats.median(spent)
         row |= {"floor_s": f"{floor:.4g}", "share": f"{floor / middle:.1%}", "gb_s": f"{case.bytes / middle / 1e9:.1f}"}
     run.write(row)
-    if row["status"] == "wrong":
-        run.wrong.append(case.name)
+    if row["status"] in ("wrong", "failed"):
+        run.bad.append(f"{case.name}: {row['status']}, {row['reason']}")
     if data is None:
         return
     for peer in PEERS:
@@ -796,8 +800,8 @@ def main() -> None:
     for case in QUICK if options.quick else FULL:
         if case.group in groups:
             measure(run, case)
-    if run.wrong:
-        sys.exit(f"wrong answers: {'; '.join(run.wrong)}")
+    if run.bad:
+        sys.exit("\n".join(run.bad))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import gc
 import importlib.util
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,20 +84,30 @@ def test_only_some_groups_and_files_of_others(tmp_path: Path) -> None:
         (torch.OutOfMemoryError("no room"), "out of memory"),
         (ValueError("backend names 'x', which cannot do this."), "refused"),
         (RuntimeError("the device is gone"), "failed"),
+        (LookupError("out of resource: shared memory"), "failed"),  # Triton's are of no narrower class
     ],
 )
 def test_what_fails_is_a_row(
     bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, status: str
 ) -> None:
-    def fail(*_: Any, **__: Any) -> None:
+    data: list[Any] = []
+
+    def fail(_: Any, points: torch.Tensor, **__: Any) -> None:
+        data.append(weakref.ref(points))
         raise error
 
     run = start(bench, tmp_path / "gpu.csv")
     monkeypatch.setattr(bench.Case, "ours", fail)
-    bench.measure(run, bench.Case("W2", 5, 10, 2))
+    gc.disable()
+    try:
+        bench.measure(run, bench.Case("W2", 1, 10, 2))
+        assert data and all(points() is None for points in data), "the next case would be said to take this memory"
+    finally:
+        gc.enable()
     row, *peers = read(run.out)
     assert (row["status"], row["reason"], row["p50"]) == (status, str(error), "")
-    assert len(peers) == 3 and not run.wrong
+    assert len(peers) == 3
+    assert run.bad == ([f"{row['case']}: failed, {error}"] if status == "failed" else [])
 
 
 @needs_cpu
@@ -112,7 +124,7 @@ def test_a_wrong_answer_is_never_timed(bench: ModuleType, tmp_path: Path, monkey
         bench.measure(run, case)
     ours = [row for row in read(run.out) if row["peer"] == "obce"]
     assert [row["status"] for row in ours] == ["wrong"] * 3 and not any(row["p50"] for row in ours)
-    assert len(run.wrong) == 3
+    assert len(run.bad) == 3
 
 
 @needs_cpu
