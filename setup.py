@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pybind11
@@ -80,22 +81,27 @@ def code_args(nvcc: str) -> list[str]:
 
 
 def kernel_objects(nvcc: str) -> list[str]:
-    """Objects of the .cu files. They take minutes, so they are kept until a source, an argument or nvcc changes."""
+    """Objects of the .cu files, made side by side.
+
+    They take minutes, so they are kept until a source, an argument or nvcc changes.
+    """
     args = [*NVCC_ARGS, *code_args(nvcc)]
     read = b"".join(path.read_bytes() for path in (*sorted(ROOT.glob("csrc/ph0_c[ou]*.*h")), *KERNELS))
     key = read + " ".join(args).encode() + output_of([nvcc, "--version"]).encode()
     folder = ROOT / "build" / f"cuda-{hashlib.sha256(key).hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
-    objects = []
-    for source in KERNELS:
+    processors = os.cpu_count() or 1
+
+    def compiled(source: Path) -> str:
         target = folder / (source.stem + ".o")
-        objects.append(str(target))
-        if target.exists():
-            continue
-        unfinished = target.with_suffix(".unfinished")
-        output_of([nvcc, *args, f"--threads={os.cpu_count() or 1}", "-c", str(source), "-o", str(unfinished)])
-        unfinished.rename(target)
-    return objects
+        if not target.exists():
+            unfinished = target.with_suffix(".unfinished")
+            output_of([nvcc, *args, f"--threads={processors}", "-c", str(source), "-o", str(unfinished)])
+            unfinished.rename(target)
+        return str(target)
+
+    with ThreadPoolExecutor(processors) as pool:
+        return list(pool.map(compiled, KERNELS))
 
 
 class BuildExt(build_ext):

@@ -162,6 +162,12 @@ BROKEN_NVCC = WORKING_NVCC.replace('echo "$*"', "echo unsupported GNU version; e
     "echo one", "echo two"
 )
 DEAD_NVCC = "echo no licence; exit 2"
+# Each file's call waits for that of another.
+WAITING_NVCC = WORKING_NVCC.replace(
+    'echo "$*"',
+    ': > "$0.$$"; i=0; until ls "$0".* | grep -vq "$0.$$"; do i=$((i + 1)); [ $i -lt 50 ] || exit 1; sleep 0.1; done; '
+    'echo "$*"',
+)
 
 
 @pytest.mark.parametrize(
@@ -176,8 +182,23 @@ DEAD_NVCC = "echo no licence; exit 2"
         (BROKEN_NVCC, "", False, "cannot build it: unsupported GNU version"),
         (BROKEN_NVCC, "1", None, "cannot build the CUDA engine: unsupported GNU version"),
         (DEAD_NVCC, "", False, "cannot build it: no licence"),
+        pytest.param(
+            *(WAITING_NVCC, "1", True, ""),
+            marks=pytest.mark.skipif(os.cpu_count() == 1, reason="one processor: nothing runs side by side"),
+        ),
     ],
-    ids=["found", "asked", "forbidden", "unclear", "absent", "asked-absent", "broken", "asked-broken", "dead"],
+    ids=[
+        "found",
+        "asked",
+        "forbidden",
+        "unclear",
+        "absent",
+        "asked-absent",
+        "broken",
+        "asked-broken",
+        "dead",
+        "waiting",
+    ],
 )
 def test_cuda_engine_is_built_as_asked(
     checkout: Path, tmp_path: Path, nvcc: str | None, wish: str, built: bool | None, said: str
