@@ -70,14 +70,15 @@ def load() -> ModuleType:
     return module
 
 
-def workload() -> Callable[[], list[np.ndarray]]:
-    """Calls that go through every kernel."""
+def workload(device: str = "cpu") -> Callable[[], list[np.ndarray]]:
+    """Calls that go through every kernel; device: "cuda" where there is one (tests/test_gpu.py)."""
     import obce.cuda
     from obce.h0 import h0, h0_distances, h0_line, r_f
 
     g = np.random.default_rng(0)
     line, half = g.standard_normal((9, 600)).astype(np.float32), torch.as_tensor(g.standard_normal((2, 600))).half()
     half[1] = torch.arange(600) % 40
+    half = half.to(device)
     line[4] = 1
     line[5:7] = g.integers(0, 40, (2, 600))  # too many gaps that may be the largest
     # Evenly, so that the widest gap may lie within one lane's look; the second line's is less wide and lies in the
@@ -107,17 +108,15 @@ def workload() -> Callable[[], list[np.ndarray]]:
         trees += [h0_distances(entries, edges=True, backend="cuda", algorithm="prim")]
         # Few points in threads for many are dealt out twice without a step between.
         trees += [h0(points, lengths=[40], edges=True, backend="cuda", algorithm="prim")]
-        forest = obce.cuda.trees(torch.as_tensor(entries), None, False, True, "boruvka", True)
-        assert forest[1] is not None
+        forest = obce.cuda.trees(torch.as_tensor(entries, device=device), None, False, True, "boruvka", True)
         return [
             r_f(line, backend="cuda"),
             r_f(np.asfortranarray(line), backend="cuda"),
             r_f(line.astype(np.float64), backend="cuda"),
             h0_line(line, backend="cuda").deaths,
-            obce.cuda.lines_r_f(half, None).numpy(),
+            obce.cuda.lines_r_f(half, None).cpu().numpy(),
             *(np.asarray(part) for tree in trees for part in (tree.edges, tree.deaths)),
-            forest[0].numpy(),
-            forest[1].numpy(),
+            *(part.cpu().numpy() for part in forest),
         ]
 
     return run
