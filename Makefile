@@ -21,8 +21,10 @@ OUT ?= gpu-results
 # Changes to these rebuild or reinstall; changes to Python files do not (editable install).
 ENGINE := $(wildcard csrc/*) $(wildcard kernels/*) setup.py pyproject.toml MANIFEST.in
 
+MEASURED := gpu-many gpu-one gpu-score gpu-latency gpu-shares
+
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test lint format bench results gpu gpu-build gpu-tests gpu-bench emulated sanitize fuzz verify aarch64 docs environments clean
+.PHONY: help dev demo test lint format bench results gpu gpu-build gpu-tests gpu-bench gpu-sanitizers $(MEASURED) emulated sanitize fuzz verify aarch64 docs environments clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -73,32 +75,50 @@ results: dev
 	$(BIN)/python benchmarks/bench_latency.py --model minilm base large
 	$(BIN)/python benchmarks/results.py $(GLUE)
 
-# On a machine with a GPU, offline, with its own Python, torch and transformers: no .venv is made. What does not fit into
-# the time is said not to be measured.
+# On a machine with a GPU, offline, with its own Python, torch and transformers: no .venv is made. After the build every
+# part runs whatever became of the others, in what is left of the time, and what does not fit is said not to be measured.
 GPU_SECONDS ?= 500
 BEGAN := $(shell date +%s)
 LEFT = $$(($(BEGAN) + $(GPU_SECONDS) - $$(date +%s)))
-gpu: gpu-build gpu-tests gpu-bench
+UP_TO = $$(($(LEFT) < $(1) ? $(LEFT) : $(1)))
+EACH = $(MAKE) --no-print-directory -k -j1 BEGAN=$(BEGAN)
+gpu: gpu-build
+	$(EACH) gpu-tests gpu-bench gpu-sanitizers
 
 # For the device at hand alone.
 CAPABILITY = $(shell $(PYTHON) -c "import torch; print('%d%d' % torch.cuda.get_device_capability())")
 gpu-build:
 	OBCE_CUDA=1 OBCE_CUDA_ARCHS=$(CAPABILITY) $(PYTHON) -m pip install --no-deps --no-build-isolation -e .
 
+# Two fifths of the time, and a minute for the test that fills the device. An interrupt, so that they end what they began.
+GPU_TESTS = timeout -s INT -k 10 $(1) $(PYTHON) -P -m pytest -m gpu
+IF_TIME = test $(LEFT) -ge 20 || { echo "$@: not run, no time is left"; exit 0; }
 # Side by side where pytest-xdist is there; but for the one that fills the device.
 SIDE_BY_SIDE = $(shell $(PYTHON) -c "import xdist; print('-n 8')" 2>/dev/null)
 gpu-tests:
-	$(PYTHON) -P -m pytest -m gpu $(SIDE_BY_SIDE) -k "not out_of_memory" tests/test_gpu.py tests/test_kernels.py
-	$(PYTHON) -P -m pytest -m gpu -k out_of_memory tests/test_gpu.py
+	$(IF_TIME); failed=0; \
+	$(call GPU_TESTS,$$(($(LEFT) * 2 / 5))) $(SIDE_BY_SIDE) -k "not out_of_memory and not sanitizer" \
+	  tests/test_gpu.py tests/test_kernels.py || failed=1; \
+	$(call GPU_TESTS,60) -k out_of_memory tests/test_gpu.py || failed=1; \
+	exit $$failed
+
+# Last of all: compute-sanitizer is slow, and measures nothing.
+gpu-sanitizers:
+	$(IF_TIME); $(call GPU_TESTS,$(LEFT)) -k sanitizer tests/test_gpu.py
 
 gpu-bench:
-	mkdir -p $(OUT)
-	$(PYTHON) benchmarks/bench_gpu.py --only W1,W2,W4 --limit 60 --out $(OUT)/gpu.csv
-	$(PYTHON) benchmarks/bench_gpu.py --only W3 --limit 70 --out $(OUT)/gpu.csv
+	$(EACH) $(MEASURED)
+gpu-many:
+	$(PYTHON) benchmarks/bench_gpu.py --only W1,W2,W4 --limit $(call UP_TO,60) --out $(OUT)/gpu.csv
+gpu-one:
+	$(PYTHON) benchmarks/bench_gpu.py --only W3 --limit $(call UP_TO,70) --out $(OUT)/gpu.csv
+gpu-score:
 	$(PYTHON) benchmarks/bench_score.py --device cuda --model large --repeats 2 --limit $(LEFT) --out $(OUT)/score.csv \
 	  --case 1000,float32 --case 10000,bfloat16 --case 10000,bfloat16,padded --case 1000,tf32 --case 10000,float32
+gpu-latency:
 	$(PYTHON) benchmarks/bench_latency.py --device cuda --model large base --dtype float32 bfloat16 --multiple 1 8 \
 	  --texts 32 512 --limit $(LEFT) --out $(OUT)/latency.csv
+gpu-shares:
 	$(PYTHON) benchmarks/bench_shares.py --device cuda --model large --limit $(LEFT) --out $(OUT)/shares.csv
 
 # What must hold of every engine, with the CUDA engine on the emulated grid in the first place.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gc
 import importlib.util
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -181,3 +183,41 @@ def test_floors_by_hand(bench: ModuleType) -> None:
     ):
         floor, found = case.floor(rates)
         assert found == binds and floor == pytest.approx(seconds, rel=0.06), case.name
+
+
+FAILING_PYTHON = """#!/bin/sh
+case "$*" in
+  -c*) ;;
+  *pip*) sleep 2 ;;
+  *) echo "$*" >> calls; exit 1 ;;
+esac
+"""
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make on this machine")
+@pytest.mark.parametrize("seconds", [1_000, 40, 1])
+def test_make_gpu_runs_every_part_whatever_became_of_the_others(tmp_path: Path, seconds: int) -> None:
+    python = tmp_path / "python"
+    python.write_text(FAILING_PYTHON, encoding="utf-8")
+    python.chmod(0o755)
+    (tmp_path / "Makefile").symlink_to(SCRIPT.parents[1] / "Makefile")
+    command = ["make", "gpu", f"PYTHON={python}", f"GPU_SECONDS={seconds}"]
+    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert done.returncode != 0, done.stdout
+    calls = (tmp_path / "calls").read_text("utf-8").splitlines()
+    tests = [call for call in calls if "pytest" in call]
+    measured = [call for call in calls if "benchmarks/" in call]
+    assert [re.sub(r".*benchmarks/bench_(\w+)\.py.*", r"\1", call) for call in measured] == [
+        *("gpu", "gpu", "score", "latency", "shares")
+    ]
+    limits = [int(re.sub(r".*--limit (\S+) .*", r"\1", call)) for call in measured]
+    assert all(
+        limit <= most and limit <= seconds - 2 for limit, most in zip(limits, (60, 70, *[seconds] * 3), strict=True)
+    )
+    if seconds < 20:
+        assert not tests and "gpu-tests: not run, no time is left" in done.stdout
+    else:
+        assert [call.split("-k ")[1].split(" tests/")[0] for call in tests] == [
+            *("not out_of_memory and not sanitizer", "out_of_memory", "sanitizer")
+        ]
+        assert "sanitizer" in calls[-1], "after what is measured"
