@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -23,6 +23,7 @@ from obce.finetune import Settings, finetune, with_head
 from obce.glue import CALIBRATION_TEXTS, Evaluation, TaskData, calibration, evaluate, kl_divergence, model_labels
 from obce.plan import FLOPS_LENGTH, Curves, Of, plan
 from obce.prune import REPAIRS, prune
+from obce.repair import RIDGE, check_ridge
 from obce.scores import SCORE_NAMES
 from obce.scoring import EFFECT_TEXTS, score
 from obce.sensitivity import How, sensitivity
@@ -33,8 +34,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-KEY = ("task", "seed", "score", "keep", "of", "repair", "shares", "tuned")
-"""Columns that tell rows of a comparison apart; `score` and the like are empty in the dense model's row."""
+KEY = ("task", "seed", "score", "keep", "of", "repair", "shares", "ridge", "tuned")
+"""Columns that tell rows of a comparison apart; `score` and the like are empty in the dense model's row, and `ridge` in
+one of another repair than least squares."""
+
+_FIRST_RIDGE = "0.001"  # of tables that were written before they had the column
 
 SIZES = ("parameters", "encoder", "kept_share", "flops", "bytes")
 
@@ -63,6 +67,7 @@ class Way:
         repair: What replaces removed neurons.
         shares: `"uniform"`, or `"estimated"` or `"measured"` (by `obce.sensitivity`, with the score `effect`).
         tune: Whether the cut model is also fine-tuned and measured again.
+        ridge: Of least squares, see `obce.prune`.
     """
 
     score: str
@@ -71,12 +76,14 @@ class Way:
     repair: str = "least_squares"
     shares: Literal["uniform", "estimated", "measured"] = "uniform"
     tune: bool = False
+    ridge: float = RIDGE
 
     def __post_init__(self) -> None:
         known = {"repair": REPAIRS, "of": get_args(Of), "shares": ("uniform", *get_args(How))}
         for name, choices in known.items():
             if (asked := getattr(self, name)) not in choices:
                 raise ValueError(f"{name} is {asked!r}, expected one of {', '.join(map(repr, choices))}.")
+        check_ridge(self.ridge)
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep is {self.keep:g}, but must lie in (0, 1]: name the share of parameters that stays.")
 
@@ -92,12 +99,14 @@ def row_of(fields: dict[str, str]) -> dict[str, Any]:
     Raises:
         KeyError, TypeError, ValueError: It is not one.
     """
-    row: dict[str, Any] = {name: fields[name] or None for name in COLUMNS}
+    first = {"ridge": _FIRST_RIDGE if fields["repair"] == "least_squares" else None}
+    row: dict[str, Any] = {name: (first | fields)[name] or None for name in COLUMNS}
     for name in ("seed", "parameters", "encoder", "flops", "bytes"):
         row[name] = int(fields[name])
     for name in ("headline", "loss", "kl", "kept_share", "seconds"):
         row[name] = float(fields[name])
-    row["keep"] = float(fields["keep"]) if fields["keep"] else None
+    for name in ("keep", "ridge"):
+        row[name] = float(row[name]) if row[name] else None
     row["tuned"] = {"True": True, "False": False}[fields["tuned"]]
     row["metrics"] = json.loads(fields["metrics"])
     return row
@@ -230,6 +239,7 @@ def compare(
                 given: dict[str, Any] = {"scores": scores}
                 if way.repair == "least_squares":
                     given = {"texts": corpus, "tokenizer": tokenizer, "max_length": settings.max_length}
+                    given["ridge"] = way.ridge
                 small = prune(dense, made, repair=way.repair, **given)
             seconds = _since(start)
             index = {"encoder": 1, "total": 0}[way.of]
@@ -255,8 +265,10 @@ def _keys(data: TaskData, seed: int, way: Way) -> set[Key]:
 
 
 def _row(data: TaskData, seed: int, way: Way | None, tuned: bool) -> dict[str, Any]:
-    facts: dict[str, Any] = dict.fromkeys(("score", "keep", "of", "repair", "shares")) if way is None else asdict(way)
-    facts.pop("tune", None)
+    names = ("score", "keep", "of", "repair", "shares", "ridge")
+    facts = {name: getattr(way, name, None) for name in names}
+    if facts["repair"] != "least_squares":
+        facts["ridge"] = None
     return {"task": data.task.name, "seed": seed, **facts, "tuned": tuned}
 
 

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     from obce.corpus import Batch, TokenBatches
 
-RIDGE = 1e-3
-"""Ridge as a share of the mean variance of a reader's inputs."""
+RIDGE = 0.1
+"""Ridge as a share of the mean variance of a reader's inputs: docs/method.md has what others do."""
 
 # Kinds that write the residual stream, in the order of `Layout.norms`.
 _NORMED = ("attention_output", "output")

@@ -568,6 +568,7 @@ def _measured(
             if all(row[name] == getattr(plan, name) for name in ("score", "of", "keep", "shares"))
             and row["repair"] == repair
         ]
+        cut = [row for row in cut if row["ridge"] == cut[-1]["ridge"]]  # of several, what was asked last
         for tuned, words in ((False, "as cut"), (True, "trained again")):
             found = [row for row in cut if row["tuned"] == tuned]
             if dense and found:

@@ -47,6 +47,9 @@ LEVELS = {"estimated": (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 0.9375), "m
 SENSITIVITY_TEXTS = 450
 """Texts that suffice: two thirds for the repairs, one to measure on."""
 
+ESTIMATE_RIDGE = 0.001
+"""Ridge of estimated shares: less than that of repairs, as it stands for no repair, but keeps the factors well."""
+
 How = Literal["estimated", "measured"]
 
 _LEAST_TEXTS = 6
@@ -88,7 +91,7 @@ def sensitivity(
     head_score: str | None = None,
     levels: Sequence[float] | None = None,
     read: str = "auto",
-    ridge: float = RIDGE,
+    ridge: float | None = None,
     seed: int = 0,
     progress: Callable[[float, float], None] | None = None,
     known: Mapping[str, Sequence[tuple[float, float]]] | None = None,
@@ -120,7 +123,8 @@ def sensitivity(
         read: What of the model is not to move: `"cls"`, `"last"`, `"mean"`, `"tokens"`, `"head"` or `"logits"`;
             `"auto"`: what its head takes from the encoder. Measured, `"head"` and `"logits"` stand for the token they
             are made of.
-        ridge: As in `obce.prune`; estimated, a share of the mean variance of all inputs, not of those that stay.
+        ridge: Measured, as in `obce.prune`. Estimated, a share of the mean variance of all inputs, not of those that
+            stay, and `ESTIMATE_RIDGE` by default.
         seed: Of the random directions, and of the texts that are drawn.
         progress: Called with (layers done, layers).
         known: Measured, curves of the same call that are there already: their layers are not measured again.
@@ -137,6 +141,7 @@ def sensitivity(
     """
     if how not in ("estimated", "measured"):
         raise ValueError(f"how is {how!r}, expected 'estimated' or 'measured'.")
+    ridge = {"estimated": ESTIMATE_RIDGE}.get(how, RIDGE) if ridge is None else ridge
     check_ridge(ridge)
     batches, held_out = _parts(model, texts, held_out, tokenizer, max_length, seed)
     read = reading_of(model) if read == "auto" else read

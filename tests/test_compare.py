@@ -122,6 +122,23 @@ def test_labels_are_those_of_the_models_outputs(
     np.testing.assert_array_equal(scored[0], 1 - scored[1])
 
 
+def test_the_ridge_is_that_of_the_way(
+    encoder: BertModel, tiny_tokenizer: PreTrainedTokenizerBase, data: TaskData
+) -> None:
+    ways = [Way("std", 0.6, ridge=ridge) for ridge in (1e-3, 1e3)] + [Way("std", 0.6, repair="mean")]
+    rows = run(encoder, tiny_tokenizer, data, ways)[1:]
+    assert [row["ridge"] for row in rows] == [1e-3, 1e3, None]
+    assert len({row["loss"] for row in rows}) == 3
+
+
+def test_tables_without_ridges_are_of_the_first_one() -> None:
+    fields = {name: "" if value is None else str(value) for name, value in row(metrics="{}", kl=0.0).items()}
+    del fields["ridge"]
+    assert row_of(fields)["ridge"] is None
+    assert row_of({**fields, "repair": "least_squares"})["ridge"] == 0.001
+    assert row_of({**fields, "repair": "least_squares", "ridge": "0.1"})["ridge"] == 0.1
+
+
 def test_bad_requests(encoder: BertModel, tiny_tokenizer: PreTrainedTokenizerBase, data: TaskData) -> None:
     with pytest.raises(ValueError, match=r"score is 'magic', expected one of effect, .*random"):
         run(encoder, tiny_tokenizer, data, [Way("magic", 0.5)])
@@ -136,6 +153,7 @@ def row(**changed: Any) -> dict[str, Any]:
     plain: dict[str, Any] = {"task": "RTE", "seed": 0, "score": "rf", "keep": 0.5, "of": "encoder", "repair": "none"}
     plain |= {
         "shares": "uniform",
+        "ridge": None,
         "tuned": False,
         "headline": 0.5,
         "loss": 1.0,

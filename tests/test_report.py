@@ -459,7 +459,7 @@ def test_heads_and_layers_as_clouds() -> None:
 
 def compared(**values: Any) -> dict[str, Any]:
     row = {"task": "SST-2", "score": "rf", "repair": "mean", "keep": 0.5, "of": "encoder", "tuned": False}
-    row |= {"shares": "uniform"}
+    row |= {"shares": "uniform", "ridge": 0.1}
     return row | {"headline": 0.8, "seconds": 1.5} | values
 
 
@@ -485,6 +485,7 @@ def test_dense_beside_pruned_where_it_was_measured(scores: Scores) -> None:
         assert shown([row(), mine | other], []) == [["Quality", *nothing], ["Latency", *nothing]]
     dense = [compared(score=None, repair=None, keep=None, headline=value, seconds=3.0) for value in (0.9, 0.92)]
     rows = [compared(), compared(headline=0.7), compared(tuned=True, headline=0.85)]
+    rows.insert(0, compared(headline=0.1, ridge=0.001))  # of a comparison before the last
     rows += [compared(score="std"), compared(shares="measured"), compared(keep=0.6), compared(repair="none")]
     assert shown([], [*dense, *rows]) == [
         ["SST-2, as cut (mean of 2)", "0.9100", "0.7500"],

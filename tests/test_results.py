@@ -33,11 +33,12 @@ def rows() -> list[dict[str, Any]]:
         for name in TASKS:
             kl = math.nan if name == "STS-B" else 0.25
             plain: dict[str, Any] = {"task": name, "seed": seed, "kl": kl}
-            blank = dict.fromkeys(("score", "keep", "of", "repair", "shares"))
+            blank = dict.fromkeys(("score", "keep", "of", "repair", "shares", "ridge"))
             found.append({**plain, **blank, "tuned": True, "headline": 0.9})
             for score, headline in (("effect", 0.8), ("rf", 0.7 - seed / 10)):
                 for keep, tuned in ((0.465, False), (0.465, True), (0.5, False)):
                     how = {"keep": keep, "of": "encoder", "repair": "least_squares", "shares": "uniform"}
+                    how["ridge"] = 0.001
                     found.append({**plain, "score": score, **how, "tuned": tuned, "headline": headline + tuned / 100})
     return found
 
@@ -73,10 +74,22 @@ def test_half_of_the_encoder_has_kl_where_there_is_one(results: ModuleType) -> N
 
 
 def test_every_way_has_a_name_and_the_peers_stand_beside(results: ModuleType) -> None:
-    for phase in ("paper", "grid"):
+    for phase in ("paper", "grid", "ridge"):
         for seed in (0, 1):
             ways = results.ways(phase, seed, results.PEERS)
             assert len(set(ways)) == len(ways)
             assert {way.score for way in ways} <= set(results.NAMES)
     tuned = [way.score for way in results.ways("paper", 1, results.PEERS) if way.tune]
     assert {"effect", "rf", "random", "magnitude", "std", "taylor", *results.PEERS} <= set(tuned)
+
+
+def test_ridges_stand_beside_each_other(results: ModuleType) -> None:
+    some = [{**row, "shares": "estimated"} for row in rows() if row["score"] == "effect"]
+    more = [{**row, "ridge": 0.1, "headline": 0.88} for row in some]
+    table = results.ridge_table(rows() + some + more, TASKS)
+    assert line(table, "46.5% | 0.001")[2:] == ["0.800 ± 0.000 / 0.250 ± 0.000", "0.800 ± 0.000", "0.800 ± 0.000"]
+    assert line(table, "46.5% | 0.1")[2:] == ["0.880 ± 0.000 / 0.250 ± 0.000", "0.880 ± 0.000", "0.880 ± 0.000"]
+    assert "30.0%" not in table
+    found = results.more_table([*some, *more])
+    assert line(found, "effect (default), estimated shares")[1] == "0.803 ± 0.005"
+    assert line(found, "effect (default), estimated shares, ridge 0.1")[1] == "0.880 ± 0.000"
