@@ -87,8 +87,8 @@ def test_ridges_stand_beside_each_other(results: ModuleType) -> None:
     some = [{**row, "shares": "estimated"} for row in rows() if row["score"] == "effect"]
     more = [{**row, "ridge": 0.1, "headline": 0.88} for row in some]
     table = results.ridge_table(rows() + some + more, TASKS)
-    assert line(table, "46.5% | 0.001")[2:] == ["0.800 ± 0.000 / 0.250 ± 0.000", "0.800 ± 0.000", "0.800 ± 0.000"]
-    assert line(table, "46.5% | 0.1")[2:] == ["0.880 ± 0.000 / 0.250 ± 0.000", "0.880 ± 0.000", "0.880 ± 0.000"]
+    assert line(table, "46.5% | 0.001 | no")[3:] == ["0.800 ± 0.000 / 0.250 ± 0.000", "0.800 ± 0.000", "0.800 ± 0.000"]
+    assert line(table, "46.5% | 0.1 | yes")[3:] == ["0.880 ± 0.000 / 0.250 ± 0.000", "0.880 ± 0.000", "0.880 ± 0.000"]
     assert "30.0%" not in table
     found = results.more_table([*some, *more])
     assert line(found, "effect (default), estimated shares")[1] == "0.803 ± 0.005"
