@@ -210,10 +210,10 @@ def compare(
             read=read,
             labels=labels if any(way.score == "taylor" for way in wanted) else None,
         )
-        curves: dict[str, Curves] = {}
-        for how in (how for how in get_args(How) if any(way.shares == how for way in wanted)):
+        curves: dict[tuple[How, float | None], Curves] = {}
+        for how, ridge in dict.fromkeys(asked for way in wanted if (asked := _asked(way)) is not None):
             tell(f"{data.task.name}, seed {seed}: what each site can spare, {how}")
-            curves[how] = sensitivity(
+            curves[how, ridge] = sensitivity(
                 dense,
                 scores,
                 corpus,
@@ -221,6 +221,7 @@ def compare(
                 max_length=settings.max_length,
                 how=how,
                 read=read,
+                ridge=ridge,
                 seed=seed,
             )
         for way in wanted:
@@ -234,7 +235,7 @@ def compare(
                     keep=way.keep,
                     of=way.of,
                     score=way.score,
-                    sensitivity=curves.get(way.shares),
+                    sensitivity=None if (asked := _asked(way)) is None else curves[asked],
                 )
                 given: dict[str, Any] = {"scores": scores}
                 if way.repair == "least_squares":
@@ -257,6 +258,13 @@ def compare(
                 found = evaluate(small, tokenizer, data, max_length=settings.max_length)
                 facts = {"kept_share": share, "seconds": _since(start)}
                 on_row(row | _measured(small, found, reference, data) | facts)
+
+
+def _asked(way: Way) -> tuple[How, float | None] | None:
+    """How shares are found, and the ridge of the repairs that are tried for it."""
+    if way.shares == "uniform":
+        return None
+    return way.shares, way.ridge if way.shares == "measured" else None
 
 
 def _keys(data: TaskData, seed: int, way: Way) -> set[Key]:

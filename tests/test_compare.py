@@ -13,6 +13,7 @@ from obce.finetune import Settings, with_head
 from obce.glue import TASKS, Examples, TaskData
 from obce.run import CompareRun
 from obce.scoring import score
+from obce.sensitivity import sensitivity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,6 +130,20 @@ def test_the_ridge_is_that_of_the_way(
     rows = run(encoder, tiny_tokenizer, data, ways)[1:]
     assert [row["ridge"] for row in rows] == [1e-3, 1e3, None]
     assert len({row["loss"] for row in rows}) == 3
+
+
+def test_shares_are_measured_with_the_repair_that_follows(
+    encoder: BertModel, tiny_tokenizer: PreTrainedTokenizerBase, data: TaskData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Any] = []
+    monkeypatch.setattr(
+        "obce.compare.sensitivity",
+        lambda *given, **named: found.append((named["how"], named["ridge"])) or sensitivity(*given, **named),
+    )
+    ways = [Way("effect", 0.6, shares="measured", ridge=ridge) for ridge in (1e-3, 10.0)]
+    ways += [Way(name, 0.6, shares="estimated", ridge=ridge) for name, ridge in (("effect", 1e-3), ("std", 0.1))]
+    run(encoder, tiny_tokenizer, data, [*ways, Way("std", 0.6)])
+    assert found == [("measured", 1e-3), ("measured", 10.0), ("estimated", None)]
 
 
 def test_tables_without_ridges_are_of_the_first_one() -> None:
