@@ -2,7 +2,7 @@
 
     python benchmarks/bench_fidelity.py [--ridges]
 
-2,000 sentences of examples/ score, 1,000 of them fit the least squares (with the ridge 0.001), the other 500 measure.
+2,000 sentences of examples/ score, 1,000 of them fit the least squares, the other 500 measure.
 `fidelity` is the mean cosine to the dense model's embedding of the same sentence; `alike` is the mean cosine between
 embeddings of different sentences (neighbours in the corpus), which grows when a cut adds a direction that all
 sentences share.
@@ -78,7 +78,7 @@ def main() -> None:
             made = plan(scores, keep=keep, of="encoder", preset="obce-2023", score=name, seed=seed, keep_constant=True)
             for repair in ("none", "mean", "least_squares"):
                 fitted = repair == "least_squares"
-                fit = {"texts": scoring, "tokenizer": tokenizer, "ridge": 0.001}
+                fit = {"texts": scoring, "tokenizer": tokenizer}
                 given: dict[str, Any] = fit if fitted else {"scores": scores}
                 small = prune(model, made, repair=repair, **given)
                 found = embed(small, held_out)

@@ -3,7 +3,7 @@
     python benchmarks/bench_heads.py GLUE [--seeds 3]
 
 MiniLM is trained on SST-2 and CoLA as in results.py; half of the heads go, the same share of every layer, repaired by
-least squares (with the ridge 0.001) or by nothing. Heads are ranked by the effect of their neurons, by the persistence
+least squares or by nothing. Heads are ranked by the effect of their neurons, by the persistence
 of their clouds (r_f, total persistence, entropy; high stays), by r_f of their neurons (which does not rank layer 0), by
 labels (taylor), and at random.
 """
@@ -61,7 +61,7 @@ def main() -> None:
             for name, head_score in WAYS:
                 made = plan(scores, keep=KEEP, of="encoder", score=name, units=("heads",), head_score=head_score)
                 for repair in ("least_squares", "none"):
-                    small = prune(dense, made, repair=repair, texts=corpus, tokenizer=tokenizer, ridge=0.001)
+                    small = prune(dense, made, repair=repair, texts=corpus, tokenizer=tokenizer)
                     found = evaluate(small, tokenizer, data)
                     row = {
                         **facts(),

@@ -38,7 +38,7 @@ def rows() -> list[dict[str, Any]]:
             for score, headline in (("effect", 0.8), ("rf", 0.7 - seed / 10)):
                 for keep, tuned in ((0.465, False), (0.465, True), (0.5, False)):
                     how = {"keep": keep, "of": "encoder", "repair": "least_squares", "shares": "uniform"}
-                    how["ridge"] = 0.001
+                    how["ridge"] = 0.1
                     found.append({**plain, "score": score, **how, "tuned": tuned, "headline": headline + tuned / 100})
     return found
 
@@ -85,11 +85,11 @@ def test_every_way_has_a_name_and_the_peers_stand_beside(results: ModuleType) ->
 
 def test_ridges_stand_beside_each_other(results: ModuleType) -> None:
     some = [{**row, "shares": "estimated"} for row in rows() if row["score"] == "effect"]
-    more = [{**row, "ridge": 0.1, "headline": 0.88} for row in some]
+    more = [{**row, "ridge": 0.001, "headline": 0.88} for row in some]
     table = results.ridge_table(rows() + some + more, TASKS)
-    assert line(table, "46.5% | 0.001 | no")[3:] == ["0.800 ± 0.000 / 0.250 ± 0.000", "0.800 ± 0.000", "0.800 ± 0.000"]
-    assert line(table, "46.5% | 0.1 | yes")[3:] == ["0.880 ± 0.000 / 0.250 ± 0.000", "0.880 ± 0.000", "0.880 ± 0.000"]
+    assert line(table, "46.5% | 0.1 | no")[3:] == ["0.800 ± 0.000 / 0.250 ± 0.000", "0.800 ± 0.000", "0.800 ± 0.000"]
+    assert line(table, "46.5% | 0.001 | yes")[3:] == ["0.880 ± 0.000 / 0.250 ± 0.000", "0.880 ± 0.000", "0.880 ± 0.000"]
     assert "30.0%" not in table
     found = results.more_table([*some, *more])
     assert line(found, "effect (default), estimated shares")[1] == "0.803 ± 0.005"
-    assert line(found, "effect (default), estimated shares, ridge 0.1")[1] == "0.880 ± 0.000"
+    assert line(found, "effect (default), estimated shares, ridge 0.001")[1] == "0.880 ± 0.000"
