@@ -1181,7 +1181,7 @@ class Run:
     ) -> Curves:
         """What every layer and unit of the scored model can spare, found once and kept in the run.
 
-        Layers that were measured before a run was cut short are not measured again.
+        What was found before a run was cut short is not looked for again.
 
         Args:
             how, score, units, head_score: As in `obce.sensitivity`.

@@ -127,9 +127,9 @@ def sensitivity(
             stay, and `ESTIMATE_RIDGE` by default.
         seed: Of the random directions, and of the texts that are drawn.
         progress: Called with (layers done, layers).
-        known: Measured, curves of the same call that are there already: their layers are not measured again.
-        on_layer: Measured, called after each layer with the curves so far, so that a run that is cut short can be
-            gone on with by `known`.
+        known: Curves of the same call that are there already: what is known is not looked for again.
+        on_layer: Called with the curves so far, after each layer (estimated, after the layers that one backward pass
+            serves), so that a run that is cut short can be gone on with by `known`.
 
     Returns:
         `"3.value"` -> [(0, 0), (share removed, share of the variance of what is read that is lost), ...].
@@ -356,7 +356,13 @@ def _estimated(model: PreTrainedModel, asked: _Question) -> Curves:
     curves: dict[str, list[tuple[float, float]]] = {}
     whole = None
     with eval_mode(model), precise_products(weight.device), no_weight_gradients(model):
-        runs = list(_runs(body, seen, wide.itemsize))
+        runs = []
+        for layers in _runs(body, seen, wide.itemsize):
+            names = [f"{layer}.{unit}" for layer in layers for unit in asked.units]
+            if all(name in asked.known for name in names):
+                curves |= {name: list(asked.known[name]) for name in names}
+            else:
+                runs.append(layers)
         heard = _heard(body, asked.batches, seen, runs)
         for layers in runs:
             estimates = {}
@@ -371,7 +377,9 @@ def _estimated(model: PreTrainedModel, asked: _Question) -> Curves:
             spread = _moved(model, asked, list(estimates.values()), layers)
             whole = spread if whole is None else whole
             curves |= {f"{layer}.{unit}": one.curve(whole) for (layer, unit), (_, one) in estimates.items()}
-    return Curves(curves, "estimated")
+            asked.on_layer(Curves(curves, "estimated"))
+    names = [f"{layer}.{unit}" for layer in range(count) for unit in asked.units]
+    return Curves({name: curves[name] for name in names}, "estimated")
 
 
 def _runs(body: PreTrainedModel, seen: Sequence[Mapping[str, Site]], itemsize: int) -> Iterator[range]:
@@ -391,7 +399,7 @@ def _runs(body: PreTrainedModel, seen: Sequence[Mapping[str, Site]], itemsize: i
 def _heard(
     body: PreTrainedModel, batches: TokenBatches, seen: Sequence[Mapping[str, Site]], runs: Sequence[range]
 ) -> Iterator[dict[str, _Moments]]:
-    """Of every layer its sites' moments on the texts that the repairs are fitted on.
+    """Of every layer of the runs its sites' moments on the texts that the repairs are fitted on.
 
     All texts pass through one layer, then through the next. A site map does not say what a layer is given: then
     they pass through the model once a run.
@@ -412,12 +420,14 @@ def _heard(
             (hidden, upload(batch.real, device).bool(), given) for batch, hidden, given in first_inputs(body, batches)
         ]
         for layer, block in enumerate(layers_of(body)):
-            sites = sites_of(range(layer, layer + 1))
+            asked = any(layer in layers for layers in runs)
+            sites = sites_of(range(layer, layer + 1)) if asked else {}
             moments = {name: _Moments(site, layout, heads) for name, site in sites.items()}
             with Watch(body, list(sites.values()), take, gradients=False):
                 for at, (hidden, real, given) in enumerate(passing):
                     passing[at] = through(block, hidden, given[layer]), real, given
-            yield moments
+            if asked:
+                yield moments
         return
     for layers in runs:
         sites = sites_of(layers)
