@@ -66,7 +66,7 @@ _SHOWN_LETTERS = 120
 
 
 # Commands that go on where they were stopped.
-_RESUMED = ("score", "plan", "run", "finetune", "compare", "demo")
+_RESUMED = ("score", "plan", "run", "distill", "finetune", "compare", "demo")
 
 
 # ---- what every command shares -----------------------------------------------------------------------------------
@@ -1204,6 +1204,87 @@ def finetune_command(
         )
     write_results(out / "results.json", found)
     _emit(as_json, {"results": found}, _seeds_table(rows.task.name, found), f"models in {out}/seed-*/model")
+
+
+@app.command("distill")
+@_guarded
+def distill_command(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|MODEL_DIR", help="A run with a pruned model, or a pruned model's directory.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to write; the model is in model/.")],
+    corpus: Annotated[
+        str | None,
+        typer.Argument(metavar="[CORPUS]", help="Texts to learn from (default: those that the run was scored on)."),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="The dense model to learn from (default: the one that the run has scored).")
+    ] = None,
+    epochs: Epochs = 3,
+    max_steps: MaxSteps = None,
+    learning_rate: LearningRate = 3e-4,
+    batch_size: BatchSize = 32,
+    max_length: MaxLength = None,
+    precision: TrainPrecision = "float32",
+    device: Device = "auto",
+    sites: SitesOption = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train a pruned model on plain texts to say what the dense one says; what was stopped goes on where it was."""
+    import torch
+
+    from obce.corpus import read_corpus, tokenize
+    from obce.effects import reading_of
+    from obce.evaluate import POOLINGS, embed, fidelity
+    from obce.finetune import DISTILLING, distill, steps_of
+    from obce.run import Run, load_model, load_tokenizer, to_device
+    from obce.sites import position_of
+
+    where, texts = source, None if corpus is None else read_corpus(corpus)
+    if (source / "run.json").is_file():
+        run = Run.existing(source)
+        where, teacher, texts = run.model_path, teacher or run.state["model"], texts or run.corpus("give CORPUS")
+    if teacher is None or texts is None:
+        raise ValueError(f"'{source}' is no run directory: name the texts and, with --teacher, the dense model")
+    small, tokenizer = load_model(where, pruned=True), load_tokenizer(where)
+    length = _task_length(small, tokenizer, max_length)
+    settings = replace(
+        DISTILLING,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        max_length=length,
+        max_steps=max_steps,
+        precision=precision,
+    )
+    apart = set(range(9, len(texts), max(10, len(texts) // 500)))  # measured on, not learnt from
+    entries: list[Any] = list(texts.entries())
+    held_out = [one for at, one in enumerate(entries) if at in apart]
+    learnt = [one for at, one in enumerate(entries) if at not in apart]
+    steps = steps_of(len(learnt), settings)
+    facts: dict[str, Any] = {"texts": len(learnt), "steps": steps, "held_out": len(held_out)}
+    if dry_run:
+        _emit(as_json, facts, f"would train on {len(learnt):,} texts, {steps:,} steps, into {out}")
+        return
+    to_device(small, device)
+    follow = to_device(load_model(teacher), device)
+    torch.nn.Module.to(follow, torch.float32)
+    with _step("training", "steps") as progress:
+        trained, history = distill(small, tokenizer, learnt, settings, teacher=follow, out=out, progress=progress)
+    lines = [f"trained on {len(learnt):,} texts, {steps:,} steps, {history.rows_per_second:,.0f} texts/s"]
+    if held_out:
+        read = reading_of(follow)
+        pooling = read if read in POOLINGS else position_of(follow)
+        batches = tokenize(held_out, tokenizer, max_length=length)
+        first, before, after = (embed(model, batches, pooling=pooling) for model in (follow, small, trained))
+        facts |= {"fidelity_before": fidelity(first, before), "fidelity": fidelity(first, after)}
+        lines.append(
+            f"mean cosine with the dense model's vectors on {len(held_out):,} texts held out: "
+            f"{facts['fidelity_before']:.4f} before, {facts['fidelity']:.4f} now"
+        )
+    facts |= {"texts_per_second": history.rows_per_second, "losses": history.losses, "model": str(out / "model")}
+    _emit(as_json, facts, *lines, f"model in {out / 'model'}")
 
 
 def _task_length(model: Any, tokenizer: Any, asked: int | None) -> int:

@@ -119,9 +119,7 @@ def _effects(
 ) -> dict[str, NDArray[np.float32] | torch.Tensor]:
     """Site name -> float32 [n_texts, width], on the device where scoring stays there."""
     given = None if labels is None else torch.from_numpy(checked_labels(model, labels, batches.n_texts))
-    read = reading_of(model) if read == "auto" else read
-    if read not in READS:
-        raise ValueError(f"read is {read!r}, expected 'auto' or one of {', '.join(map(repr, READS))}.")
+    read = reading_of(model, read)
     body = base_model(model)
     device = next(body.parameters()).device
     stays = resident(device)
@@ -191,16 +189,20 @@ def gradient_tokens(model: PreTrainedModel, max_length: int, batch_tokens: int) 
     return max(max_length, min(batch_tokens, fit))
 
 
-def reading_of(model: PreTrainedModel) -> str:
-    """What is read of a model if nothing else is said.
+def reading_of(model: PreTrainedModel, read: str = "auto") -> str:
+    """What is read of a model: one of `READS`, or what is read if nothing else is said.
 
     The head of a classifier of sequences or pictures reads `"head"`; token classifiers, question answerers, language
     models and what restores masked pictures `"tokens"`; a bare encoder is read at `"cls"`, a bare decoder at `"last"`,
     and either as `"mean"` if it was loaded from a directory of sentence-transformers that says so in `1_Pooling`.
 
     Raises:
-        ValueError: That file is not readable JSON.
+        ValueError: `read` is unknown, or that file is not readable JSON.
     """
+    if read in READS:
+        return read
+    if read != "auto":
+        raise ValueError(f"read is {read!r}, expected 'auto' or one of {', '.join(map(repr, READS))}.")
     name = type(model).__name__
     if head_linear(model) is not None and any(kind in name for kind in _CLASSIFIERS):
         return "head"
@@ -504,15 +506,24 @@ def what_is_read(model: PreTrainedModel, inputs: dict[str, torch.Tensor], batch:
         finally:
             handle.remove()
         return taken[0]
-    told = base_model(model)(**inputs)
+    states = last_states(model, base_model(model)(**inputs))
+    mask = batch.real.to(states.device) if batch.tokens else inputs["attention_mask"]
+    return read_hidden(states, mask, read)
+
+
+def last_states(model: PreTrainedModel, told: Any) -> torch.Tensor:
+    """Last hidden states, [b, T, hidden], of what the base model told.
+
+    Raises:
+        ValueError: There are none.
+    """
     if not hasattr(told, "last_hidden_state"):
         raise ValueError(
             f"model is a {type(model).__name__}, whose base model gives no last_hidden_state, expected an encoder of "
             "transformers that does."
         )
     states: torch.Tensor = told.last_hidden_state
-    mask = batch.real.to(states.device) if batch.tokens else inputs["attention_mask"]
-    return read_hidden(states, mask, read)
+    return states
 
 
 def _pooled_tokens(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Fine-tune a model on a task of GLUE, with or without a teacher to follow.
+"""Train a model on a task of GLUE, with or without a teacher to follow, or on plain texts by the teacher alone.
 
 transformers' Trainer steps; the order of the rows is fixed here, in advance and for the whole training, so that
 a training which was killed goes on with the very batches that were to come. With a directory it keeps
@@ -7,7 +7,8 @@ a training which was killed goes on with the very batches that were to come. Wit
     checkpoints/     what a killed training goes on from; gone when it is finished
     model/           the trained model and its tokenizer
 
-Distillation: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015).
+Distillation: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015); of hidden states: Romero
+et al., "FitNets" (2015).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -36,9 +37,13 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from obce import modeling_obce
-from obce.capture import padded_as_read
+from obce.capture import eval_mode, padded_as_read
+from obce.corpus import Batch, corpus_of
+from obce.device import upload
+from obce.effects import last_states, reading_of, what_is_read
+from obce.export import carry_pooling, pooling_files
 from obce.files import LOCK, PARTIAL, flush, locked, whole, write_text
-from obce.glue import MAX_LENGTH, Encoded, Task, TaskData, encode, label_order, logits
+from obce.glue import MAX_LENGTH, Encoded, Examples, Task, TaskData, encode, label_order, logits
 from obce.modeling_obce import NarrowModel
 from obce.modeling_obce_mapped import class_of, classes_of
 from obce.sites import MAPPED, base_model, layout_of, quiet_transformers, usable_max_length
@@ -47,12 +52,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
+    from obce.corpus import Corpus
+
 Progress = Callable[[int, int], None]
 
 _FORMAT = "obce-finetune"
 _FORMAT_VERSION = 1
 _WHOLE = "whole"  # in a checkpoint: every file of it is on disk
 _GROUP = 50  # batches whose rows are sorted by length together, as transformers' length-grouped sampler has it
+_VARIANCE_ROWS = 450  # of the teacher: enough to say how far its vectors lie apart
 _LOGGED = 100  # losses of a training, about
 
 # Words for what decides the bits of a training and is no setting.
@@ -115,6 +123,10 @@ class Settings:
                 raise ValueError(f"{name}: found {value}, expected a number above 0; choose another.")
         if self.precision not in {"float32", "bfloat16"}:
             raise ValueError(f"precision: found {self.precision!r}, expected float32 or bfloat16; choose one of them.")
+
+
+DISTILLING = Settings(learning_rate=3e-4, weight_decay=0.0)
+"""What `distill` does if nothing else is said: a model that was cut and repaired is near, and its texts are few."""
 
 
 @dataclass(frozen=True)
@@ -255,49 +267,160 @@ def finetune(
     task = data.task
     order = label_order(model, task)
     usable_max_length(model, tokenizer, settings.max_length)
-    _check(model, data, settings, teacher, out, save_every)
-    device = next(model.parameters()).device
+    _check(model, data, settings, teacher)
     rows = encode(data.train, tokenizer, max_length=settings.max_length)
     plan = _plan(rows.lengths, settings)
 
-    trained = copy.deepcopy(model).float()
-    folder = None if out is None else Path(out)
-    if folder is not None:
-        _refuse_other(folder)
-    with nullcontext() if folder is None else locked(folder):
-        if folder is not None:
-            asked = _asked(model, rows, data, settings, teacher)
-            history = _standing(folder, asked)
-            if history is not None:
-                _load(trained, folder / "model")
-                return trained.eval(), history
-
+    def prepared() -> tuple[Collate, Loss]:
         # the model's own outputs are trained: labels and teacher are put in its order, not the other way round
-        labels = data.train.labels if task.regression else order[data.train.labels]
+        labels = torch.from_numpy(data.train.labels if task.regression else order[data.train.labels])
         followed = None
         if teacher is not None:
             used = np.unique(np.concatenate(plan))
-            followed = np.empty((len(rows), task.num_labels), dtype=np.float32)
-            followed[:, order] = logits(teacher, rows, only=used)[:, label_order(teacher, task)]
-        with _left_alone(), tempfile.TemporaryDirectory(prefix="obce-finetune-") as temporary:
-            checkpoints = Path(temporary) if folder is None else folder / "checkpoints"
-            watch = _Watch(len(plan), progress, _whole_checkpoint(checkpoints))
-            trainer = _Steps(
-                trained,
-                _arguments(settings, checkpoints, plan, device, _saving(folder, save_every, len(rows), settings)),
-                watch,
-                rows=rows,
-                plan=plan,
-                labels=labels,
-                followed=followed,
-                settings=settings,
+            said = np.empty((len(rows), task.num_labels), dtype=np.float32)
+            said[:, order] = logits(teacher, rows, only=used)[:, label_order(teacher, task)]
+            followed = torch.from_numpy(said)
+
+        def collated(indices: list[int]) -> dict[str, torch.Tensor]:
+            batch = rows.batch(indices)
+            inputs = {**batch.inputs, "labels": labels[batch.indices]}
+            return inputs if followed is None else {**inputs, "followed": followed[batch.indices]}
+
+        def loss(trained: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+            given, said = inputs.pop("labels"), inputs.pop("followed", None)
+            with _mixed(settings, given.device):
+                outputs = trained(**padded_as_read(model, inputs)).logits
+            outputs = outputs.float()
+            found = _task_loss(outputs, given)
+            if said is None:
+                return found
+            weight = settings.distill
+            return (1 - weight) * found + weight * _teacher_loss(outputs, said, settings.temperature)
+
+        return collated, loss
+
+    asked = {"task": task.name, "data": _rows_hash(rows, data.train.labels)}
+    course = _Course(model, teacher, tokenizer, len(rows), plan, asked, prepared)
+    return _trained(course, settings, out, save_every, progress)
+
+
+def distill(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    texts: Corpus | Sequence[str] | Sequence[tuple[str, str]],
+    settings: Settings | None = None,
+    *,
+    teacher: PreTrainedModel,
+    read: str = "auto",
+    out: str | os.PathLike[str] | None = None,
+    save_every: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[PreTrainedModel, History]:
+    """Train a copy of a cut model on plain texts to say what the dense one says; there are no labels.
+
+    The loss of a batch is the squared distance of what is read from what the teacher says, as a share of its variance
+    over texts, and the same of the last hidden states of all tokens. Dropout is off. Bits, and what `out` keeps, are as
+    in `finetune`.
+
+    Args:
+        model: A model that was cut, with or without a head; never changed.
+        tokenizer: Its tokenizer.
+        texts: A corpus, or texts, or pairs of them.
+        settings: How to train (default: `DISTILLING`); `distill` and `temperature` are not looked at.
+        teacher: The dense model, on the same device, with the same vocabulary, hidden size and head.
+        read: What is read, as in `obce.sensitivity`; `"auto"`: what the teacher's head takes from the encoder.
+        out: As in `finetune`.
+        save_every: As in `finetune`.
+        progress: As in `finetune`.
+
+    Returns:
+        The trained model, float32, in eval mode on the device of `model`, and how it went; losses of 0 say that nothing
+        is lost, of 1 or 2 that everything is.
+
+    Raises:
+        ImportError: accelerate is not installed.
+        ValueError: There are no texts, models that read pictures, a teacher elsewhere or of other dimensions, a `read`
+            that the models do not have, a loss that is not finite, or a training in `out` that differs from this one or
+            goes on.
+    """
+    settings = replace(settings or DISTILLING, distill=1.0)
+    _check_pair(model, teacher)
+    if (pooled := _pooled(model)) is not None:
+        pooling_files(pooled)  # refused before the training, not after it
+    read = reading_of(teacher, read)
+    length = usable_max_length(teacher, tokenizer, settings.max_length)
+    rows = encode(_examples(texts), tokenizer, max_length=length)
+    plan = _plan(rows.lengths, settings)
+    device = next(model.parameters()).device
+
+    def said(by: Any, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """What is read, [b, d], and the last hidden states of all tokens, [tokens, hidden]: one, where it is both."""
+        states: list[torch.Tensor] = []
+        handle = base_model(by).register_forward_hook(lambda _m, _args, told: states.append(last_states(by, told)))
+        try:
+            with _mixed(settings, device):
+                vectors = what_is_read(by, inputs, Batch(np.arange(len(inputs["input_ids"])), inputs), read)
+        finally:
+            handle.remove()
+        every = states[0].float()[inputs["attention_mask"].bool()]
+        return [every] if read == "tokens" else [vectors.float(), every]
+
+    def prepared() -> tuple[Collate, Loss]:
+        some = np.unique(np.linspace(0, len(rows) - 1, _VARIANCE_ROWS).astype(np.int64))
+        with eval_mode(teacher), torch.no_grad():
+            batches = (
+                {name: upload(one, device) for name, one in batch.inputs.items()} for batch in rows.batches(rows=some)
             )
-            trainer.train(resume_from_checkpoint=watch.resumed)
-            history = watch.history(trainer.state.log_history, sum(map(len, plan)))
-        trained.to(device).eval()
-        if folder is not None:
-            _write(folder, asked, trained, tokenizer, history)
-    return trained, history
+            parts = [torch.cat(part) for part in zip(*(said(teacher, inputs) for inputs in batches), strict=True)]
+        # of one text what is read has none
+        spread = [float((part - part.mean(0)).square().sum(1).mean()) or 1.0 for part in parts]
+
+        def loss(trained: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+            with eval_mode(teacher), torch.no_grad():
+                targets = said(teacher, inputs)
+            trained.eval()  # the teacher has no dropout either
+            lost = [
+                (now - then).square().sum(1).mean() / whole
+                for now, then, whole in zip(said(trained, inputs), targets, spread, strict=True)
+            ]
+            return torch.stack(lost).sum()
+
+        return lambda indices: rows.batch(indices).inputs, loss
+
+    asked = {"read": read, "data": _rows_hash(rows)}
+    course = _Course(model, teacher, tokenizer, len(rows), plan, asked, prepared)
+    return _trained(course, settings, out, save_every, progress)
+
+
+def _examples(texts: Any) -> Examples:
+    """Rows without labels."""
+    pairs = isinstance(texts, Sequence) and len(texts) > 0 and isinstance(texts[0], tuple)
+    entries: Any = texts if pairs else corpus_of(texts, pictures=False).entries()
+    paired = isinstance(entries[0], tuple)
+    firsts, seconds = zip(*entries, strict=True) if paired else (entries, ())
+    return Examples(list(firsts), list(seconds) if paired else None, np.empty(0, np.float32))
+
+
+def _check_pair(model: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    for name, one in (("model", model), ("teacher", teacher)):
+        if layout_of(one).pictures:
+            raise ValueError(
+                f"{name} is a {type(one).__name__}, which reads pictures, expected one that reads texts: train it with "
+                "transformers' own Trainer."
+            )
+    found, wanted = ((one.config.vocab_size, one.config.hidden_size) for one in (teacher, model))
+    if found != wanted:
+        raise ValueError(
+            f"teacher: found a vocabulary and hidden size of {found}, expected {wanted}, those of the model; give the "
+            "model that it was cut from."
+        )
+    _check_device(model, teacher)
+
+
+def _check_device(model: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    here, there = next(model.parameters()).device, next(teacher.parameters()).device
+    if here != there:
+        raise ValueError(f"teacher: found it on {there}, expected {here}, where the model is; move it there.")
 
 
 def _check(
@@ -305,15 +428,7 @@ def _check(
     data: TaskData,
     settings: Settings,
     teacher: PreTrainedModel | None,
-    out: str | os.PathLike[str] | None,
-    save_every: int | None,
 ) -> None:
-    try:
-        import accelerate  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "finetune: transformers' Trainer needs the package accelerate; install it with `pip install 'obce[glue]'`."
-        ) from error
     if not len(data.train):
         raise ValueError(
             f"data: {data.task.name} has no training rows, expected some; put its train.tsv beside the dev set."
@@ -322,18 +437,87 @@ def _check(
         found = f"a distill of {settings.distill:g} and {'no' if teacher is None else 'a'} teacher"
         raise ValueError(f"teacher: found {found}, expected both or neither; give the teacher and its weight.")
     if teacher is not None:
-        here, there = next(model.parameters()).device, next(teacher.parameters()).device
         try:
             label_order(teacher, data.task)
         except ValueError as error:
             raise ValueError(f"teacher: {str(error).removeprefix('model: ')}") from None
-        if here != there:
-            raise ValueError(f"teacher: found it on {there}, expected {here}, where the model is; move it there.")
-    if save_every is not None and (out is None or save_every < 1):
-        raise ValueError(f"save_every: found {save_every}, expected at least 1, and `out` to save to; give both.")
+        _check_device(model, teacher)
 
 
 # The training
+
+Collate = Callable[[list[int]], dict[str, torch.Tensor]]
+Loss = Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Course:
+    """What a training is made of.
+
+    Attributes:
+        model: Of which a copy is trained.
+        tokenizer: To be saved beside it.
+        rows: How many there are.
+        plan: The rows of every step.
+        asked: What decides its bits, beside the models and the settings.
+        prepared: Called once, before the first step: what makes a batch's inputs, and its loss.
+    """
+
+    model: PreTrainedModel
+    teacher: PreTrainedModel | None
+    tokenizer: Any
+    rows: int
+    plan: Sequence[NDArray[np.int64]]
+    asked: Mapping[str, Any]
+    prepared: Callable[[], tuple[Collate, Loss]]
+
+
+def _trained(
+    course: _Course,
+    settings: Settings,
+    out: str | os.PathLike[str] | None,
+    save_every: int | None,
+    progress: Progress | None,
+) -> tuple[PreTrainedModel, History]:
+    """The trained copy and how it went, with all that `out` is for."""
+    try:
+        import accelerate  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "finetune: transformers' Trainer needs the package accelerate; install it with `pip install 'obce[glue]'`."
+        ) from error
+    if save_every is not None and (out is None or save_every < 1):
+        raise ValueError(f"save_every: found {save_every}, expected at least 1, and `out` to save to; give both.")
+    model, plan = course.model, course.plan
+    device = next(model.parameters()).device
+    trained = copy.deepcopy(model).float()
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        _refuse_other(folder)
+    with nullcontext() if folder is None else locked(folder):
+        if folder is not None:
+            asked = _asked(course, settings)
+            history = _standing(folder, asked)
+            if history is not None:
+                _load(trained, folder / "model")
+                return trained.eval(), history
+
+        with _left_alone(), tempfile.TemporaryDirectory(prefix="obce-finetune-") as temporary:
+            checkpoints = Path(temporary) if folder is None else folder / "checkpoints"
+            saving = None if folder is None else save_every or -(-course.rows // settings.batch_size)
+            watch = _Watch(len(plan), progress, _whole_checkpoint(checkpoints))
+            trainer = _Steps(trained, _arguments(settings, checkpoints, plan, device, saving), watch, course)
+            trainer.train(resume_from_checkpoint=watch.resumed)
+            history = watch.history(trainer.state.log_history, sum(map(len, plan)))
+        trained.to(device).eval()
+        if folder is not None:
+            _write(folder, asked, trained, course.tokenizer, history)
+    return trained, history
+
+
+def _mixed(settings: Settings, device: torch.device) -> torch.autocast:
+    """The precision of forward passes."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
 
 
 def steps_of(rows: int, settings: Settings) -> int:
@@ -358,10 +542,6 @@ def _plan(lengths: NDArray[np.int64], settings: Settings) -> list[NDArray[np.int
         plan += [batches[i] for i in generator.permutation(len(batches))]
         epoch += 1
     return plan[:steps]
-
-
-def _saving(folder: Path | None, save_every: int | None, rows: int, settings: Settings) -> int | None:
-    return None if folder is None else save_every or -(-rows // settings.batch_size)
 
 
 def _arguments(
@@ -426,58 +606,28 @@ class _Watch(TrainerCallback):
 class _Steps(Trainer):
     """transformers' Trainer on a plan of batches, with the losses of this module."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        arguments: TrainingArguments,
-        watch: _Watch,
-        *,
-        rows: Encoded,
-        plan: Sequence[NDArray[np.int64]],
-        labels: NDArray[Any],
-        followed: NDArray[np.float32] | None,
-        settings: Settings,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, arguments: TrainingArguments, watch: _Watch, course: _Course) -> None:
         # several devices would each be given a part of a batch, whose rows are planned for one
         arguments._n_gpu = min(1, arguments.n_gpu)
-        super().__init__(model=model, args=arguments, train_dataset=range(len(rows)), callbacks=[watch])
+        super().__init__(model=model, args=arguments, train_dataset=range(course.rows), callbacks=[watch])
         for callback in [c for c in self.callback_handler.callbacks if type(c).__name__ == "PrinterCallback"]:
             self.remove_callback(callback)
         self.watch = watch
-        self.rows = rows
-        self.plan = plan
-        self.labels = torch.from_numpy(labels)
-        self.followed = None if followed is None else torch.from_numpy(followed)
-        self.settings = settings
+        self.course = course
+        self.collated, self.loss = course.prepared()
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(
-            range(len(self.rows)),  # type: ignore[arg-type]  # a sequence is all that a loader needs
-            batch_sampler=self.plan,  # type: ignore[arg-type]  # any iterable of lists of indices
-            collate_fn=self._collated,
+            range(self.course.rows),  # type: ignore[arg-type]  # a sequence is all that a loader needs
+            batch_sampler=self.course.plan,  # type: ignore[arg-type]  # any iterable of lists of indices
+            collate_fn=self.collated,
         )
-
-    def _collated(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        batch = self.rows.batch(indices)
-        inputs = {**batch.inputs, "labels": self.labels[batch.indices]}
-        if self.followed is not None:
-            inputs["followed"] = self.followed[batch.indices]
-        return inputs
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         del return_outputs, num_items_in_batch  # asked for in evaluation and gradient accumulation alone
-        labels, followed = inputs.pop("labels"), inputs.pop("followed", None)
-        narrow = self.settings.precision == "bfloat16"
-        with torch.autocast(labels.device.type, torch.bfloat16, enabled=narrow):
-            outputs = model(**padded_as_read(cast("PreTrainedModel", self.model), inputs)).logits
-        outputs = outputs.float()
-        loss = _task_loss(outputs, labels)
-        if followed is None:
-            return loss
-        weight = self.settings.distill
-        return (1 - weight) * loss + weight * _teacher_loss(outputs, followed, self.settings.temperature)
+        return self.loss(model, inputs)
 
     def floating_point_ops(self, _inputs: Any) -> int:
         return 0  # counting the parameters at every step is a part of a small model's time
@@ -520,22 +670,24 @@ def _left_alone() -> Iterator[None]:
 # The directory
 
 
-def _asked(
-    model: PreTrainedModel, rows: Encoded, data: TaskData, settings: Settings, teacher: PreTrainedModel | None
-) -> dict[str, Any]:
-    parts: list[NDArray[Any]] = [rows.lengths, rows.ids, data.train.labels]
+def _asked(course: _Course, settings: Settings) -> dict[str, Any]:
+    return {
+        **course.asked,
+        "model": _weights_hash(course.model),
+        "teacher": None if course.teacher is None else _weights_hash(course.teacher),
+        **asdict(settings),
+    }
+
+
+def _rows_hash(rows: Encoded, *beside: NDArray[Any]) -> str:
+    """Fingerprint of tokenised rows, and of what goes with them."""
+    parts: list[NDArray[Any]] = [rows.lengths, rows.ids, *beside]
     parts += [] if rows.types is None else [rows.types]
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(f"{part.dtype}{part.shape}".encode())
         digest.update(np.ascontiguousarray(part).data)
-    return {
-        "task": data.task.name,
-        "data": digest.hexdigest(),
-        "model": _weights_hash(model),
-        "teacher": None if teacher is None else _weights_hash(teacher),
-        **asdict(settings),
-    }
+    return digest.hexdigest()
 
 
 def _weights_hash(model: PreTrainedModel) -> str:
@@ -603,8 +755,16 @@ def _write(folder: Path, asked: dict[str, Any], model: PreTrainedModel, tokenize
     with whole(folder / "model") as partial, quiet_transformers():
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        if (pooled := _pooled(model)) is not None:
+            carry_pooling(pooled, partial)
     _write_json(folder / "finetune.json", {"asked": asked, "history": asdict(history)})
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _pooled(model: PreTrainedModel) -> Path | None:
+    """Directory of sentence-transformers that a bare encoder was loaded from."""
+    source = Path(str(model.config.name_or_path or ""))
+    return source if model is base_model(model) and (source / "modules.json").is_file() else None
 
 
 def _write_json(file: Path, record: dict[str, Any]) -> None:

@@ -1157,7 +1157,7 @@ def score(
     columns = _weight_columns(job, scores)
     reading = columns.pop("reading")
     if effects:
-        meta |= {"effect_texts": min(effect_texts, len(corpus)), "read": reading_of(model) if read == "auto" else read}
+        meta |= {"effect_texts": min(effect_texts, len(corpus)), "read": reading_of(model, read)}
     scores = replace(scores, columns={**scores.columns, **columns, **effects})
     if on_kept is not None and halves is not None:
         plain = {"magnitude": columns["magnitude"], "reading": reading, **effects}

@@ -144,7 +144,7 @@ def sensitivity(
     ridge = {"estimated": ESTIMATE_RIDGE}.get(how, RIDGE) if ridge is None else ridge
     check_ridge(ridge)
     batches, held_out = _parts(model, texts, held_out, tokenizer, max_length, seed)
-    read = reading_of(model) if read == "auto" else read
+    read = reading_of(model, read)
     units = default_units(scores.meta["architecture"]) if units is None else units
     for unit in units:  # alone: these are not one plan's
         ranks = head_score if unit == "heads" else None

@@ -128,6 +128,28 @@ def test_doctor_names_every_backend_with_its_reason() -> None:
     assert "backend" in obce("doctor").stdout
 
 
+def test_what_was_cut_learns_from_texts(scored: Path, corpus: Path, tiny_bert_dir: Path, tmp_path: Path) -> None:
+    run, how = tmp_path / "run", ("--learning-rate", 3e-3, "--epochs", 2, "--batch-size", 16)
+    shutil.copytree(scored, run)
+    obce("plan", run, "--keep", 0.5, "--of", "encoder")
+    obce("prune", run, "--repair", "none")
+    dry = json.loads(obce("distill", run, "--out", tmp_path / "x", *how, "--dry-run", "--json").stdout)
+    assert (dry["texts"], dry["steps"], dry["held_out"]) == (180, 24, 20)
+    assert not (tmp_path / "x").exists()
+    found = obce("distill", run, "--out", tmp_path / "out", *how, "--json")
+    assert found.exit_code == 0, found.output
+    facts = json.loads(found.stdout)
+    assert facts["fidelity_before"] < facts["fidelity"] <= 1
+    assert facts["losses"][-1] < facts["losses"][0]
+    bare = obce("distill", run / "model", corpus, "--teacher", tiny_bert_dir, "--out", tmp_path / "bare", *how)
+    assert bare.exit_code == 0, bare.output
+    assert f"{facts['fidelity_before']:.4f} before, {facts['fidelity']:.4f} now" in bare.stdout
+    exported = obce("export", tmp_path / "out" / "model", "--to", "remote-code", "--out", tmp_path / "exported")
+    assert exported.exit_code == 0, exported.output
+    refused(obce("distill", run / "model", "--out", tmp_path / "y"), "is no run directory", "--teacher")
+    refused(obce("distill", run, "--out", tmp_path / "out", "--max-steps", 1), "with epochs 2, not 3, expected")
+
+
 def test_version_and_help() -> None:
     import obce as package
 
@@ -138,6 +160,7 @@ def test_version_and_help() -> None:
         "merge",
         "plan",
         "prune",
+        "distill",
         "finetune",
         "eval",
         "compare",

@@ -14,13 +14,21 @@ import pytest
 import torch
 from obce import finetune as module
 from obce.files import locked
-from obce.finetune import History, Settings, finetune, with_head
+from obce.finetune import History, Settings, distill, finetune, with_head
 from obce.glue import TASKS, Examples, TaskData, encode, evaluate, logits
 from obce.modeling_obce import ObceBertForSequenceClassification, ObceBertModel
 from obce.plan import plan
 from obce.prune import prune
 from obce.scoring import score
-from transformers import AutoModelForSequenceClassification, BertForMaskedLM, BertForSequenceClassification, BertModel
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+)
+
+from tiny import make_encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -410,6 +418,118 @@ def test_losses_of_distillation_by_hand() -> None:
     by_hand = 4 * (0.5 * np.log(0.5 / q) + 0.5 * np.log(0.5 / (1 - q))) / 2
     assert float(module._teacher_loss(outputs, target, 2.0)) == pytest.approx(by_hand, rel=1e-5)
     assert float(module._teacher_loss(outputs[:, :1], target[:, :1], 2.0)) == pytest.approx(2.0)
+
+
+# Texts without labels
+
+TEXTS = Settings(max_length=64, learning_rate=3e-3, batch_size=16, epochs=4)
+
+
+@pytest.fixture(scope="module")
+def cut(make_bert: Callable[..., BertModel], tiny_tokenizer: Any, texts: list[str]) -> tuple[BertModel, Any]:
+    """A dense model, and what is left of it at half of its encoder."""
+    dense = make_bert()
+    made = plan(score(dense, tiny_tokenizer, texts[:60]), keep=0.5, of="encoder", preset=None)
+    return dense, prune(dense, made, repair="none")
+
+
+def lost(model: PreTrainedModel, teacher: PreTrainedModel, tokenizer: Any, texts: list[str]) -> list[float]:
+    """Of [CLS] and of all tokens, what `distill` makes less."""
+    inputs = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=64)
+    real = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        states = [one.eval()(**inputs).last_hidden_state for one in (model, teacher)]
+    found = []
+    for now, then in ([one[:, 0] for one in states], [one[real] for one in states]):
+        found.append(float((now - then).square().sum() / (then - then.mean(0)).square().sum()))
+    return found
+
+
+def test_texts_alone_bring_a_cut_model_back_to_the_dense_one(
+    cut: tuple[BertModel, Any], tiny_tokenizer: Any, texts: list[str]
+) -> None:
+    dense, small = cut
+    before = weights(small)
+    small.train()
+    trained, history = distill(small, tiny_tokenizer, texts[:120], TEXTS, teacher=dense)
+    assert same(weights(small), before)
+    assert type(trained) is ObceBertModel
+    assert not trained.training
+    for now, then in zip(*(lost(one, dense, tiny_tokenizer, texts[120:]) for one in (trained, small)), strict=True):
+        assert now < 0.7 * then
+    one_step = replace(TEXTS, max_steps=1, batch_size=60)
+    _, first = distill(small, tiny_tokenizer, texts[:60], one_step, teacher=dense)
+    assert first.losses[0] == pytest.approx(sum(lost(small, dense, tiny_tokenizer, texts[:60])), rel=1e-4)
+    _, every = distill(small, tiny_tokenizer, texts[:60], one_step, teacher=dense, read="tokens")
+    assert every.losses[0] == pytest.approx(lost(small, dense, tiny_tokenizer, texts[:60])[1], rel=1e-4)
+    again, same_history = distill(small, tiny_tokenizer, texts[:120], TEXTS, teacher=dense)
+    assert same(weights(again), weights(trained)), "no dropout, and the same bits"
+    assert same_history.losses == history.losses
+
+
+def test_texts_go_on_where_they_were_stopped(
+    cut: tuple[BertModel, Any], tiny_tokenizer: Any, texts: list[str], tmp_path: Path
+) -> None:
+    dense, small = cut
+    settings, out = replace(TEXTS, epochs=2), tmp_path / "out"
+    whole, _ = distill(small, tiny_tokenizer, texts[:64], settings, teacher=dense)
+    with pytest.raises(Killed):
+        distill(small, tiny_tokenizer, texts[:64], settings, teacher=dense, out=out, save_every=3, progress=killing(5))
+    with pytest.raises(ValueError, match="with read cls, not mean, expected"):
+        distill(small, tiny_tokenizer, texts[:64], settings, teacher=dense, out=out, read="mean")
+    with pytest.raises(ValueError, match="with another teacher, expected"):
+        distill(small, tiny_tokenizer, texts[:64], settings, teacher=small, out=out)
+    resumed, _ = distill(small, tiny_tokenizer, texts[:64], settings, teacher=dense, out=out, save_every=3)
+    assert same(weights(resumed), weights(whole))
+    assert same(weights(AutoModel.from_pretrained(out / "model")), weights(whole))
+
+
+def test_a_classifier_follows_what_its_head_takes_in(tiny_bert: BertModel, tiny_tokenizer: Any) -> None:
+    data = separable("MNLI", 48)
+    dense = with_head(tiny_bert, data.task)
+    pairs = list(zip(data.train.texts, data.train.pairs or [], strict=True))
+    small = prune(dense, plan(score(dense, tiny_tokenizer, data.train.texts), keep=0.5, of="encoder"), repair="none")
+    trained, _ = distill(small, tiny_tokenizer, pairs, TEXTS, teacher=dense)
+    rows = encode(data.train, tiny_tokenizer, max_length=64)
+    target, before, now = (logits(one, rows) for one in (dense, small, trained))
+    assert np.abs(now - target).mean() < 0.7 * np.abs(before - target).mean()
+
+
+def test_the_pooling_of_an_encoder_goes_with_it(
+    cut: tuple[BertModel, Any], tiny_tokenizer: Any, texts: list[str], tmp_path: Path
+) -> None:
+    dense, small = cut
+    source = tmp_path / "small"
+    small.save_pretrained(source)
+    (source / "1_Pooling").mkdir()
+    (source / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    pooling = {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
+    first = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
+    (source / "modules.json").write_text(json.dumps([first, pooling]))
+    opened, settings = AutoModel.from_pretrained(source), replace(TEXTS, max_steps=1)
+    distill(opened, tiny_tokenizer, texts[:32], settings, teacher=dense, out=tmp_path / "out")
+    assert (tmp_path / "out" / "model" / "1_Pooling" / "config.json").read_text().startswith("{")
+    assert json.loads((tmp_path / "out" / "model" / "modules.json").read_text())[1]["path"] == "1_Pooling"
+
+
+def test_what_texts_cannot_teach_is_refused(
+    cut: tuple[BertModel, Any], make_bert: Callable[..., BertModel], tiny_tokenizer: Any, texts: list[str]
+) -> None:
+    dense, small = cut
+
+    def refused(words: str, model: Any = small, teacher: Any = dense, given: Any = texts, **other: Any) -> None:
+        with pytest.raises(ValueError, match=words):
+            distill(model, tiny_tokenizer, given, TEXTS, teacher=teacher, **other)
+
+    refused("read is 'x', expected 'auto' or one of", read="x")
+    refused("BertModel has no classifier: read", read="logits")
+    refused(
+        r"teacher: found a vocabulary and hidden size of \(\d+, 16\), expected \(\d+, 32\)",
+        teacher=make_bert(hidden_size=16),
+    )
+    refused("no text is left", given=[])
+    refused("save_every: found 1, expected at least 1, and `out`", save_every=1)
+    refused("model is a ViTModel, which reads pictures", model=make_encoder("vit"))
 
 
 # Refusals
