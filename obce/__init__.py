@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from obce.dropins import ripser as ripser
     from obce.explain import explain as explain
     from obce.explain import explain_head as explain_head
+    from obce.finetune import distill as distill
     from obce.h0 import H0 as H0
     from obce.h0 import h0 as h0
     from obce.h0 import h0_distances as h0_distances
@@ -43,6 +44,7 @@ _PUBLIC = {
     "H0Transformer": "obce.transformer",
     "Plan": "obce.plan",
     "Scores": "obce.scores",
+    "distill": "obce.finetune",
     "explain": "obce.explain",
     "explain_head": "obce.explain",
     "h0": "obce.h0",

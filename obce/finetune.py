@@ -484,7 +484,7 @@ def _trained(
         import accelerate  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "finetune: transformers' Trainer needs the package accelerate; install it with `pip install 'obce[glue]'`."
+            "training: transformers' Trainer needs the package accelerate; install it with `pip install 'obce[glue]'`."
         ) from error
     if save_every is not None and (out is None or save_every < 1):
         raise ValueError(f"save_every: found {save_every}, expected at least 1, and `out` to save to; give both.")

@@ -44,6 +44,7 @@ STAND_INS = (
 )
 CHEAPER = {
     "finetune": "--max-steps 2 --batch-size 8 --max-length 32",
+    "distill": "--max-steps 2 --batch-size 8 --max-length 32",
     "compare": "--max-steps 2 --batch-size 8 --max-length 32 --seeds 1 --score std --score random",
     "eval": "--max-length 32 --latency-rows 0",
     "bench": "--quick --case '4 x 64 x 8' --threads 1 --budget 0.5",
