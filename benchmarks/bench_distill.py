@@ -2,9 +2,9 @@
 
     python benchmarks/bench_distill.py [--epochs 3] [--keep 0.465 ...] [--score effect ...]
 
-2,000 sentences of examples/ score; the encoder is cut by the shares that each site can spare, repaired on 1,000 of them,
-and then trained on the 2,000 to say what the dense model says (`obce.distill`). `repaired` and `trained` are
-the mean cosines to the dense model's embedding of 500 other sentences.
+2,000 sentences of examples/ score; the encoder is cut by the shares that each site can spare, repaired on 1,000 of
+them, and then trained on the 2,000 to say what the dense model says (`obce.distill`). `repaired` and `trained` are the
+mean cosines to the dense model's embedding of 500 other sentences.
 """
 
 from __future__ import annotations
