@@ -268,8 +268,19 @@ class GapCells(_State):
         """Puts every neuron on the grid of a range that contains its own; NaN leaves a neuron without values.
 
         States on the grid of the same range merge by elementwise minimum of `low` and maximum of `high`.
+
+        Raises:
+            ValueError: A neuron has values beyond its range, or stands on wider cells, which cannot be cut.
         """
         level, base = _grid(least, greatest, self.cells)
+        own = self.gaps()
+        fits = (least <= own.least) & (own.greatest <= greatest) & (self.level <= level) | np.isnan(own.low)
+        if not fits.all():
+            i = int(fits.argmin())
+            raise ValueError(
+                f"neuron {i} has values from {own.least[i]:g} to {own.greatest[i]:g} in cells of 2^{self.level[i]}; "
+                f"its range is {least[i]:g} to {greatest[i]:g}, expected one that holds them in no finer cells."
+            )
         engine = _compiled()
         if engine is None:
             _regrid(self, level, base)

@@ -333,6 +333,11 @@ def test_a_grid_that_is_wider_than_the_values(compiled: bool, plain: Any) -> Non
         assert gaps.texts.tolist() == [[7, 8, 7, 8]]
         state.update(np.array([[0.875]], np.float32), [9])
         assert state.gaps().texts.tolist() == [[7, 8, 7, 9]]
+    nan = np.full(1, np.nan, np.float32)
+    for least, greatest in ((np.float32([0.5]), np.float32([0.75])), (-np.float32([9]), np.float32([0.7])), (nan, nan)):
+        with pytest.raises(ValueError, match=r"neuron 0 has values from 0.5 to 0.75 in cells of 2\^-3"):
+            some.regrid(least, greatest)
+    assert some.gaps().texts.tolist() == [[7, 8, 7, 8]]
 
 
 def test_sums_keep_subnormals_on_any_threads() -> None:
