@@ -102,10 +102,11 @@ def _longest(thresh: Any) -> Any:
     """The longest edge that becomes no more than thresh when both are rounded to float32."""
     if isinstance(thresh, bool) or not isinstance(thresh, int | float | np.integer | np.floating):
         return thresh  # which is refused
-    if not 0 < thresh < np.finfo(np.float32).max:
+    if not 0 < float(thresh) < float(np.finfo(np.float32).max):
         return thresh
     rounded = np.float32(thresh)
-    return (float(rounded) + float(np.nextafter(rounded, np.float32(np.inf)))) / 2
+    middle = (float(rounded) + float(np.nextafter(rounded, np.float32(np.inf)))) / 2
+    return middle if np.float32(middle) == rounded else math.nextafter(middle, 0)  # it rounds to the even one
 
 
 def linkage(

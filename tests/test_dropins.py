@@ -61,6 +61,11 @@ def test_ripser_compares_lengths_and_thresh_as_float32(seed: int) -> None:
         found, expected = obce.ripser(cloud, thresh=thresh)["dgms"][0], theirs(cloud, thresh=thresh)["dgms"][0]
         assert np.isinf(found).sum() == np.isinf(expected).sum()
     assert np.isinf(obce.ripser(np.arange(10)[:, None] * 0.1, thresh=0.1)["dgms"][0]).sum() == 1
+    for bits in (0, 1):  # half way to the next number, which an even one takes and an odd one does not
+        thresh = 1 + bits * 2.0**-23
+        pair = np.array([[0], [thresh + 2.0**-24]])
+        found, expected = obce.ripser(pair, thresh=thresh)["dgms"][0], theirs(pair, thresh=thresh)["dgms"][0]
+        assert np.isinf(found).sum() == np.isinf(expected).sum() == 1 + bits
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "l1", "l2", "manhattan", "cosine", "chebyshev", "minkowski"])
