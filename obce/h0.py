@@ -401,7 +401,7 @@ def _take(x: Input, name: str, short: bool = False) -> Any:
             tensor = tensor.double()
         tensor = tensor.detach().resolve_neg()
         return tensor.numpy() if tensor.device.type == "cpu" else tensor
-    if isinstance(x, np.ma.MaskedArray):
+    if any(isinstance(one, np.ma.MaskedArray) for one in (x if isinstance(x, list | tuple) else (x,))):
         raise TypeError(
             f"{name} is a masked array, expected a plain one; pad the clouds and pass their sizes as lengths."
         )

@@ -317,6 +317,7 @@ def test_thresh_itself_is_kept_as_ripser_keeps_it() -> None:
         (sp.csr_array([[0, 3.0], [3.0, 0]]).tobsr((2, 2)), TypeError, "sparse in the form bsr, .* expected csr, csc"),
         (sp.csr_array([[0, 3.0], [3.0, 0]]).todia(), TypeError, "sparse in the form dia, .* expected csr, csc"),
         (np.ma.array([1.0, 2, 3], mask=[0, 0, 1]), TypeError, "matrix is a masked array, expected a plain one; pad"),
+        ([np.ma.array([1.0, 2], mask=[0, 1])] * 2, TypeError, "matrix is a masked array, expected a plain one; pad"),
         (np.array([1, None, 2], object), TypeError, "matrix has dtype object"),
     ],
 )
