@@ -15,10 +15,12 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # not a POSIX system: nothing keeps two processes apart there
+except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+_IN_USE = (errno.EAGAIN, errno.EACCES)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # as some network file systems are mounted
 PARTIAL = ".partial-"
 """What the names of unfinished files and directories begin with; whoever finds one may remove it."""
 
@@ -63,6 +65,8 @@ def write_text(target: Path, text: str) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Makes the directory, which this process alone writes to for the `with`; those that read it need no lock.
 
+    Where the system or its file system has no locks, nothing keeps another process away.
+
     Raises:
         ValueError: Another process writes to it.
     """
@@ -73,9 +77,10 @@ def locked(folder: Path) -> Iterator[None]:
                 # the system gives the lock back however the process ends
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                if error.errno in _IN_USE:
+                    raise ValueError(
+                        f"directory '{folder}' is in use by another process: wait for it, or choose another --out"
+                    ) from None
+                if error.errno not in _NO_LOCKS:
                     raise
-                raise ValueError(
-                    f"directory '{folder}' is in use by another process: wait for it, or choose another --out"
-                ) from None
         yield

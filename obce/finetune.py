@@ -494,13 +494,16 @@ def _trained(
     folder = None if out is None else Path(out)
     if folder is not None:
         _refuse_other(folder)
+        asked = _asked(course, settings)
+        history = _finished(folder, asked, trained)  # which is read whoever may write here
+        if history is not None:
+            return trained.eval(), history
     with nullcontext() if folder is None else locked(folder):
         if folder is not None:
-            asked = _asked(course, settings)
-            history = _standing(folder, asked)
+            history = _finished(folder, asked, trained)  # by another process since
             if history is not None:
-                _load(trained, folder / "model")
                 return trained.eval(), history
+            _write_json(folder / "finetune.json", {"asked": asked})
 
         with _left_alone(), tempfile.TemporaryDirectory(prefix="obce-finetune-") as temporary:
             checkpoints = Path(temporary) if folder is None else folder / "checkpoints"
@@ -709,11 +712,10 @@ def _refuse_other(folder: Path) -> None:
         )
 
 
-def _standing(folder: Path, asked: dict[str, Any]) -> History | None:
-    """What a finished training in the folder said; refuses another one, and notes what is asked of a new one."""
+def _finished(folder: Path, asked: dict[str, Any], model: PreTrainedModel) -> History | None:
+    """What a finished training in the folder said, whose weights the model gets; refuses another training."""
     file = folder / "finetune.json"
     if not file.is_file():
-        _write_json(file, {"asked": asked})
         return None
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
@@ -735,6 +737,8 @@ def _standing(folder: Path, asked: dict[str, Any]) -> History | None:
             raise ValueError(
                 f"out: '{folder}' holds a fine-tuning with {differs}, expected the same one; choose a new directory."
             )
+    if found is not None:
+        _load(model, folder / "model")
     return found
 
 

@@ -308,9 +308,10 @@ def test_a_finished_training_is_given_back_and_loads_as_a_checkpoint(
     trained, history = finetune(model, tiny_tokenizer, data, settings, out=tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "finetune.json", "model"]
     steps: list[int] = []
-    found, said = finetune(
-        model, tiny_tokenizer, data, settings, out=tmp_path / "out", progress=lambda done, _: steps.append(done)
-    )
+    with locked(tmp_path / "out"):  # nothing is written
+        found, said = finetune(
+            model, tiny_tokenizer, data, settings, out=tmp_path / "out", progress=lambda done, _: steps.append(done)
+        )
     assert steps == []
     assert said == history
     assert same(weights(found), weights(trained))
