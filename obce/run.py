@@ -52,6 +52,7 @@ from obce.pages import Explained, explained
 from obce.plan import Curves, Plan, default_units
 from obce.prune import prune
 from obce.removal import Pruned
+from obce.repair import RIDGE
 from obce.report import render_html
 from obce.scores import Scores
 from obce.scoring import (
@@ -471,11 +472,10 @@ def merge_runs(runs: Sequence[Run], out: Run) -> Scores:
     Raises:
         ValueError: A run has no sketch, two of them do not belong together or share a text, or `out` holds a run.
     """
-    if "score" in out.state or "scoring" in out.state:
-        raise ValueError(f"run directory '{out.path}' holds a run already: choose another --out")
-    kept = [read_kept(run.sketch_path) for run in runs]
-    found = merge(kept)
     with out._locked():
+        if "score" in out.state or "scoring" in out.state:
+            raise ValueError(f"run directory '{out.path}' holds a run already: choose another --out")
+        found = merge([read_kept(run.sketch_path) for run in runs])
         out.check_writable()
         write_scores(out.scores_path, found)
         fixed = ("model_hash", "corpus_hash", "seed", "max_length", "exact", "tokens", "precision", "position")
@@ -1204,6 +1204,7 @@ class Run:
             "units": list(units),
             "head_score": head_score,
             "read": self.state["score"].get("read", "auto"),
+            **({"ridge": RIDGE} if how == "measured" else {}),
         }
         known = None
         if self.sensitivity_path.is_file():

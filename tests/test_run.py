@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +15,7 @@ import pytest
 import torch
 from obce.corpus import read_corpus
 from obce.effects import reading_of
-from obce.files import whole
+from obce.files import locked, whole
 from obce.plan import plan
 from obce.run import Run, load_model, load_tokenizer, read_kept, read_plan, read_scores, write_scores
 from obce.scores import Scores
@@ -364,6 +366,11 @@ def test_what_was_found_of_layers_is_not_looked_for_again(
     cut.clear()
     assert run.sensitivity(how=how, score="effect") == expected
     assert not cut, "the file's, which is complete"
+    kept = json.loads(run.sensitivity_path.read_text())
+    kept["asked"].pop("ridge", None)  # as before there was the name
+    run.sensitivity_path.write_text(json.dumps(kept))
+    assert run.sensitivity(how="measured", score="effect") == expected
+    assert set(cut) == set(range(layers)), "the file's are of repairs with another ridge"
 
 
 def test_least_squares_reads_the_corpus_again(
@@ -414,6 +421,16 @@ def test_what_another_process_stored_stays(from_file: Path, tmp_path: Path) -> N
     late.make_plan(run.plan())
     assert Run(run.path).state == late.state
     assert late.state["prune"]["repair"] == "mean"
+
+
+def test_a_file_system_without_locks_keeps_nobody_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        monkeypatch.setattr("fcntl.flock", mock.Mock(side_effect=OSError(number, "flock")))
+        with locked(tmp_path):
+            pass
+    monkeypatch.setattr("fcntl.flock", mock.Mock(side_effect=OSError(errno.EIO, "flock")))
+    with pytest.raises(OSError, match="flock"), locked(tmp_path):
+        pass
 
 
 def test_shards_of_another_process_are_left_alone(

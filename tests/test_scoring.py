@@ -507,7 +507,7 @@ def test_merged_runs(tiny_bert_dir: Path, texts: list[str], tmp_path: Path) -> N
     for i, part in enumerate((texts[:100], texts[100:])):
         runs.append(Run(tmp_path / str(i)))
         runs[-1].score(str(tiny_bert_dir), read_corpus(part), keep_sketch=True, read="mean", **SHARDS)
-    out = Run(tmp_path / "all")
+    out, late = (Run(tmp_path / "all") for _ in range(2))
     found = merge_runs(runs, out)
     assert {name: Run(out.path).state["score"][name] for name in ("read", "position")} == {
         "read": "mean",
@@ -515,8 +515,9 @@ def test_merged_runs(tiny_bert_dir: Path, texts: list[str], tmp_path: Path) -> N
     }
     same_bits(found, merge([read_kept(run.sketch_path) for run in runs]))
     same_bits(out.scores(), found)
-    with pytest.raises(ValueError, match="holds a run already: choose another --out"):
-        merge_runs(runs, out)
+    for again in (out, late):
+        with pytest.raises(ValueError, match="holds a run already: choose another --out"):
+            merge_runs(runs, again)
     bare = Run(tmp_path / "bare")
     bare.score(str(tiny_bert_dir), read_corpus(texts[:50]))
     with pytest.raises(ValueError, match=r"has no sketch\.safetensors: score it with --keep-sketch"):
