@@ -104,7 +104,8 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
 def _out_of_memory(error: Exception) -> bool:
     """Whether the machine, or a device of torch, which is not imported for that, has no memory left."""
     names = {one.__name__ for one in type(error).__mro__}
-    return not names.isdisjoint({"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator: " in str(error)
+    said = ("DefaultCPUAllocator: ", "CUDA error: out of memory")  # the latter where the device is full from the start
+    return not names.isdisjoint({"MemoryError", "OutOfMemoryError"}) or any(words in str(error) for words in said)
 
 
 def _say_error(sentence: str) -> None:
@@ -982,6 +983,7 @@ def plot_command(
     repair: Annotated[str, typer.Option(help="Of tradeoff.")] = "least_squares",
     tuned: Annotated[bool, typer.Option("--tuned", help="Of tradeoff: models that were trained again.")] = False,
     shares: Annotated[str | None, typer.Option(help="Of tradeoff, where the rows know several: estimated ...")] = None,
+    ridge: Annotated[float | None, typer.Option(help="Of tradeoff, where the rows know several: 0.1 ...")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw a run as PNG and SVG, one column wide: scores, clouds, plans, and what a comparison found."""
@@ -990,7 +992,11 @@ def plot_command(
 
     if kind == "tradeoff":
         figure = pictures.tradeoff(
-            [row for folder in run_dir for row in CompareRun(folder).rows], repair=repair, tuned=tuned, shares=shares
+            [row for folder in run_dir for row in CompareRun(folder).rows],
+            repair=repair,
+            tuned=tuned,
+            shares=shares,
+            ridge=ridge,
         )
         name = f"tradeoff-{'tuned' if tuned else 'cut'}-{repair}"
     else:
@@ -1506,7 +1512,7 @@ def _summary_table(task: str, found: list[dict[str, Any]]) -> Table:
         table.add_row(
             row["score"] or "dense",
             f"{row['kept_share']:.3f}",
-            row["repair"] or "-",
+            "-" if not row["score"] else row["repair"] + ("" if row["ridge"] is None else f", ridge {row['ridge']:g}"),
             "-" if not row["score"] else "yes" if row["tuned"] else "no",
             f"{row['headline']:.4f} ({row['headline_min']:.4f} to {row['headline_max']:.4f})",
             f"{row['kl']:.4f}",

@@ -274,9 +274,10 @@ def _keys(data: TaskData, seed: int, way: Way) -> set[Key]:
 
 def _row(data: TaskData, seed: int, way: Way | None, tuned: bool) -> dict[str, Any]:
     names = ("score", "keep", "of", "repair", "shares", "ridge")
-    facts = {name: getattr(way, name, None) for name in names}
+    facts: dict[str, Any] = {name: getattr(way, name, None) for name in names}
     if facts["repair"] != "least_squares":
         facts["ridge"] = None
+    facts |= {name: float(facts[name]) for name in ("keep", "ridge") if facts[name] is not None}  # as files have them
     return {"task": data.task.name, "seed": seed, **facts, "tuned": tuned}
 
 

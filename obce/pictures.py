@@ -798,6 +798,7 @@ def tradeoff(
     repair: str = "least_squares",
     tuned: bool = False,
     shares: str | None = None,
+    ridge: float | None = None,
     of: Literal["encoder", "total"] | None = None,
     name: str | None = None,
 ) -> Figure:
@@ -811,6 +812,7 @@ def tradeoff(
         repair: What replaced the neurons.
         tuned: Models that were trained again, instead of as cut.
         shares: `"uniform"`, `"estimated"` or `"measured"`; None where such rows know one only.
+        ridge: Of least squares; None where such rows know one only.
         of: What the share is of; None where the rows know one only.
         name: What the picture is of, for its title.
 
@@ -818,10 +820,11 @@ def tradeoff(
         Figure with one panel a task, in order of appearance.
 
     Raises:
-        ValueError: There are no such rows, a row lacks a field or is there twice, or `shares` or `of` is needed.
+        ValueError: There are no such rows, a row lacks a field or is there twice, or `shares`, `ridge` or `of` is
+            needed.
         ImportError: matplotlib is not installed.
     """
-    picked, shares, of = _picked(rows, repair, tuned, shares, of)
+    picked, shares, of = _picked(rows, repair, tuned, shares, ridge, of)
     tasks = list(dict.fromkeys(str(row["task"]) for row in picked))
     lines: dict[tuple[str, str], dict[float, list[Mapping[str, Any]]]] = {}
     for row in picked:
@@ -924,6 +927,7 @@ def _picked(
     repair: str,
     tuned: bool,
     shares: str | None,
+    ridge: float | None,
     of: Literal["encoder", "total"] | None,
 ) -> tuple[list[Mapping[str, Any]], str, Literal["encoder", "total"]]:
     """The dense rows and the ones that were asked for, without undefined headlines; their shares, and of what."""
@@ -943,6 +947,7 @@ def _picked(
         and row["repair"] == repair
         and bool(row["tuned"]) == tuned
         and shares in (None, row.get("shares") or "uniform")
+        and ridge in (None, row.get("ridge"))
         and math.isfinite(float(row["headline"]))
     ]
     if not cut:
@@ -954,12 +959,15 @@ def _picked(
             }
         )
         raise ValueError(
-            f"rows holds no cut model with repair {repair!r}, shares {shares!r} and tuned {tuned}, but only "
-            f"({'; '.join(have) or 'dense ones'}): ask for one of these."
+            f"rows holds no cut model with repair {repair!r}, shares {shares!r}, ridge {ridge} and tuned {tuned}, but "
+            f"only ({'; '.join(have) or 'dense ones'}): ask for one of these."
         )
     ways = sorted({str(row.get("shares") or "uniform") for row in cut})
     if len(ways) > 1:
         raise ValueError(f"shares is None, but rows know {', '.join(map(repr, ways))}: give one of these.")
+    ridges = sorted({row["ridge"] for row in cut if row.get("ridge") is not None})
+    if len(ridges) > 1:
+        raise ValueError(f"ridge is None, but rows know {', '.join(f'{one:g}' for one in ridges)}: give one of these.")
     parts = {str(row.get("of") or "encoder") for row in cut}
     if of is None and len(parts) > 1:
         raise ValueError("of is None, but rows keep shares of the encoder and of the total: give 'encoder' or 'total'.")

@@ -267,7 +267,8 @@ def failing(error: BaseException) -> Callable[..., None]:
 def test_a_machine_without_memory_is_no_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError) as allocator:
         torch.empty(1 << 50, dtype=torch.uint8)
-    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory."), allocator.value):
+    full = RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory."), full, allocator.value):
         with pytest.raises(typer.Exit) as left:
             _guarded(failing(error))()
         assert left.value.exit_code == 1

@@ -113,7 +113,7 @@ def test_compare(tiny_bert_dir: Path, task: tuple[str, ...], tmp_path: Path) -> 
     assert [row["score"] for row in found["rows"]] == [None, "effect", "effect", "random", "random"]
     more = obce(*asked, "--score", "std", "--keep", 0.7, "--no-tune")
     assert more.exit_code == 0, more.output
-    assert "least to greatest" in more.stdout
+    assert "least to greatest" in more.stdout and "least_squares, ridge 0.1" in more.stdout
     assert len((tmp_path / "compare.csv").read_text().splitlines()) == 7
     refused = obce(*asked, "--learning-rate", 0.1)
     assert refused.exit_code == 2
@@ -135,7 +135,8 @@ def test_a_comparison_is_drawn_of_the_shares_it_has(tiny_bert_dir: Path, task: t
     several = obce("plot", tmp_path, "--kind", "tradeoff")
     assert several.exit_code == 2
     assert "'estimated', 'uniform'" in several.stderr
-    facts("plot", tmp_path, "--kind", "tradeoff", "--shares", "uniform")
+    facts("plot", tmp_path, "--kind", "tradeoff", "--shares", "uniform", "--ridge", 0.1)
+    assert "ridge 0.2" in obce("plot", tmp_path, "--kind", "tradeoff", "--ridge", 0.2).stderr
 
 
 def test_layernorm(tuned: Path, tiny_bert_dir: Path, glue: Path, tmp_path: Path, texts: list[str]) -> None:

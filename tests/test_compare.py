@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from obce.compare import COLUMNS, KEY, Way, compare, key_of, row_of, summary
+from obce.compare import COLUMNS, KEY, Way, _row, compare, key_of, row_of, summary
 from obce.finetune import Settings, with_head
 from obce.glue import TASKS, Examples, TaskData
 from obce.run import CompareRun
@@ -152,6 +152,14 @@ def test_tables_without_ridges_are_of_the_first_one() -> None:
     assert row_of(fields)["ridge"] is None
     assert row_of({**fields, "repair": "least_squares"})["ridge"] == 0.001
     assert row_of({**fields, "repair": "least_squares", "ridge": "0.1"})["ridge"] == 0.1
+
+
+def test_whole_numbers_have_the_key_that_files_give_them(data: TaskData) -> None:
+    assert _row(data, 0, Way("std", 1, ridge=1), False) == _row(data, 0, Way("std", 1.0, ridge=1.0), False)
+    assert key_of(_row(data, 0, Way("std", 1, ridge=0), False))[3:8] == (
+        *("1.0", "encoder", "least_squares", "uniform"),
+        "0.0",
+    )
 
 
 def test_bad_requests(encoder: BertModel, tiny_tokenizer: PreTrainedTokenizerBase, data: TaskData) -> None:

@@ -617,6 +617,10 @@ def test_tradeoff_draws_what_was_asked_for() -> None:
     assert figure.axes[0].lines[1].get_ydata() == pytest.approx([0.6] * 3), "there are no others"
     assert "as cut, estimated shares" in words_of(figure)
     assert tradeoff(rows + shared, shares="uniform").axes[0].lines[1].get_ydata() == pytest.approx([0.3, 0.5, 0.7])
+    ridges = [row | {"ridge": ridge, "headline": ridge} for row in rows if row["score"] for ridge in (0.1, 0.3)]
+    assert tradeoff(ridges, ridge=0.3).axes[0].lines[0].get_ydata() == pytest.approx([0.3] * 3)
+    with pytest.raises(ValueError, match=r"ridge is None, but rows know 0\.1, 0\.3: give one of these"):
+        tradeoff(ridges)
     total = rows + [row | {"of": "total", "headline": 0.1} for row in rows if row["score"]]
     figure = tradeoff(total, of="total")
     assert figure.axes[0].lines[1].get_ydata() == pytest.approx([0.1] * 3)
