@@ -449,9 +449,19 @@ class Watch:
             self.take(site, held, None)
 
 
+def check_gradients(model: nn.Module) -> None:
+    """Raises `ValueError` where the weights do not let gradients pass."""
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError(
+            "model has weights that were made in torch.inference_mode, which let no gradient pass, expected others; "
+            "load it outside of that mode, in which it may be scored."
+        )
+
+
 @contextmanager
 def no_weight_gradients(model: nn.Module) -> Iterator[None]:
-    """Parameters want no gradient until the `with` closes."""
+    """Parameters want no gradient until the `with` closes; raises `ValueError` where nothing has one."""
+    check_gradients(model)
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         for parameter, _ in flags:

@@ -48,6 +48,7 @@ from obce.effects import (
     as_wide,
     bag_rows,
     bagged_rf,
+    check_gradients,
     checked_labels,
     effect_clouds,
     gradient_tokens,
@@ -1262,6 +1263,8 @@ def _checked_effects(
         raise ValueError(
             f"read is {read!r}, but a {type(model).__name__} has no classifier: read 'cls', 'last', 'mean' or 'tokens'."
         )
+    if tokens and effect_texts:
+        check_gradients(model)
     if labels is None:
         return None
     if not (tokens and effect_texts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from obce.capture import capture
 from obce.corpus import tokenize
 from obce.effects import READS, bagged_rf, checked_labels, effect_clouds, read_hidden, reading_of, weight_scores
 from obce.h0 import r_f
+from obce.scoring import score
 from obce.sites import SITE_KINDS, base_model, find_sites
 
 if TYPE_CHECKING:
@@ -154,6 +156,13 @@ def test_inference_mode_of_a_caller_changes_nothing(classifier: Any, batches: To
     with torch.inference_mode():
         found = effect_clouds(classifier, batches, sites, means)
         assert torch.is_inference_mode_enabled()
+        own = copy.deepcopy(classifier)
+        for call in (
+            lambda: effect_clouds(own, batches, sites, means),
+            lambda: score(own, None, ["one", "two", "three", "four"]),  # before any pass
+        ):
+            with pytest.raises(ValueError, match=r"weights that were made in torch\.inference_mode"):
+                call()
     assert all((found[name] == plain[name]).all() for name in plain)
 
 
