@@ -553,17 +553,20 @@ def precise_products(device: torch.device, precision: Precision = "float32") -> 
 
 @contextmanager
 def _cuda_products(tf32: bool) -> Iterator[None]:
-    """Products of float32 matrices on CUDA with or without TF32; what was set is put back."""
-    matmul: Any = torch.backends.cuda.matmul
+    """Products and convolutions in float32 on CUDA with or without TF32; what was set is put back."""
+    matmul, cudnn = torch.backends.cuda.matmul, cast("Any", torch.backends.cudnn)
     # torch 2.9 brought a second name, and raises where the first is read after a caller has set the second
     newer = hasattr(matmul, "fp32_precision")
     name, asked = ("fp32_precision", "tf32" if tf32 else "ieee") if newer else ("allow_tf32", tf32)
-    before = getattr(matmul, name)
+    places: tuple[Any, ...] = (matmul, cudnn.conv if newer else cudnn)
+    before = [getattr(place, name) for place in places]
     try:
-        setattr(matmul, name, asked)
+        for place in places:
+            setattr(place, name, asked)
         yield
     finally:
-        setattr(matmul, name, before)
+        for place, value in zip(places, before, strict=True):
+            setattr(place, name, value)
 
 
 @contextmanager

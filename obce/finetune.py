@@ -40,7 +40,7 @@ from obce import modeling_obce
 from obce.capture import eval_mode, padded_as_read
 from obce.corpus import Batch, corpus_of
 from obce.device import upload
-from obce.effects import last_states, reading_of, what_is_read
+from obce.effects import check_gradients, last_states, reading_of, what_is_read
 from obce.export import carry_pooling, pooling_files
 from obce.files import LOCK, PARTIAL, flush, locked, whole, write_text
 from obce.glue import MAX_LENGTH, Encoded, Examples, Task, TaskData, encode, label_order, logits
@@ -489,6 +489,7 @@ def _trained(
     if save_every is not None and (out is None or save_every < 1):
         raise ValueError(f"save_every: found {save_every}, expected at least 1, and `out` to save to; give both.")
     model, plan = course.model, course.plan
+    check_gradients(model)
     device = next(model.parameters()).device
     trained = copy.deepcopy(model).float()
     folder = None if out is None else Path(out)

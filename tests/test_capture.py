@@ -206,7 +206,8 @@ def test_unknown_memory(tiny_bert: BertModel, batches: TokenBatches) -> None:
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9 has one name")
 def test_a_caller_may_have_asked_for_tf32_by_either_name(tiny_bert: BertModel, batches: TokenBatches) -> None:
     matmul: Any = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
+    cudnn: Any = torch.backends.cudnn
+    before, convolutions = matmul.fp32_precision, cudnn.conv.fp32_precision
     try:
         matmul.fp32_precision = "tf32"
         with pytest.raises(RuntimeError, match="legacy and new APIs"):
@@ -214,7 +215,9 @@ def test_a_caller_may_have_asked_for_tf32_by_either_name(tiny_bert: BertModel, b
         assert list(capture(tiny_bert, batches, find_sites(tiny_bert), precision="tf32"))
         for asked, expected in ((False, "ieee"), (True, "tf32")):
             with _cuda_products(asked):
-                assert matmul.fp32_precision == expected
+                assert matmul.fp32_precision == cudnn.conv.fp32_precision == expected
+            assert cudnn.conv.fp32_precision == convolutions
+            assert cudnn.allow_tf32, "the older name may be read again"
             assert matmul.fp32_precision == "tf32"
     finally:
         matmul.fp32_precision = before

@@ -530,6 +530,9 @@ def test_what_texts_cannot_teach_is_refused(
     )
     refused("no text is left", given=[])
     refused("save_every: found 1, expected at least 1, and `out`", save_every=1)
+    with torch.inference_mode():
+        made = make_bert()
+    refused("weights that were made in torch.inference_mode", model=made)
     refused("model is a ViTModel, which reads pictures", model=make_encoder("vit"))
 
 
