@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 
 def line_edges(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -66,7 +65,7 @@ def pull_back(
         return _to_entries(source, grad, a, b)
     cloud = torch.arange(len(source), device=source.device)[:, None]
     to_a, to_b = _pull(source[cloud, a], source[cloud, b], deaths, grad, metric, p)
-    out = torch.zeros_like(source)
+    out = grad.new_zeros(source.shape)  # made of grad, which may be a batch of torch's vmap
     out.index_put_((cloud.expand_as(a), a), to_a, accumulate=True)
     out.index_put_((cloud.expand_as(b), b), to_b, accumulate=True)
     return out
@@ -82,15 +81,32 @@ class _Deaths(torch.autograd.Function):
         return deaths.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        source, deaths, edges = ctx.saved_tensors
-        return pull_back(grad, source, deaths, edges, ctx.metric, ctx.p), None, None, None, None
+        into: torch.Tensor = _PullBack.apply(grad, *ctx.saved_tensors, ctx.metric, ctx.p)  # type: ignore[no-untyped-call]
+        return into, None, None, None, None
+
+
+class _PullBack(torch.autograd.Function):
+    """`pull_back` as a node of its own: the gradient depends on the source, also where `grad` is a constant."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> torch.Tensor:
+        return pull_back(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        raise RuntimeError("the gradient of deaths is differentiated, expected first derivatives alone; detach() it.")
 
 
 def _to_entries(entries: torch.Tensor, grad: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """1 to a condensed entry; 1/2 to each of the two mirror entries of a square one."""
-    out = torch.zeros_like(entries)
+    out = grad.new_zeros(entries.shape)
     if entries.ndim == 3:
         cloud = torch.arange(len(entries), device=entries.device)[:, None].expand_as(a)
         out.index_put_((cloud, a, b), grad / 2, accumulate=True)

@@ -645,8 +645,27 @@ def test_lengths_beyond_the_range_pull_nobody() -> None:
 def test_second_derivative_is_refused() -> None:
     x = spread(5, 2)
     (grad,) = torch.autograd.grad(h0(x).deaths.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="expected first derivatives alone"):
         grad.sum().backward()
+    # with a constant in front, too: it would be a silent 0
+    for call in (torch.autograd.functional.hessian, lambda f, at: torch.autograd.functional.jvp(f, at, at)):
+        with pytest.raises(RuntimeError, match="expected first derivatives alone"):
+            call(lambda cloud: h0(cloud).deaths.sum(), x.detach())
+
+
+def test_gradients_come_in_batches() -> None:
+    square = squareform(pdist(spread(5, 2).detach()))
+    for call, at in (
+        (h0, spread(5, 2)),
+        (h0_line, spread(5)),
+        (h0_distances, spread(6).square()),
+        (h0_distances, torch.as_tensor(square)),
+    ):
+        one, batched = (
+            torch.autograd.functional.jacobian(lambda x: call(x).deaths, at.detach(), vectorize=way)  # noqa: B023
+            for way in (False, True)
+        )
+        assert torch.equal(one, batched)
 
 
 def test_topological_loss_pushes_two_clusters_apart() -> None:
