@@ -399,7 +399,20 @@ def _take(x: Input, name: str, short: bool = False) -> Any:
                 ends = tensor.cpu().numpy() if tensor.dtype is torch.uint64 else tensor
                 _check_integers(name, int(ends.min()), int(ends.max()))
             tensor = tensor.double()
+        dual = torch.autograd.forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+        if dual.tangent is not None:
+            raise TypeError(
+                f"{name} carries a tangent (forward-mode differentiation), expected a plain tensor; use backward(), or "
+                "call .detach() first."
+            )
         tensor = tensor.detach().resolve_neg()
+        try:
+            tensor.data_ptr()
+        except RuntimeError as error:
+            raise TypeError(
+                f"{name} is a tensor without memory of its own ({error}), expected a plain one; transforms of "
+                "torch.func (vmap, grad, jacrev) do not reach the engine: pass a batch, and use backward()."
+            ) from None
         return tensor.numpy() if tensor.device.type == "cpu" else tensor
     if any(isinstance(one, np.ma.MaskedArray) for one in (x if isinstance(x, list | tuple) else (x,))):
         raise TypeError(

@@ -668,6 +668,20 @@ def test_gradients_come_in_batches() -> None:
         assert torch.equal(one, batched)
 
 
+def test_transforms_that_do_not_reach_the_engine_are_refused() -> None:
+    x = spread(5, 2).detach()
+    for call in (lambda points: h0(points).r_f.sum(), lambda points: r_f(points.T).sum()):
+        with pytest.raises(TypeError, match=r"transforms of torch\.func"):
+            torch.func.grad(call)(x)
+        with pytest.raises(TypeError, match=r"transforms of torch\.func"):
+            torch.func.vmap(call)(x[None])
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(TypeError, match="points carries a tangent"):
+            h0(dual)
+        assert torch.equal(h0(dual.detach()).deaths, h0(x).deaths)
+
+
 def test_topological_loss_pushes_two_clusters_apart() -> None:
     generator = torch.Generator().manual_seed(2)
     offset = torch.tensor([2.0, 0.0])
