@@ -458,7 +458,7 @@ def _give(array: Any, like: Input) -> Any:
     import torch
 
     tensor: Any = like
-    return torch.as_tensor(array).to(tensor.device)
+    return torch.as_tensor(array, device=tensor.device)
 
 
 def _shape(x: Any) -> str:

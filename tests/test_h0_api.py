@@ -682,6 +682,14 @@ def test_transforms_that_do_not_reach_the_engine_are_refused() -> None:
         assert torch.equal(h0(dual.detach()).deaths, h0(x).deaths)
 
 
+def test_results_lie_beside_the_input_whatever_the_default_device() -> None:
+    x = spread(5, 2).detach()
+    expected = h0(x, edges=True)
+    with torch.device("meta"):
+        result = h0(x, edges=True)
+    assert torch.equal(result.deaths, expected.deaths) and torch.equal(result.edges, expected.edges)
+
+
 def test_topological_loss_pushes_two_clusters_apart() -> None:
     generator = torch.Generator().manual_seed(2)
     offset = torch.tensor([2.0, 0.0])
