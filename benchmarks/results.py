@@ -62,8 +62,10 @@ TEXTS = 400
 HALF = Settings(epochs=2, learning_rate=1e-4, precision="bfloat16")
 HALF_ROWS, HALF_TEXTS = 8000, 1000
 
-# The table about the ridge of least squares; all others have the default.
+# The table about the ridge of least squares; all others have the default, but for measured shares, which take longest
+# and stay as they were measured with the ridge that was the default before.
 RIDGES = (0.001, 0.01, 0.1, 1.0)
+MEASURED_RIDGE = 0.001
 RIDGE_KEEPS = (0.3, PAPER)
 
 SCORES = ("effect", "effect_abs", "spread", "rf", "std", "magnitude", "random", "taylor")
@@ -80,7 +82,8 @@ def ways(phase: str, seed: int, peers: tuple[str, ...]) -> list[Way]:
         found = [Way("effect", keep, shares="estimated", ridge=ridge) for keep in RIDGE_KEEPS for ridge in RIDGES]
         return [replace(one, tune=(one.keep, one.ridge) == (PAPER, RIDGE)) for one in found]
     found = [Way(name, 0.5) for name in SCORES]
-    found += [Way("effect", PAPER, shares=how, tune=True) for how in ("measured", "estimated")]
+    found += [Way("effect", PAPER, shares="measured", ridge=MEASURED_RIDGE, tune=True)]
+    found += [Way("effect", PAPER, shares="estimated", tune=True)]
     found += [Way(name, PAPER, shares="estimated") for name in ("spread", "taylor", "rf", "random")]
     found += [Way("effect", 0.5, shares="estimated")]
     if seed == 0:
@@ -191,7 +194,7 @@ def measure_half(glue: Path, seeds: int) -> None:
         run.ask({"task": "SST-2", "rows": len(data.train), "texts": HALF_TEXTS}, HALF)
         scores = ("effect", "spread", "taylor", "rf", "std", "random")
         asked = [Way(name, 0.5) for name in scores]
-        asked += [Way("effect", 0.5, shares=how) for how in ("measured", "estimated")]
+        asked += [Way("effect", 0.5, shares="measured", ridge=MEASURED_RIDGE), Way("effect", 0.5, shares="estimated")]
         asked += [Way("effect", 0.5, shares="estimated", ridge=RIDGES[0])]
         compare(
             encoder,
@@ -469,8 +472,8 @@ the training.
 ## The paper's size: {paper:.1%} of the encoder
 That is what 58.47 % of all parameters means on BERT Base. The same share of every site goes and least squares repairs
 it, where nothing else is said; `obce plan` and `obce run` take estimated shares by themselves ([method.md](method.md)).
-With estimated and measured shares all scores have the widths that `effect` has. "r_f, removed neurons zero" is the
-paper's way as we read it.
+With estimated and measured shares all scores have the widths that `effect` has; measured ones have a ridge of
+{measured_ridge:g}. "r_f, removed neurons zero" is the paper's way as we read it.
 
 {paper_table}
 
@@ -502,8 +505,8 @@ Least squares, first seed.
 ![Quality against the share of the encoder that is kept](../benchmarks/results/pruning/budgets.png)
 
 ### The ridge of least squares
-The ridge is a share of the mean variance of what a reader takes in. All other tables have the default, {ridge:g}, which
-was chosen by the cosines of sentence vectors, which have nothing to do with these tasks ([method.md](method.md)); but
+The ridge is a share of the mean variance of what a reader takes in. All other tables have the default, {ridge:g} (but for measured
+shares), which was chosen by the cosines of sentence vectors, which have nothing to do with these tasks ([method.md](method.md)); but
 that more is better than 0.001 was seen on some of these dev sets before. Effect, estimated shares:
 
 {ridge_table}
@@ -530,7 +533,7 @@ obce compare bert-large-uncased --task SST-2 --data GLUE_FOLDER --out large-sst2
 
 def write() -> None:
     every = [row for name in TASKS for row in CompareRun(FOLDER / name).rows]
-    rows = [row for row in every if row["ridge"] in (None, RIDGE)]
+    rows = [row for row in every if row["ridge"] in (None, MEASURED_RIDGE if row["shares"] == "measured" else RIDGE)]
     tasks = [name for name in TASKS if chosen(rows, task=name)]
     if not rows:
         raise SystemExit(f"{FOLDER} holds no rows: run this script with the folder of the GLUE files first")
@@ -560,6 +563,7 @@ def write() -> None:
             more_table=more_table(CompareRun(FOLDER / "half").rows),
             budget_table=budget_table(rows, tasks),
             ridge=RIDGE,
+            measured_ridge=MEASURED_RIDGE,
             ridge_table=ridge_table(every, tasks),
             latency_table=latency_table(),
         ),
