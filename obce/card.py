@@ -34,7 +34,7 @@ model = {auto}.from_pretrained("DIRECTORY")
 _REMOTE_CODE = """from transformers import {auto}, {reader}
 
 model = {auto}.from_pretrained("DIRECTORY", trust_remote_code=True)
-{reading} = {reader}.from_pretrained("DIRECTORY")"""
+{reading} = {reader}.from_pretrained("DIRECTORY", trust_remote_code=True)"""
 
 _DENSE_CODE = """from transformers import {auto}, {reader}
 
