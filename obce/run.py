@@ -963,6 +963,8 @@ class Run:
             ValueError: The run holds scores of another model, corpus or setting (says which), or another process
                 writes to it.
         """
+        # later steps may be started in another folder
+        place = str(Path(model_source).resolve()) if Path(model_source).is_dir() else str(model_source)
         model = load_model(model_source)
         corpus_of(corpus, pictures=layout_of(model).pictures)  # refuses one of the other kind
         facts = architecture(model)
@@ -994,13 +996,16 @@ class Run:
         if world.from_first(complete):
             if world.rank == 0 and (self.path / _SHARDS).exists():
                 self._sweep_shards()
+            if world.rank == 0 and self.state["model"] != place:  # the same weights, moved
+                with self._locked():
+                    self._save(model=place)
             return world.from_first(self.scores() if world.rank == 0 else None), True
         first = _first_here(world)
         with self._locked() if first else nullcontext():
             if first:
                 self._asked(asked)  # another process may have ended since
                 self.check_writable()
-                self._save(model=str(model_source), corpus=corpus.source, reading=corpus.reading, scoring=asked)
+                self._save(model=place, corpus=corpus.source, reading=corpus.reading, scoring=asked)
             world.tell(None)  # the directory is there
             shards = self.path / _SHARDS
             kept: list[Kept] = []

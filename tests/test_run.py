@@ -320,6 +320,21 @@ def moved(from_file: Path, tmp_path: Path) -> tuple[Run, Path]:
     return Run(run.path), file
 
 
+def test_steps_find_the_model_from_another_folder_and_where_it_was_moved_to(
+    tmp_path: Path, tiny_bert_dir: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_bert_dir, tmp_path / "bert")
+    monkeypatch.chdir(tmp_path)
+    run, corpus = Run(tmp_path / "run"), read_corpus(texts[:60])
+    run.score("bert", corpus, cloud_texts=0, effect_texts=0)
+    run.make_plan(plan(run.scores(), keep=0.9, of="encoder", score="rf"))
+    monkeypatch.chdir(tmp_path.parent)
+    run.prune(repair="mean")
+    (tmp_path / "bert").rename(tmp_path / "moved")
+    assert run.score(str(tmp_path / "moved"), corpus, cloud_texts=0, effect_texts=0)[1], "scored again"
+    Run(run.path).prune(repair="mean")
+
+
 def test_what_sites_can_spare_is_found_once(from_file: Path, texts: list[str], tmp_path: Path) -> None:
     run, file = moved(from_file, tmp_path)
     assert run.sensitivity(score="effect", store=False).how == "estimated"
