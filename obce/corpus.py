@@ -1199,6 +1199,7 @@ def tokenize(
     max_length: int = 128,
     batch_size: int = 32,
     batch_tokens: int | None = None,
+    vocabulary: int | None = None,
 ) -> TokenBatches:
     """Tokenise texts once and keep them as batches of similar length.
 
@@ -1214,6 +1215,7 @@ def tokenize(
         batch_size: Texts a batch.
         batch_tokens: Most places a batch, padding included, instead of a number of texts; a text longer than
             that is a batch of its own.
+        vocabulary: Tokens that the model has embeddings for; a text with another one is refused.
 
     Returns:
         Batches that can be iterated any number of times.
@@ -1221,7 +1223,8 @@ def tokenize(
     Raises:
         TypeError: An argument is of the wrong type, or an entry of `texts` is neither a string nor a pair of them
             as the others are.
-        ValueError: There is no text, a text gives no token, `max_length` leaves no room beside the special tokens or is
+        ValueError: There is no text, a text gives no token or one beyond `vocabulary`, `max_length`
+            leaves no room beside the special tokens or is
             above the tokenizer's own, or `batch_size` or `batch_tokens` is below 1.
     """
     entries = _entries(texts)
@@ -1267,15 +1270,22 @@ def tokenize(
             types.append(np.fromiter(chain.from_iterable(rows["token_type_ids"]), np.int32))
     if 0 in lengths:
         raise ValueError(f"texts: entry {lengths.index(0)} gives no token, expected at least one; leave that text out.")
+    every = np.concatenate(ids)
+    pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    if vocabulary is not None and (greatest := max(int(every.max()), pad_id)) >= vocabulary:
+        raise ValueError(
+            f"tokenizer gives token {greatest}, but the model has embeddings for {vocabulary} tokens: give the "
+            "tokenizer that belongs to the model, or call model.resize_token_embeddings(len(tokenizer)) first."
+        )
     return TokenBatches(
         np.array(lengths, dtype=np.int64),
-        np.concatenate(ids),
+        every,
         np.concatenate(types) if types else None,
         truncated=truncated,
         max_length=max_length,
         batch_size=batch_size,
         batch_tokens=batch_tokens,
-        pad_id=next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0),
+        pad_id=pad_id,
         pad_type=getattr(tokenizer, "pad_token_type_id", 0),
     )
 

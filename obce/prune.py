@@ -56,6 +56,7 @@ from obce.sites import (
     transposed,
     usable_max_length,
     usable_positions,
+    vocabulary_of,
 )
 
 if TYPE_CHECKING:
@@ -160,7 +161,13 @@ def tokenised(
         tokenizer = _own_tokenizer(model)
     length = usable_max_length(model, cast("PreTrainedTokenizerBase", tokenizer), max_length)
     most = gradient_tokens(model, length, _BATCH_TOKENS) if gradients else _BATCH_TOKENS
-    return tokenize(entries, cast("PreTrainedTokenizerBase", tokenizer), max_length=length, batch_tokens=most)
+    return tokenize(
+        entries,
+        cast("PreTrainedTokenizerBase", tokenizer),
+        max_length=length,
+        batch_tokens=most,
+        vocabulary=vocabulary_of(model),
+    )
 
 
 def prune(

@@ -69,6 +69,7 @@ from obce.sites import (
     model_hash_later,
     position_of,
     usable_max_length,
+    vocabulary_of,
 )
 from obce.sketch import GapCells, Gaps, Moments, Sketch, TokenMoments
 from obce.world import World
@@ -490,6 +491,7 @@ class _Job:
             self.tokenizer,
             max_length=self.max_length,
             batch_tokens=self.batch_tokens,
+            vocabulary=vocabulary_of(self.model),
         )
 
     def shard(
@@ -1294,6 +1296,7 @@ def _effect_columns(
         job.tokenizer,
         max_length=job.max_length,
         batch_tokens=gradient_tokens(job.model, job.max_length, job.batch_tokens),
+        vocabulary=vocabulary_of(job.model),
     ).share(world.rank, world.size)
     parts = {"": slice(None), "_a": slice(None, len(first)), "_b": slice(len(first), None)}
     columns: dict[str, NDArray[np.float64]] = {}

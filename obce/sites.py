@@ -699,6 +699,11 @@ def picture_shape(model: PreTrainedModel) -> tuple[int, int, int]:
     return int(config.num_channels), int(height), int(width)
 
 
+def vocabulary_of(model: PreTrainedModel) -> int | None:
+    """Tokens that a model has embeddings for; None of a model that reads pictures."""
+    return None if layout_of(model).pictures else int(base_model(model).get_input_embeddings().weight.shape[0])
+
+
 def usable_max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> int:
     """Tokens a text is cut to: as asked, else `DEFAULT_MAX_LENGTH` or the most that model and tokenizer take.
 

@@ -315,6 +315,14 @@ def test_effects_that_cannot_be_are_refused_before_a_forward_pass(
     assert not seen
 
 
+def test_a_token_without_an_embedding_is_refused(
+    make_bert: Callable[..., BertModel], tiny_tokenizer: Any, texts: list[str]
+) -> None:
+    small = make_bert(vocab_size=20)  # an index out of range would end a process on CUDA
+    with pytest.raises(ValueError, match=r"tokenizer gives token \d+, but the model has embeddings for 20 tokens"):
+        score(small, tiny_tokenizer, texts, cloud_texts=0)
+
+
 def test_without_effects(exact: Scores, model: BertModel, tiny_tokenizer: Any, texts: list[str]) -> None:
     none = score(model, tiny_tokenizer, texts, effect_texts=0, **SHARDS)
     assert not [name for name in none.columns if name.startswith(("effect", "taylor"))]
