@@ -117,7 +117,11 @@ class _Rate(ProgressColumn):
     """Items a second."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="progress.data.speed")
+        return Text(_per_second(task.speed) if task.speed else "", style="progress.data.speed")
+
+
+def _per_second(rate: float) -> str:
+    return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"  # layers take seconds each
 
 
 @contextmanager
@@ -211,7 +215,7 @@ def _step(title: str, unit: str = "texts") -> Iterator[Callback]:
         rate = done / (now - started)
         left = (total - done) / rate if rate else float("inf")
         print(
-            f"{title}: {done:.0f}/{total:.0f} {unit}, {rate:,.0f}/s, {left:.0f} s left",
+            f"{title}: {done:.0f}/{total:.0f} {unit}, {_per_second(rate)}, {left:.0f} s left",
             file=sys.stderr,
             flush=True,
         )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import typer
-from obce.cli import _emit, _guarded, app
+from obce.cli import _emit, _guarded, _per_second, app
 from typer.testing import CliRunner
 
 if TYPE_CHECKING:
@@ -54,6 +54,10 @@ def refused(found: Any, *words: str, code: int = 2) -> None:
     assert "Traceback" not in found.output
     for word in words:
         assert word in lines[0]
+
+
+def test_rates_below_one_are_not_shown_as_none() -> None:
+    assert [_per_second(rate) for rate in (0.21, 1234.5)] == ["0.21/s", "1,234/s"]
 
 
 def test_every_step_by_itself(scored: Path, tmp_path: Path) -> None:
