@@ -505,9 +505,10 @@ Least squares, first seed.
 ![Quality against the share of the encoder that is kept](../benchmarks/results/pruning/budgets.png)
 
 ### The ridge of least squares
-The ridge is a share of the mean variance of what a reader takes in. All other tables have the default, {ridge:g} (but for measured
-shares), which was chosen by the cosines of sentence vectors, which have nothing to do with these tasks ([method.md](method.md)); but
-that more is better than 0.001 was seen on some of these dev sets before. Effect, estimated shares:
+The ridge is a share of the mean variance of what a reader takes in. All other tables have the default, {ridge:g} (but
+for measured shares), which was chosen by the cosines of sentence vectors, which have nothing to do with these tasks
+([method.md](method.md)); but that more is better than 0.001 was seen on some of these dev sets before. Effect,
+estimated shares:
 
 {ridge_table}
 
