@@ -701,7 +701,8 @@ def picture_shape(model: PreTrainedModel) -> tuple[int, int, int]:
 
 def vocabulary_of(model: PreTrainedModel) -> int | None:
     """Tokens that a model has embeddings for; None of a model that reads pictures."""
-    return None if layout_of(model).pictures else int(base_model(model).get_input_embeddings().weight.shape[0])
+    embeddings: Any = base_model(model).get_input_embeddings()
+    return None if layout_of(model).pictures else int(embeddings.weight.shape[0])
 
 
 def usable_max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> int:
