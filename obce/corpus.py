@@ -1223,8 +1223,8 @@ def tokenize(
     Raises:
         TypeError: An argument is of the wrong type, or an entry of `texts` is neither a string nor a pair of them
             as the others are.
-        ValueError: There is no text, a text gives no token or one beyond `vocabulary`, `max_length` leaves no room beside
-            the special tokens or is above the tokenizer's own, or `batch_size` or `batch_tokens` is below 1.
+        ValueError: There is no text, a text gives no token or one beyond `vocabulary`, `max_length` leaves no room
+            beside the special tokens or is above the tokenizer's own, or `batch_size` or `batch_tokens` is below 1.
     """
     entries = _entries(texts)
     if isinstance(entries[0], Picture):

@@ -132,6 +132,8 @@ class _Repair:
         texts: Any = self.texts
         if pictures or isinstance(texts, Corpus):
             texts = corpus_of(texts, pictures=pictures).entries()
+        elif not isinstance(texts, Sequence):
+            texts = list(texts)
         most = None if most is None else at_most(model, most)
         if most is not None and len(texts) > most:
             texts = [texts[i] for i in np.random.default_rng(0).choice(len(texts), most, replace=False)]

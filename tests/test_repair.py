@@ -409,6 +409,8 @@ class TestTexts:
             assert {every.index(text) >= len(every) // 2 for text in drawn} == {True, False}, "not the first ones"
         prune(tiny_bert, plan, texts=texts[:30], tokenizer=tiny_tokenizer)
         assert given.pop() == texts[:30]
+        prune(tiny_bert, plan, texts=(text for text in texts[:30]), tokenizer=tiny_tokenizer)  # type: ignore[arg-type]
+        assert given.pop() == texts[:30]
         batches = tokenize(texts[:50], tiny_tokenizer, max_length=16)
         whole: Any = prune(tiny_bert, plan, texts=batches)
         assert not given
