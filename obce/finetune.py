@@ -326,7 +326,8 @@ def distill(
         model: A model that was cut, with or without a head; never changed.
         tokenizer: Its tokenizer.
         texts: A corpus, or texts, or pairs of them.
-        settings: How to train (default: `DISTILLING`); `distill` and `temperature` are not looked at.
+        settings: How to train (default: `DISTILLING`, and as many tokens as texts are scored with); `distill` and
+            `temperature` are not looked at.
         teacher: The dense model, on the same device, with the same vocabulary, hidden size and head.
         read: What is read, as in `obce.sensitivity`; `"auto"`: what the teacher's head takes from the encoder.
         out: As in `finetune`.
@@ -343,8 +344,10 @@ def distill(
             that the models do not have, a loss that is not finite, or a training in `out` that differs from this one or
             goes on.
     """
-    settings = replace(settings or DISTILLING, distill=1.0)
     _check_pair(model, teacher)
+    if settings is None:
+        settings = replace(DISTILLING, max_length=usable_max_length(teacher, tokenizer))
+    settings = replace(settings, distill=1.0)
     if (pooled := _pooled(model)) is not None:
         pooling_files(pooled)  # refused before the training, not after it
     read = reading_of(teacher, read)
